@@ -1,0 +1,10 @@
+"""Features and time: when to recompute (triggers), what to keep (sites), how to stand in for it (predictors).
+
+A recipe combines the three. Nothing here knows models or ranks: tensors and partial sums in, decisions and tensors out.
+"""
+
+from .enable import Cached, enable_cache
+from .recipe import Recipe, load_recipe
+from .trace import Trace, TraceEntry
+
+__all__ = ["Cached", "Recipe", "Trace", "TraceEntry", "enable_cache", "load_recipe"]

@@ -1,0 +1,40 @@
+"""Reading frozen config dataclasses from mappings, with one clear message for what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """The tail of an error about an unknown word: the nearest known one, and all of them."""
+    near = get_close_matches(word, known, n=1)
+    return (f"Did you mean '{near[0]}'? " if near else "") + f"Known: {', '.join(sorted(known))}."
+
+
+def read_config(config_class: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of the dataclass from plain values. Raises ValueError naming `where`, the value and the mend."""
+    assert is_dataclass(config_class)
+    known = [field.name for field in fields(config_class)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where} has no setting '{key}'. {suggestion(str(key), known)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(config_class), OmegaConf.create(dict(values)))
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        if "Missing mandatory value" in reason or "missing" in reason.lower():
+            raise ValueError(f"{where} lacks a setting: {reason}.") from None
+        raise ValueError(f"{where}: {reason}.") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    assert isinstance(result, config_class)
+    return result

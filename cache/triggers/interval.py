@@ -1,0 +1,29 @@
+"""Recompute every so many steps (FORA, arXiv 2407.01425): a schedule, the same on every rank without a collective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from ..decision import Decision
+from .trigger import Trigger
+
+
+@dataclass(frozen=True)
+class IntervalConfig:
+    """interval: steps from one computed step to the next."""
+
+    interval: int = MISSING
+
+    def __post_init__(self) -> None:
+        if isinstance(self.interval, int) and self.interval < 1:
+            raise ValueError(f"interval is {self.interval}; it must be at least 1.")
+
+
+class Interval(Trigger):
+    def __init__(self, config: IntervalConfig) -> None:
+        self.config = config
+
+    def decide(self, step: int, change: float | None) -> Decision:
+        return Decision.COMPUTE if step % self.config.interval == 0 else Decision.REUSE

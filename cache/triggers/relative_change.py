@@ -1,0 +1,64 @@
+"""Recompute when a probe has changed enough (first-block cache of ParaAttention; TeaCache, arXiv 2411.19108, eq. 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+from torch import Tensor
+
+from ..decision import Decision, Signal
+from .trigger import Trigger
+
+
+@dataclass(frozen=True)
+class RelativeChangeConfig:
+    """threshold: relative L1 change, dimensionless, from which a step is computed.
+
+    accumulate: False compares with the last computed step (FBCache); True adds up changes from step to step since then (TeaCache).
+    rescale: polynomial applied to each change, highest power first; empty leaves it as it is.
+    """
+
+    threshold: float = MISSING
+    accumulate: bool = False
+    rescale: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, float) and self.threshold < 0:
+            raise ValueError(f"threshold is {self.threshold}; it must be 0 (compute every step) or above.")
+
+
+class RelativeChange(Trigger):
+    def __init__(self, config: RelativeChangeConfig) -> None:
+        self.config = config
+        self.threshold = config.threshold
+        self._probe: Tensor | None = None
+        self._reference: Tensor | None = None
+        self._accumulated = 0.0
+
+    def signal(self, probe: Tensor) -> Signal:
+        self._probe = probe
+        return Signal.unknown(probe) if self._reference is None else Signal.relative_l1(probe, self._reference)
+
+    def decide(self, step: int, change: float | None) -> Decision:
+        assert change is not None
+        self._accumulated = self._rescaled(change) + (self._accumulated if self.config.accumulate else 0.0)
+        return Decision.REUSE if self._accumulated < self.config.threshold else Decision.COMPUTE
+
+    def settle(self, decision: Decision) -> None:
+        if decision is Decision.COMPUTE:
+            self._accumulated = 0.0
+        if decision is Decision.COMPUTE or self.config.accumulate:
+            self._reference = self._probe
+        self._probe = None
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for tensor in (self._probe, self._reference) if tensor is not None]
+
+    def _rescaled(self, change: float) -> float:
+        if not self.config.rescale:
+            return change
+        value = 0.0
+        for coefficient in self.config.rescale:
+            value = value * change + coefficient
+        return value

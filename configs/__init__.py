@@ -1,0 +1,1 @@
+"""Jobs and recipes that come with longtake, as package data."""

@@ -1,0 +1,79 @@
+"""The command line: `longtake render`, `longtake compare`. Bad input: one message and exit code 2; a failed job: 1; Ctrl-C: 130."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(name="longtake", help="Render long video clips with diffusion transformers on Ray clusters.", no_args_is_help=True)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _checked(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a check of user input; its ValueError becomes one message and exit code 2."""
+    try:
+        return check(*args, **kwargs)
+    except ValueError as error:
+        _errors.print(f"[red]error:[/red] {error}", markup=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def render(
+    job: Annotated[str, typer.Argument(help="the job's YAML file")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, cache=none for example")] = None,
+    force: Annotated[bool, typer.Option("--force", help="render takes again that are done")] = False,
+) -> None:
+    """Render a job; run again to go on with what is not done."""
+    from .config import load_job
+    from .plan import plan_job
+
+    config = _checked(load_job, job, overrides or [])
+    plan = _checked(plan_job, config, force=force)
+
+    from .driver import run_job
+    from .gang import GangError
+    from .progress import reporter
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with reporter(Console()) as report:
+            run_job(plan, report)
+    except GangError as error:
+        _errors.print(f"[red]failed:[/red] {error}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _errors.print("[red]stopped:[/red] what was finished stays; the same command goes on with the rest")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="a take's folder, or a film")],
+    b: Annotated[Path, typer.Argument(help="a take's folder, or a film")],
+) -> None:
+    """PSNR and SSIM of two takes or films."""
+    from ..pipeline.compare import compare_films
+
+    films = [path / "film.mp4" if path.is_dir() else path for path in (a, b)]
+    result = _checked(compare_films, *films)
+    worst = f"worst {result.worst_psnr:.2f} dB at frame {result.worst_frame}"
+    Console(highlight=False).print(f"{result.num_frames} frames: PSNR {result.psnr:.2f} dB ({worst}), SSIM {result.ssim:.4f}")
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

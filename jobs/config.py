@@ -1,0 +1,213 @@
+"""A job as people write it: YAML and dotted overrides into structured configs, resolved against a model's card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..cache.config import suggestion
+from ..pipeline.card import ModelCard
+from ..pipeline.take import PromptAt, Take, TimelineSettings
+
+
+@dataclass
+class PromptConfig:
+    """A prompt and the first frame that it holds for."""
+
+    frame: int = 0
+    text: str = ""
+
+
+@dataclass
+class TimelineConfig:
+    """name: `full` or `windows`. window, overlap: in frames; the window is the model's own clip length if left out."""
+
+    name: str = "full"
+    window: int | None = None
+    overlap: int | None = None
+
+
+@dataclass
+class CacheConfig:
+    """recipe: a name, a YAML path, or `none`. The rest changes settings of the recipe's parts."""
+
+    recipe: str = "none"
+    trigger: dict[str, Any] = field(default_factory=dict)
+    site: dict[str, Any] = field(default_factory=dict)
+    predictor: dict[str, Any] = field(default_factory=dict)
+    guards: dict[str, Any] = field(default_factory=dict)
+
+    def changes(self) -> dict[str, dict[str, Any]]:
+        return {part: settings for part, settings in asdict(self).items() if part != "recipe" and settings}
+
+
+@dataclass
+class ParallelConfig:
+    """ulysses_degree: ranks that share one take. threads: CPU threads a rank, 0 to share out the cores. timeouts in seconds."""
+
+    ulysses_degree: int = 1
+    threads: int = 0
+    placement_timeout: float = 60.0
+    collective_timeout: float = 60.0
+
+
+@dataclass
+class TakeSettings:
+    """What a job sets for all takes and each take may set for itself; None falls back to the job, then to the model."""
+
+    seed: int | None = None
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    flow_shift: float | None = None
+    negative_prompt: str | None = None
+    noise: str | None = None
+    timeline: TimelineConfig | None = None
+
+
+@dataclass
+class TakeConfig(TakeSettings):
+    name: str = ""
+    prompt: str | None = None
+    prompts: list[PromptConfig] = field(default_factory=list)
+
+
+@dataclass
+class JobConfig(TakeSettings):
+    """preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film."""
+
+    model: str = ""
+    output: str = ""
+    takes: list[TakeConfig] = field(default_factory=list)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    device: str = "auto"
+    dtype: str = "float32"
+    fps: int | None = None
+    preview_every: int = 10
+    save_latents: bool = False
+
+
+_FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
+_SHORTHANDS = {"cache": "recipe", "timeline": "name"}
+
+
+def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """Raises ValueError for a missing file, broken YAML, unknown keys and wrong types, with the value and the mend."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"There is no job file '{path}'; give the path of a YAML file, configs/demo.yaml for example.")
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"'{override}' is no override; write key=value, cache=none or parallel.ulysses_degree=4 for example.")
+    try:
+        written = OmegaConf.load(file)
+    except Exception as error:
+        raise ValueError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(written, DictConfig):
+        raise ValueError(f"'{path}' must be a mapping with model, output and takes.")
+    try:
+        values = _spelt_out(OmegaConf.to_container(_merge(written, overrides), resolve=True))
+        assert isinstance(values, dict)
+        _check_keys(values, JobConfig, "The job")
+        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), OmegaConf.create(values)))
+    except OmegaConfBaseException as error:
+        key = f" (at '{error.full_key}')" if error.full_key else ""
+        raise ValueError(f"'{path}': {str(error).splitlines()[0]}{key}.") from None
+    assert isinstance(job, JobConfig)
+    return job
+
+
+def _merge(written: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    merged = OmegaConf.create(_spelt_out(OmegaConf.to_container(written)))
+    for override in overrides:
+        key, text = override.split("=", 1)
+        value = OmegaConf.from_dotlist([f"value={text}"])["value"]
+        if key in _SHORTHANDS and isinstance(value, str):
+            merged[key] = {_SHORTHANDS[key]: value}
+        else:
+            OmegaConf.update(merged, key, value, force_add=True)
+    return merged
+
+
+def _spelt_out(values: Any) -> Any:
+    """`cache: fbcache` becomes `cache: {recipe: fbcache}`, and `timeline: windows` likewise, at any depth."""
+    if isinstance(values, dict):
+        spelt = {key: _spelt_out(value) for key, value in values.items()}
+        for key, inner in _SHORTHANDS.items():
+            if isinstance(spelt.get(key), str):
+                spelt[key] = {inner: spelt[key]}
+        return spelt
+    return [_spelt_out(value) for value in values] if isinstance(values, list) else values
+
+
+_NESTED = {"takes": TakeConfig, "prompts": PromptConfig, "timeline": TimelineConfig, "cache": CacheConfig, "parallel": ParallelConfig}
+
+
+def _check_keys(values: dict[str, Any], config_class: type, where: str) -> None:
+    known = [f.name for f in fields(config_class)]
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{where} has no setting '{key}'. {suggestion(str(key), known)}")
+        if key in _NESTED:
+            items = value if isinstance(value, list) else [value]
+            for index, item in enumerate(items):
+                place = f"{key}[{index}]" if isinstance(value, list) else key
+                if isinstance(item, dict):
+                    _check_keys(item, _NESTED[key], f"{where}, {place},")
+
+
+def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
+    """All takes with every default filled in, checked against the model. Raises ValueError."""
+    if not job.takes:
+        raise ValueError("The job has no takes; add `takes: [{name: ..., prompt: ...}]`.")
+    for index, take in enumerate(job.takes):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", take.name):
+            raise ValueError(f"takes[{index}]: name is '{take.name}'; it names a folder, so use letters, digits, '.', '_' and '-'.")
+    names = [take.name for take in job.takes]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Two takes are called '{name}'; each needs a name of its own.")
+    takes = [_resolve_take(job, take, card) for take in job.takes]
+    for resolved in takes:
+        resolved.check(card)
+    return takes
+
+
+def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard) -> Take:
+    model = TakeSettings(num_frames=card.trained_frames, height=card.height, width=card.width)
+    layers: tuple[TakeSettings, ...] = (take, job, model, _FALLBACKS)
+
+    def setting(name: str) -> Any:
+        return next((value for layer in layers if (value := getattr(layer, name)) is not None), None)
+
+    if take.prompt is not None and take.prompts:
+        raise ValueError(f"Take '{take.name}' has both prompt and prompts; keep one.")
+    prompts = [PromptConfig(0, take.prompt)] if take.prompt is not None else take.prompts
+    values = {name.name: setting(name.name) for name in fields(TakeSettings)}
+    values["timeline"] = _resolve_timeline(values["timeline"], card, take.name)
+    return Take(name=take.name, prompts=tuple(PromptAt(prompt.frame, prompt.text) for prompt in prompts), **values)
+
+
+def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
+    """From frames to latent frames. The default overlap is a third of the window."""
+    if timeline.name == "full":
+        if timeline.window is not None or timeline.overlap is not None:
+            raise ValueError(f"Take '{take}': timeline.window and timeline.overlap belong to timeline windows, not full.")
+        return TimelineSettings("full", 0, 0)
+    stride = card.temporal_stride
+    window = card.trained_frames if timeline.window is None else timeline.window
+    if window < 1 or (window - 1) % stride:
+        raise ValueError(f"Take '{take}': timeline.window is {window}; it must be 1 more than a multiple of {stride}.")
+    overlap = card.latent_frames(window) // 3 * stride if timeline.overlap is None else timeline.overlap
+    if overlap % stride:
+        raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; it must be a multiple of {stride} frames.")
+    return TimelineSettings(timeline.name, card.latent_frames(window), overlap // stride)

@@ -1,0 +1,118 @@
+"""Running a job from its plan to its films: starts or joins Ray, gives one gang take after take, writes manifests.
+
+The truth about a job is its folder: what is done there is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import ray
+
+from .events import Finished, Loaded, Order
+from .gang import Gang, GangError
+from .manifest import Manifest
+from .plan import Plan, PlannedTake
+from .progress import Reporter, decisions_text
+
+
+def run_job(plan: Plan, reporter: Reporter) -> None:
+    """Render what the plan leaves to do. Raises GangError when a rank fails or dies; what was finished before stays."""
+    todo = [planned for planned in plan.takes if not planned.is_done]
+    for planned in plan.takes:
+        if planned.is_done:
+            reporter.say(f"take '{planned.take.name}' is done already ({planned.folder / 'film.mp4'}); --force renders it again")
+    if not todo:
+        return
+    with _ray(plan) as device, Gang(plan.job.parallel, device) as gang:
+        reporter.say(f"loading '{plan.job.model}' on {gang.num_ranks} rank(s), {device}, {gang.threads} thread(s) a rank")
+        loaded = gang.load(plan.card, plan.job.dtype)
+        reporter.say(f"loaded in {max(one.seconds for one in loaded):.1f} s")
+        for number, planned in enumerate(todo, 1):
+            reporter.take(planned.take.name, number, len(todo))
+            _render(plan, planned, gang, loaded[0], reporter)
+
+
+@contextmanager
+def _ray(plan: Plan) -> Iterator[str]:
+    """Join the cluster that RAY_ADDRESS names, or start one here and end it afterwards; gives the device to use."""
+    if not os.environ.get("RAY_ADDRESS"):
+        cores = max(os.cpu_count() or 1, plan.job.parallel.ulysses_degree)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        has_gpus = ray.cluster_resources().get("GPU", 0) >= plan.job.parallel.ulysses_degree
+        yield ("cuda" if has_gpus else "cpu") if plan.job.device == "auto" else plan.job.device
+    finally:
+        ray.shutdown()
+
+
+def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, reporter: Reporter) -> None:
+    _make_room(planned, reporter)
+    take, folder = planned.take, planned.folder
+    began = time.monotonic()
+    metadata = {
+        "title": take.name,
+        "comment": json.dumps({"film_key": planned.film_key, "seed": take.seed, "longtake": loaded.versions["longtake"]}),
+    }
+    order = Order(take, plan.recipe, folder, plan.fps, plan.job.preview_every, plan.job.save_latents, metadata)
+    try:
+        finished = _watch(gang, order, reporter)
+    except BaseException:
+        gang.close()
+        _sweep(folder)
+        raise
+    seconds = {**finished.seconds, "take": time.monotonic() - began, "loading": loaded.seconds}
+    Manifest(
+        take=take.name,
+        state="done",
+        film_key=planned.film_key,
+        seed=take.seed,
+        config=plan.config_of(planned),
+        recipe=plan.recipe.to_dict() if plan.recipe else None,
+        ranks=gang.num_ranks,
+        threads=gang.threads,
+        device=loaded.device,
+        versions=loaded.versions,
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        decisions=finished.decisions,
+        cache_bytes=finished.cache_bytes,
+        peak_memory_bytes=finished.peak_memory_bytes,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    ).write(folder)
+    reporter.say(f"take '{take.name}': {folder / 'film.mp4'} ({seconds['take']:.1f} s, {decisions_text(finished.decisions)})")
+
+
+def _watch(gang: Gang, order: Order, reporter: Reporter) -> Finished:
+    finished: Finished | None = None
+    for event in gang.render(order):
+        reporter.event(event)
+        if isinstance(event, Finished):
+            finished = event
+    if finished is None:
+        raise GangError(f"Rank 0 ended take '{order.take.name}' without a film after step {gang.step}.")
+    return finished
+
+
+def _make_room(planned: PlannedTake, reporter: Reporter) -> None:
+    """An empty-handed folder for the take; another film that lies there is moved aside, never overwritten."""
+    if planned.earlier is not None:
+        aside = planned.folder.with_name(f"{planned.folder.name}@{planned.earlier[:8]}")
+        if not aside.exists():
+            planned.folder.rename(aside)
+            reporter.say(f"take '{planned.take.name}' has changed; its earlier film is now in {aside}")
+    planned.folder.mkdir(parents=True, exist_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what an ended rank left half-written."""
+    for path in folder.glob(".*.partial.*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""What a rank tells the driver while it renders. Small: large tensors never go through the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..cache import Recipe
+from ..pipeline.take import Take
+
+
+@dataclass(frozen=True)
+class Order:
+    """One take to render, as every rank gets it. folder: where rank 0 writes; metadata: what goes into the film's container."""
+
+    take: Take
+    recipe: Recipe | None
+    folder: Path
+    fps: int
+    preview_every: int
+    save_latents: bool
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A denoising step is done. decisions: how many of each kind so far; empty without a cache."""
+
+    step: int
+    num_inference_steps: int
+    decisions: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """So many of the film's frames are written."""
+
+    frames: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The film lies under its final name. seconds: by stage; cache_bytes: held by this rank's cache at the end of the take."""
+
+    seconds: dict[str, float]
+    decisions: dict[str, int]
+    cache_bytes: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A rank has its model. versions: of the packages that may change a film."""
+
+    rank: int
+    node: str
+    device: str
+    threads: int
+    seconds: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+Event = Stepped | Decoded | Finished

@@ -1,0 +1,111 @@
+"""One rank: a Ray actor that loads the model once and renders one take after another with its gang."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+
+import ray
+import torch
+import torch.distributed as dist
+from safetensors.torch import save
+
+from ..parallel import Mesh
+from ..pipeline.card import ModelCard
+from ..pipeline.denoise import Step
+from ..pipeline.files import write_atomic
+from ..pipeline.film import ContactSheet, FilmWriter
+from ..pipeline.preview import Preview
+from ..pipeline.render import Rendered, Renderer
+from .events import Decoded, Event, Finished, Loaded, Order, Stepped
+
+_VERSIONED = ("longtake", "torch", "diffusers", "transformers", "ray")
+
+
+class Rank:
+    """Methods run one at a time. max_restarts=0: a gang that lost a rank is rebuilt by the driver, never behind its back."""
+
+    def __init__(self, rank: int, num_ranks: int, threads: int, device: str) -> None:
+        self.rank, self.num_ranks, self.threads, self.device = rank, num_ranks, threads, device
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        self._mesh = Mesh()
+
+    def open_store(self, timeout: float) -> tuple[str, int]:
+        """Rank 0: bind the gang's rendezvous on this node and say where. timeout in seconds, for every collective as well."""
+        address = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(address, 0, self.num_ranks, is_master=True, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+        return address, self._store.port
+
+    def join(self, address: str, port: int, timeout: float) -> None:
+        """Form the gang's process group: NCCL on CUDA, gloo elsewhere."""
+        limit = timedelta(seconds=timeout)
+        store = self._store if self.rank == 0 else dist.TCPStore(address, port, self.num_ranks, is_master=False, timeout=limit)
+        backend = "nccl" if self.device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.num_ranks, timeout=limit)
+        assert dist.group.WORLD is not None
+        self._mesh = Mesh.over(dist.group.WORLD)
+
+    def load(self, card: ModelCard, dtype: str) -> Loaded:
+        """Load the model; raises ValueError where this node does not see the folder that the driver saw."""
+        if not card.path.is_dir():
+            raise ValueError(f"Node {socket.gethostname()} does not see the model folder '{card.path}'; put it on storage that all nodes share.")
+        began = time.monotonic()
+        self._renderer = Renderer(card, dtype=dtype, device=self.device, mesh=self._mesh)
+        self._preview: Preview | None = None
+        return Loaded(self.rank, socket.gethostname(), self.device, self.threads, time.monotonic() - began, _versions())
+
+    def render(self, order: Order) -> Iterator[Event]:
+        """Render a take with the gang. Rank 0 reports and writes the film; the others only take part."""
+        if self.rank == 0 and not order.folder.is_dir():
+            raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
+        began = time.monotonic()
+        for step in self._renderer.steps(order.take, order.recipe):
+            if isinstance(step, Rendered):
+                denoised = time.monotonic()
+                if self.rank == 0:
+                    yield from self._deliver(order, step)
+                    seconds = {"denoising": denoised - began, "decoding": time.monotonic() - denoised}
+                    decisions = step.trace.summary() if step.trace else {}
+                    yield Finished(seconds, decisions, step.cache_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            elif self.rank == 0:
+                self._show(order, step)
+                yield Stepped(step.index + 1, step.num_inference_steps, self._renderer.decisions)
+
+    def _show(self, order: Order, step: Step) -> None:
+        if order.preview_every and (step.index + 1) % order.preview_every == 0:
+            self._preview = self._preview or Preview(self._renderer.family)
+            write_atomic(order.folder / "preview.jpg", self._preview.jpeg(step.clean))
+
+    def _deliver(self, order: Order, rendered: Rendered) -> Iterator[Decoded]:
+        """Decode and write in chunks: memory does not grow with the number of frames."""
+        take, folder = order.take, order.folder
+        if order.save_latents:
+            write_atomic(folder / "latents.safetensors", save({"latents": rendered.latents.cpu().contiguous()}))
+        if rendered.trace:
+            write_atomic(folder / "trace.json", rendered.trace.to_json())
+        sheet = ContactSheet(take.num_frames)
+        written = 0
+        with FilmWriter(folder / "film.mp4", width=take.width, height=take.height, fps=order.fps, metadata=order.metadata) as film:
+            for chunk in self._renderer.family.decode(rendered.latents):
+                frames = chunk.mul(255).round().byte().cpu().numpy()
+                film.write(frames)
+                sheet.add(frames)
+                written += len(frames)
+                yield Decoded(written, take.num_frames)
+        sheet.save(folder / "contact_sheet.jpg")
+        sheet.thumbnail(folder / "thumbnail.jpg")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # shipped as plain files through py_modules
+            found[package] = "unpacked"
+    return found

@@ -1,0 +1,65 @@
+"""Writing the trained parts as one checkpoint in diffusers' format, with its card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+from safetensors.torch import load_file
+
+from .nets import MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_scheduler
+from .scene import FPS, SIZE
+from .train_dit import DenoiserWithText
+
+_CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-video
+longtake:
+  trained_frames: {frames}
+  height: {size}
+  width: {size}
+  max_sequence_length: {length}
+  fps: {fps}
+---
+# longtake's demo model
+
+A small but genuine Wan: {transformer:.1f} M parameters of DiT, {vae:.1f} M of VAE, {text:.1f} M of text encoder, trained on the CPU on clips that a
+program draws (`pipeline/demo/scene.py`): one or two flat-shaded things that move over a background, {size}x{size} pixels, {fps} frames a second,
+up to {frames} frames. A fifth of the attribute combinations was never trained on. Prompts are sentences such as "a red circle moves left over a
+grey background"; pass `max_sequence_length={length}` to the stock pipeline.
+
+Trained with (`training_log.jsonl` is the log):
+
+    python -m longtake.pipeline.demo.train vae --minutes {vae_minutes:g}
+    python -m longtake.pipeline.demo.train latents --clips {clips}
+    python -m longtake.pipeline.demo.train dit --minutes {dit_minutes:g}
+    python -m longtake.pipeline.demo.train export
+"""
+
+
+def export(work: Path, out: Path) -> None:
+    """Write `out` anew from what training left in `work`: weights in bf16, the card and the training log."""
+    model = DenoiserWithText()
+    model.load_state_dict({key.replace("._orig_mod", ""): value for key, value in load_file(work / "dit.safetensors").items()})
+    vae = AutoencoderKLWan.from_pretrained(work / "vae")
+    save_checkpoint(model, vae, out, dtype=torch.bfloat16)
+    shutil.copy(work / "training_log.jsonl", out / "training_log.jsonl")
+    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in _parts(model, vae).items()}
+    minutes = {f"{part}_minutes": torch.load(work / f"{part}.pt", weights_only=True)["seconds"] / 60 for part in ("vae", "dit")}
+    clips = 100 * len(list((work / "latents").glob("*.safetensors")))
+    frames = (MAX_LATENT_FRAMES - 1) * 4 + 1
+    sizes = {"frames": frames, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS, "clips": clips}
+    (out / "README.md").write_text(_CARD.format(**sizes, **millions, **{key: round(value) for key, value in minutes.items()}))
+
+
+def save_checkpoint(model: DenoiserWithText, vae: AutoencoderKLWan, folder: Path, dtype: torch.dtype) -> None:
+    """All parts in diffusers' own format, as stock `WanPipeline.from_pretrained` loads them."""
+    pipeline = WanPipeline(model.tokenizer, model.text_encoder, vae, build_scheduler(), transformer=model.transformer)
+    pipeline.to(dtype).save_pretrained(folder)
+
+
+def _parts(model: DenoiserWithText, vae: AutoencoderKLWan) -> dict[str, torch.nn.Module]:
+    return {"transformer": model.transformer, "vae": vae, "text": model.text_encoder}

@@ -1,0 +1,63 @@
+"""The demo model's networks: a small Wan in diffusers' own classes, untrained. Knows shapes and sizes, not how they are trained."""
+
+from __future__ import annotations
+
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+from .scene import vocabulary
+
+MAX_SEQUENCE_LENGTH = 32
+MAX_LATENT_FRAMES = 9
+LATENT_CHANNELS = 16
+TEXT_DIM = 128
+FLOW_SHIFT = 3.0
+
+
+def build_vae() -> AutoencoderKLWan:
+    """8x in space, 4x in time, causal; patches and residual shortcuts as in Wan 2.2, which learn several times faster."""
+    return AutoencoderKLWan(
+        base_dim=16,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        is_residual=True,
+        temperal_downsample=[True, True],
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+    )
+
+
+def build_transformer() -> WanTransformer3DModel:
+    """12 heads, as in Wan 1.3B: they divide over 2, 3, 4, 6 and 12 ranks."""
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=12,
+        attention_head_dim=24,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        text_dim=TEXT_DIM,
+        freq_dim=128,
+        ffn_dim=768,
+        num_layers=6,
+    )
+
+
+def build_tokenizer() -> T5Tokenizer:
+    """One token a word of the demo's sentences; whatever else is asked for becomes letters or <unk>."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(letter, -20.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    words = [(f"▁{word}", -2.0) for word in vocabulary() if len(word) > 0]
+    known = {piece for piece, _ in special + words}
+    return T5Tokenizer(vocab=special + words + [pair for pair in letters if pair[0] not in known], extra_ids=0)
+
+
+def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
+    return UMT5EncoderModel(UMT5Config(vocab_size=vocab_size, d_model=TEXT_DIM, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0))
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)

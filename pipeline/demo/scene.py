@@ -1,0 +1,221 @@
+"""The demo model's world: scenes of one or two flat-shaded things over a background, their sentences and their pictures.
+
+Knows attributes, wording and drawing. Knows nothing of models: training and scoring both read from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+SIZE = 96
+FPS = 16
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (40, 70, 220),
+    "yellow": (240, 220, 40),
+    "purple": (170, 40, 210),
+    "cyan": (40, 205, 220),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+WRAPPING = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+BOUNCING = {"sideways": (1, 0), "vertically": (0, 1)}
+MOTIONS = (*WRAPPING, *BOUNCING, "circling", "still")
+PLAIN_BACKGROUNDS = {"black": (20, 20, 20), "grey": (125, 125, 125), "white": (235, 235, 235), "sand": (195, 175, 130)}
+TEXTURED_BACKGROUNDS = {"striped": ((85, 85, 95), (160, 160, 170)), "checkered": ((70, 65, 60), (145, 135, 125))}
+BACKGROUNDS = (*PLAIN_BACKGROUNDS, *TEXTURED_BACKGROUNDS)
+
+_VERBS = {
+    "left": ("moves left", "is moving left", "drifts to the left"),
+    "right": ("moves right", "is moving right", "drifts to the right"),
+    "up": ("moves up", "is moving up", "drifts to the top"),
+    "down": ("moves down", "is moving down", "drifts to the bottom"),
+    "sideways": ("bounces left and right", "is bouncing left and right", "bounces sideways"),
+    "vertically": ("bounces up and down", "is bouncing up and down", "bounces vertically"),
+    "circling": ("moves in a circle", "is circling", "circles around"),
+    "still": ("stands still", "is standing still", "does not move"),
+}
+_REACH = 1.3  # no shape reaches farther from its centre than this many radii to the sides
+_PLACES = ("over a {} background", "on a {} background", "in front of a {} background")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object. Lengths in pixels, speed in pixels a frame, angle (circling only) in radians."""
+
+    shape: str
+    colour: str
+    motion: str
+    x: float
+    y: float
+    radius: float
+    speed: float
+    angle: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two things (the last is drawn on top) over a background that is textured and drifting, or plain."""
+
+    things: tuple[Thing, ...]
+    background: str
+    phase: tuple[float, float]
+    drift: tuple[float, float]
+
+    def combinations(self) -> Iterator[tuple[str, str, str, str]]:
+        for thing in self.things:
+            yield thing.shape, thing.colour, thing.motion, self.background
+
+
+def is_held_out(shape: str, colour: str, motion: str, background: str) -> bool:
+    """A fifth of all combinations, spread evenly: each pair of attributes is still seen together in training."""
+    ordinal = SHAPES.index(shape) + 2 * list(COLOURS).index(colour) + 3 * MOTIONS.index(motion) + 4 * BACKGROUNDS.index(background)
+    return ordinal % 5 == 0
+
+
+def sample_scene(rng: Generator, *, held_out: bool = False, two_things: float = 0.3) -> Scene:
+    """Draw a scene whose things are all held-out combinations, or all trained ones. `two_things`: share of scenes with two."""
+    count = 2 if rng.random() < two_things else 1
+    while True:
+        background = str(rng.choice(BACKGROUNDS))
+        colours = rng.choice(list(COLOURS), size=count, replace=False)
+        things = tuple(_sample_thing(rng, str(colour)) for colour in colours)
+        scene = Scene(things, background, phase=tuple(rng.uniform(0, SIZE, 2)), drift=tuple(rng.uniform(-0.5, 0.5, 2)))
+        if all(is_held_out(*combination) == held_out for combination in scene.combinations()):
+            return scene
+
+
+def all_held_out() -> list[tuple[str, str, str, str]]:
+    return [c for c in product(SHAPES, COLOURS, MOTIONS, BACKGROUNDS) if is_held_out(*c)]
+
+
+def _sample_thing(rng: Generator, colour: str) -> Thing:
+    motion = str(rng.choice(MOTIONS))
+    radius = float(rng.uniform(14, 18))
+    speed = {"circling": rng.uniform(2.6, 3.6), "still": 0.0}.get(motion, rng.uniform(1.8, 3.0))
+    if motion in BOUNCING:
+        speed = rng.uniform(2.4, 3.2)  # fast enough to turn at least once in 33 frames
+    return Thing(
+        shape=str(rng.choice(SHAPES)),
+        colour=colour,
+        motion=motion,
+        x=float(rng.uniform(0, SIZE)),
+        y=float(rng.uniform(0, SIZE)),
+        radius=radius,
+        speed=float(speed),
+        angle=float(rng.uniform(0, 2 * np.pi)),
+    )
+
+
+def sentence(scene: Scene, rng: Generator | None = None) -> str:
+    """Say the whole scene; with `rng` the wording varies, without it is the plainest."""
+
+    def pick(options: tuple[str, ...]) -> str:
+        return str(rng.choice(options)) if rng is not None else options[0]
+
+    def say(thing: Thing) -> str:
+        return f"a {thing.colour} {thing.shape} {pick(_VERBS[thing.motion])}"
+
+    return " and ".join(say(thing) for thing in scene.things) + " " + pick(_PLACES).format(scene.background)
+
+
+def vocabulary() -> list[str]:
+    """Every word that `sentence` can use, sorted."""
+    texts = [*SHAPES, *COLOURS, *BACKGROUNDS, "a", "and", *_PLACES, *(verb for verbs in _VERBS.values() for verb in verbs)]
+    return sorted({word for text in texts for word in text.replace("{}", "").split()})
+
+
+def draw(scene: Scene, num_frames: int, start: int = 0) -> NDArray[np.uint8]:
+    """Frames `start` to `start + num_frames` of the scene: [num_frames, SIZE, SIZE, 3], uint8 RGB."""
+    times = np.arange(start, start + num_frames, dtype=np.float32)
+    frames = _draw_background(scene, times)
+    for thing in scene.things:
+        cover = _cover(thing, times)[..., None]
+        frames = frames * (1 - cover) + np.array(COLOURS[thing.colour], np.float32) * cover
+    return np.rint(frames).astype(np.uint8)
+
+
+def positions(thing: Thing, times: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Centre (x, y) at each time; wrapping motions leave [0, SIZE) and are drawn on a torus."""
+    if thing.motion in WRAPPING:
+        dx, dy = WRAPPING[thing.motion]
+        return thing.x + dx * thing.speed * times, thing.y + dy * thing.speed * times
+    if thing.motion in BOUNCING:
+        dx, dy = BOUNCING[thing.motion]
+        margin = _REACH * thing.radius
+        fold = _fold(thing.x if dx else thing.y, thing.speed * times, margin)
+        still_x, still_y = np.clip([thing.x, thing.y], margin, SIZE - margin)
+        return (fold, np.full_like(times, still_y)) if dx else (np.full_like(times, still_x), fold)
+    if thing.motion == "circling":
+        orbit, reach = 22.0, _REACH * thing.radius
+        centre_x, centre_y = np.clip([thing.x, thing.y], orbit + reach, SIZE - orbit - reach)
+        angle = thing.angle + thing.speed / orbit * times
+        return centre_x + orbit * np.cos(angle), centre_y + orbit * np.sin(angle)
+    margin = _REACH * thing.radius
+    x, y = np.clip([thing.x, thing.y], margin, SIZE - margin)
+    return np.full_like(times, x), np.full_like(times, y)
+
+
+def _fold(start: float, travelled: NDArray[np.float32], margin: float) -> NDArray[np.float32]:
+    """Walk to and fro between the margins."""
+    span = SIZE - 2 * margin
+    along = np.mod(start + travelled, 2 * span)
+    return (margin + np.where(along < span, along, 2 * span - along)).astype(np.float32)
+
+
+def _cover(thing: Thing, times: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How much of each pixel the thing covers, [frames, SIZE, SIZE] in 0..1 (anti-aliased by its signed distance)."""
+    x, y = positions(thing, times)
+    grid = np.arange(SIZE, dtype=np.float32) + 0.5
+    half = SIZE / 2
+    dx = np.mod(grid[None, :] - x[:, None] + half, SIZE) - half
+    dy = np.mod(grid[None, :] - y[:, None] + half, SIZE) - half
+    return np.clip(0.5 - signed_distance(thing.shape, dx[:, None, :], dy[:, :, None], thing.radius), 0, 1)
+
+
+def signed_distance(shape: str, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+    """Distance to the shape's outline, negative inside; all shapes cover about the same area at the same radius."""
+    if shape == "circle":
+        return np.sqrt(dx**2 + dy**2) - radius
+    if shape == "square":
+        return np.maximum(np.abs(dx), np.abs(dy)) - 0.89 * radius
+    if shape == "triangle":
+        slanted = np.abs(dx) * 0.866 - dy * 0.5
+        return np.maximum(slanted, dy) - 0.72 * radius
+    assert shape == "cross", shape
+    arm, width = 1.12 * radius, 0.4 * radius
+    across = np.maximum(np.abs(dx) - arm, np.abs(dy) - width)
+    upright = np.maximum(np.abs(dx) - width, np.abs(dy) - arm)
+    return np.minimum(across, upright)
+
+
+def _draw_background(scene: Scene, times: NDArray[np.float32]) -> NDArray[np.float32]:
+    if scene.background in PLAIN_BACKGROUNDS:
+        frames = np.empty((len(times), SIZE, SIZE, 3), np.float32)
+        frames[:] = PLAIN_BACKGROUNDS[scene.background]
+        return frames
+    grid = np.arange(SIZE, dtype=np.float32)[None, :]
+    x = grid - (scene.phase[0] + scene.drift[0] * times)[:, None]
+    y = grid - (scene.phase[1] + scene.drift[1] * times)[:, None]
+    wave_y = _square_wave(y, period=24)[:, :, None]
+    if scene.background == "striped":
+        wave = np.broadcast_to(wave_y, (len(times), SIZE, SIZE))
+    else:
+        wave_x = _square_wave(x, period=32)[:, None, :]
+        wave_y = _square_wave(y, period=32)[:, :, None]
+        wave = wave_x * wave_y + (1 - wave_x) * (1 - wave_y)
+    dark, light = (np.array(colour, np.float32) for colour in TEXTURED_BACKGROUNDS[scene.background])
+    return dark + (light - dark) * wave[..., None]
+
+
+def _square_wave(along: NDArray[np.float32], period: float) -> NDArray[np.float32]:
+    """0 and 1 in turn, half a period each, with one soft pixel at each edge."""
+    distance = np.abs(np.mod(along, period) - period / 2) - period / 4
+    return np.clip(0.5 - distance, 0, 1)

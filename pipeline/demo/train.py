@@ -1,0 +1,45 @@
+"""Train the demo model, part by part: `python -m longtake.pipeline.demo.train {vae,latents,dit,export} --minutes 30`.
+
+Every part resumes from its own checkpoint in the folder given by `--work` and logs its loss to training_log.jsonl there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("vae", "latents", "dit", "export"))
+    parser.add_argument("--minutes", type=float, default=30, help="training time in all, resumed runs included")
+    parser.add_argument("--work", type=Path, default=Path("demo-training"), help="folder of checkpoints, latents and the log")
+    parser.add_argument("--clips", type=int, default=4000, help="latents: how many clips to encode")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="export: the checkpoint folder")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.part == "vae":
+        from .train_vae import held_out_psnr, train_vae
+
+        vae = train_vae(options.work, options.minutes, device)
+        vae.save_pretrained(options.work / "vae")
+        print(f"held-out clips reconstruct at {held_out_psnr(vae):.2f} dB")
+    elif options.part == "latents":
+        from .train_dit import encode_clips
+
+        encode_clips(options.work, options.clips, device)
+    elif options.part == "dit":
+        from .train_dit import train_dit
+
+        train_dit(options.work, options.minutes, device)
+    else:
+        from .export import export
+
+        export(options.work, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Training the demo's DiT and text encoder by flow matching on encoded clips.
+
+Half of the samples are cut from the middle of a clip, half give every latent frame its own noise level, some of those start with
+clean context frames, and in half of these the context attends only to itself: what windows, rollouts and cached context need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from numpy.random import Generator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .nets import FLOW_SHIFT, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
+from .scene import draw, sample_scene, sentence
+from .train_vae import clip_to_tensor
+from .training import Schedule, train
+
+_CLIP_FRAMES = 41
+_SHARD = 100
+_FRAMES_A_STEP = 144  # latent frames in a batch, whatever the clip length
+_LENGTHS = {9: 0.5, 6: 0.2, 4: 0.15, 2: 0.1, 1: 0.05}
+
+
+def _clip_rng(index: int) -> Generator:
+    return np.random.default_rng((7, index))
+
+
+@torch.no_grad()
+def encode_clips(folder: Path, num_clips: int, device: torch.device) -> None:
+    """Encode clips of 41 frames with the trained VAE into shards of 100: latents [16, 11, 12, 12], normalised, fp16."""
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae").to(device)
+    mean = torch.tensor(vae.config.latents_mean, device=device).view(-1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std, device=device).view(-1, 1, 1, 1)
+    (folder / "latents").mkdir(exist_ok=True)
+    for shard in range(num_clips // _SHARD):
+        target = folder / "latents" / f"{shard:04d}.safetensors"
+        if target.exists():
+            continue
+        clips = []
+        for index in range(shard * _SHARD, (shard + 1) * _SHARD):
+            clip = clip_to_tensor(draw(sample_scene(_clip_rng(index)), _CLIP_FRAMES))[None].to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                latents = vae.encode(clip).latent_dist.mode()[0].float()
+            clips.append(((latents - mean) / std).half().cpu())
+        save_file({"latents": torch.stack(clips)}, target.with_suffix(".tmp"))
+        target.with_suffix(".tmp").replace(target)
+
+
+class _MaskedProcessor(WanAttnProcessor):
+    """Wan's own self-attention with a mask that the training loop sets for a batch."""
+
+    mask: Tensor | None = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):  # type: ignore[no-untyped-def]
+        return super().__call__(attn, hidden_states, encoder_hidden_states, self.mask, rotary_emb)
+
+
+class DenoiserWithText(nn.Module):
+    """The DiT and its text encoder, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer()
+        self.transformer: WanTransformer3DModel = build_transformer()
+        self.text_encoder = build_text_encoder(len(self.tokenizer))
+        self.processor = _MaskedProcessor()
+        for block in self.transformer.blocks:
+            block.attn1.set_processor(self.processor)
+
+    def encode(self, prompts: list[str], device: torch.device) -> Tensor:
+        """[prompts, MAX_SEQUENCE_LENGTH, dim], zero where there is padding, as WanPipeline does."""
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=MAX_SEQUENCE_LENGTH, truncation=True, return_tensors="pt").to(device)
+        embeds = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return embeds * tokens.attention_mask[..., None]
+
+    def forward(self, latents: Tensor, timestep: Tensor, embeds: Tensor, context_frames: int) -> Tensor:
+        """Velocity [batch, channels, frames, height, width]; the first `context_frames` attend only to each other if above 0."""
+        self.processor.mask = _context_mask(latents.shape, context_frames, latents.device) if context_frames else None
+        return self.transformer(latents, timestep, embeds, return_dict=False)[0]
+
+
+def _context_mask(shape: torch.Size, context_frames: int, device: torch.device) -> Tensor:
+    tokens_a_frame = shape[3] * shape[4] // 4
+    is_context = torch.arange(shape[2] * tokens_a_frame, device=device) < context_frames * tokens_a_frame
+    return (~is_context[:, None] | is_context[None, :])[None, None]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """sigma: [batch, frames]; weight 0 on context frames. isolated: context frames that attend only to each other."""
+
+    latents: Tensor
+    prompts: list[str]
+    sigma: Tensor
+    weight: Tensor
+    isolated: int
+
+
+class _Clips:
+    """All shards in the folder; looks for new ones now and then, so that encoding may go on beside training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.latents: list[Tensor] = []
+
+    def refresh(self) -> None:
+        for path in sorted(self.folder.glob("*.safetensors"))[len(self.latents) :]:
+            self.latents.append(load_file(path)["latents"])
+
+    def batch(self, rng: Generator) -> _Batch:
+        length = int(rng.choice(list(_LENGTHS), p=list(_LENGTHS.values())))
+        count = _FRAMES_A_STEP // length
+        per_frame = rng.random() < 0.5
+        context = int(rng.integers(1, length)) if per_frame and length > 1 and rng.random() < 0.5 else 0
+        isolated = context if rng.random() < 0.5 else 0
+        chosen = rng.integers(0, len(self.latents) * _SHARD, count)
+        cuts, prompts = [], []
+        for index in chosen:
+            clip = self.latents[index // _SHARD][index % _SHARD]
+            from_middle = rng.random() < 0.5
+            start = int(rng.integers(1, clip.shape[1] - length + 1)) if from_middle else 0
+            cuts.append(clip[:, start : start + length].float())
+            prompts.append("" if rng.random() < 0.1 else sentence(sample_scene(_clip_rng(int(index))), rng))
+        sigma = _noise_levels(rng, count, length if per_frame else 1).expand(count, length).clone()
+        sigma[:, :context] = 0
+        weight = torch.ones(count, length)
+        weight[:, :context] = 0
+        return _Batch(torch.stack(cuts), prompts, sigma, weight, isolated)
+
+
+def _noise_levels(rng: Generator, *shape: int) -> Tensor:
+    """sigma in 0..1: half uniform, half logit-normal, then shifted as the scheduler shifts."""
+    uniform, normal = rng.random(shape), 1 / (1 + np.exp(-rng.standard_normal(shape)))
+    level = np.where(rng.random(shape) < 0.5, uniform, normal)
+    return torch.from_numpy(FLOW_SHIFT * level / (1 + (FLOW_SHIFT - 1) * level)).float()
+
+
+def train_dit(folder: Path, minutes: float, device: torch.device) -> None:
+    """Train on what `encode_clips` wrote; the averaged weights go to `folder`/dit.safetensors."""
+    model = DenoiserWithText().to(device)
+    model.transformer.compile_repeated_blocks(dynamic=False)
+    torch._dynamo.config.cache_size_limit = 64
+    clips = _Clips(folder / "latents")
+    clips.refresh()
+
+    def loss(rng: Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        if step % 200 == 0:
+            clips.refresh()
+        batch = clips.batch(rng)
+        latents, sigma = batch.latents.to(device), batch.sigma.to(device)
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(device)
+        level = sigma[:, None, :, None, None]
+        noisy = (1 - level) * latents + level * noise
+        shared = bool((sigma == sigma[:, :1]).all())
+        tokens_a_frame = latents.shape[3] * latents.shape[4] // 4
+        timestep = 1000 * (sigma[:, 0] if shared else sigma.repeat_interleave(tokens_a_frame, dim=1))
+        with torch.autocast(device.type, torch.bfloat16):
+            velocity = model(noisy, timestep, model.encode(batch.prompts, device), batch.isolated).float()
+        error = F.mse_loss(velocity, noise - latents, reduction="none").mean(dim=(1, 3, 4))
+        weight = batch.weight.to(device)
+        value = (error * weight).sum() / weight.sum()
+        return value, {"loss_per_frame" if not shared else "loss_shared": float(value.detach())}
+
+    averaged = train("dit", model, loss, Schedule(minutes, peak_lr=1.2e-3, final_lr=2e-5, warmup_steps=200), folder)
+    save_file(averaged.state_dict(), folder / "dit.safetensors")

@@ -1,0 +1,77 @@
+"""Training the demo's VAE on crops of drawn clips, and measuring it on held-out ones."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from numpy.random import Generator
+from torch import Tensor
+from torch.nn import functional as F
+
+from .nets import build_vae
+from .scene import SIZE, draw, sample_scene
+from .training import Schedule, train
+
+_LATENT_NOISE = 0.05  # a fixed posterior spread: latents that are a little off, as a DiT's are, still decode well
+_MEAN_WEIGHT, _SPREAD_WEIGHT = 5e-4, 1e-3
+
+
+def clip_to_tensor(frames: np.ndarray) -> Tensor:
+    """[frames, height, width, 3] uint8 -> [3, frames, height, width] in -1..1."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1)
+
+
+def train_vae(folder: Path, minutes: float, device: torch.device) -> AutoencoderKLWan:
+    """Train for so many minutes in all (resumed runs included); the result's latents have zero mean and unit scale by its config."""
+    vae = build_vae().to(device)
+
+    def loss(rng: Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        crop, num_frames, batch = [(64, 5, 4), (64, 5, 4), (64, 9, 2), (SIZE, 5, 2)][step % 4]
+        clips = torch.stack([_crop(rng, crop, num_frames) for _ in range(batch)]).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = vae.encode(clips).latent_dist
+            noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, np.float32)).to(device)
+            decoded = vae.decode(posterior.mean + _LATENT_NOISE * noise).sample
+        error = decoded.float() - clips
+        mse = error.pow(2).mean()
+        spread = (posterior.logvar.float() - 2 * math.log(_LATENT_NOISE)).pow(2).mean()
+        value = error.abs().mean() + mse + _MEAN_WEIGHT * posterior.mean.float().pow(2).mean() + _SPREAD_WEIGHT * spread
+        return value, {"psnr": float(10 * torch.log10(4 / mse.detach()))}
+
+    averaged = train("vae", vae, loss, Schedule(minutes, peak_lr=2e-3, final_lr=5e-5), folder)
+    _measure_latents(averaged)
+    return averaged
+
+
+def _crop(rng: Generator, crop: int, num_frames: int) -> Tensor:
+    frames = draw(sample_scene(rng, two_things=0.5), num_frames, start=int(rng.integers(0, 64)))
+    x, y = rng.integers(0, SIZE - crop + 1, 2)
+    return clip_to_tensor(frames[:, y : y + crop, x : x + crop])
+
+
+@torch.no_grad()
+def _measure_latents(vae: AutoencoderKLWan, num_clips: int = 64) -> None:
+    """Measure `latents_mean` and `latents_std` a channel on trained combinations and register them in the config."""
+    rng = np.random.default_rng(1)
+    clips = torch.stack([clip_to_tensor(draw(sample_scene(rng), 17)) for _ in range(num_clips)])
+    device = next(vae.parameters()).device
+    latents = torch.cat([vae.encode(part.to(device)).latent_dist.mode().float().cpu() for part in clips.split(8)])
+    channels = latents.transpose(0, 1).flatten(1)
+    vae.register_to_config(latents_mean=[round(v, 4) for v in channels.mean(1).tolist()], latents_std=[round(v, 4) for v in channels.std(1).tolist()])
+
+
+@torch.no_grad()
+def held_out_psnr(vae: AutoencoderKLWan, num_clips: int = 32) -> float:
+    """Mean PSNR in dB of reconstructed held-out clips of 33 frames."""
+    rng = np.random.default_rng(2)
+    device = next(vae.parameters()).device
+    values = []
+    for _ in range(num_clips):
+        clip = clip_to_tensor(draw(sample_scene(rng, held_out=True), 33))[None].to(device)
+        decoded = vae.decode(vae.encode(clip).latent_dist.mode()).sample.clamp(-1, 1)
+        values.append(10 * torch.log10(4 / F.mse_loss(decoded, clip)).item())
+    return float(np.mean(values))

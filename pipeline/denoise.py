@@ -1,0 +1,67 @@
+"""The denoising loop of one take on one rank. Knows families, timelines and caches; knows nothing of files or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cache import Cached
+from .families import Family
+from .noise import NOISES
+from .take import Take
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step. clean: an estimate of the clean latents [1, channels, latent frames, height, width] so far."""
+
+    index: int
+    num_inference_steps: int
+    clean: Tensor
+
+
+class Denoising:
+    """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike.
+
+    cached: the cache on this family's transformer, fresh; None where there is none.
+    """
+
+    def __init__(self, family: Family, take: Take, cached: Cached | None) -> None:
+        card, stride = family.card, family.card.spatial_stride
+        self.family, self.take, self.cached = family, take, cached
+        self.timeline = take.timeline_for(card)
+        self._prompts = [family.encode_prompt(take.prompt_at(window.centre, card)) for window in self.timeline.windows]
+        self._negative = family.encode_prompt(take.negative_prompt)
+        self._scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
+        draw = NOISES[take.noise]
+        noise = draw(take.seed, self.timeline.num_latent_frames, card.latent_channels, take.height // stride, take.width // stride)
+        self.latents = noise.to(family.device)
+
+    def __iter__(self) -> Iterator[Step]:
+        for index, timestep in enumerate(self._scheduler.timesteps):
+            yield Step(index, self.take.num_inference_steps, self._advance(index, timestep))
+
+    @torch.no_grad()
+    def _advance(self, index: int, timestep: Tensor) -> Tensor:
+        """Take `latents` one step further; returns the clean latents that this step's velocity points to."""
+        velocity = self.timeline.predict(self.latents, lambda window, segment: self._guided(window, segment, index, timestep))
+        clean = self.latents - self._scheduler.sigmas[index].to(self.latents.device) * velocity
+        self.latents = self._scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
+        return clean
+
+    def _guided(self, window: Tensor, segment: int, index: int, timestep: Tensor) -> Tensor:
+        """Classifier-free guidance (arXiv 2207.12598): one call a branch, cond first, as diffusers does."""
+
+        def call(branch: str, embeds: Tensor) -> Tensor:
+            with self.cached.step(index, timestep, branch, segment) if self.cached else nullcontext():
+                return self.family.velocity(window, timestep, embeds).float()
+
+        cond = call("cond", self._prompts[segment])
+        if self.take.guidance_scale == 1:
+            return cond
+        uncond = call("uncond", self._negative)
+        return uncond + self.take.guidance_scale * (cond - uncond)

@@ -1,0 +1,86 @@
+"""A take to render, resolved: no defaults left open, sizes checked against the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .card import ModelCard
+from .noise import NOISES
+from .timeline import Timeline
+
+
+@dataclass(frozen=True)
+class PromptAt:
+    """A prompt and the first frame that it holds for."""
+
+    frame: int
+    text: str
+
+
+@dataclass(frozen=True)
+class TimelineSettings:
+    """name: `full` or `windows`. window, overlap: in latent frames; unused by `full`."""
+
+    name: str
+    window: int
+    overlap: int
+
+
+@dataclass(frozen=True)
+class Take:
+    """All that decides a film beside the model and the recipe. Sizes in pixels, lengths in frames."""
+
+    name: str
+    prompts: tuple[PromptAt, ...]
+    negative_prompt: str
+    seed: int
+    num_frames: int
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    flow_shift: float | None
+    timeline: TimelineSettings
+    noise: str
+
+    def check(self, card: ModelCard) -> None:
+        """Raise ValueError, with the value and the mend, for what this model cannot render."""
+        where = f"Take '{self.name}'"
+        multiple = card.size_multiple
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value < multiple or value % multiple:
+                nearest = max(multiple, round(value / multiple) * multiple)
+                raise ValueError(f"{where}: {name} is {value}; it must be a multiple of {multiple} for this model, {nearest} for example.")
+        stride = card.temporal_stride
+        if self.num_frames < 1 or (self.num_frames - 1) % stride:
+            nearest = max(0, round((self.num_frames - 1) / stride)) * stride + 1
+            raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be 1 more than a multiple of {stride}, {nearest} for example.")
+        if self.num_inference_steps < 1:
+            raise ValueError(f"{where}: num_inference_steps is {self.num_inference_steps}; it must be at least 1.")
+        if self.noise not in NOISES:
+            raise ValueError(f"{where}: noise is '{self.noise}'; it must be one of {', '.join(NOISES)}.")
+        self._check_prompts(where)
+        self.timeline_for(card)
+
+    def _check_prompts(self, where: str) -> None:
+        if not self.prompts or not all(prompt.text.strip() for prompt in self.prompts):
+            raise ValueError(f"{where} lacks a prompt; set `prompt: ...` or `prompts: [{{frame: 0, text: ...}}]`.")
+        frames = [prompt.frame for prompt in self.prompts]
+        if frames[0] != 0 or frames != sorted(set(frames)):
+            raise ValueError(f"{where}: prompts start at frames {frames}; they must start at 0 and ascend.")
+        if frames[-1] >= self.num_frames:
+            raise ValueError(f"{where}: a prompt starts at frame {frames[-1]}, but the take has {self.num_frames} frames; make it longer.")
+
+    def timeline_for(self, card: ModelCard) -> Timeline:
+        """Raises ValueError for an unknown timeline or windows that do not fit."""
+        length, settings = card.latent_frames(self.num_frames), self.timeline
+        if settings.name == "full":
+            return Timeline.full(length)
+        if settings.name == "windows":
+            return Timeline.overlapping(length, settings.window, settings.overlap)
+        raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full or windows.")
+
+    def prompt_at(self, latent_frame: float, card: ModelCard) -> str:
+        """The prompt that holds at a latent frame; with windows, a window is rendered with the one at its centre."""
+        frame = latent_frame * card.temporal_stride
+        return [prompt.text for prompt in self.prompts if prompt.frame <= frame][-1]

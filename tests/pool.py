@@ -1,0 +1,80 @@
+"""Persistent worker processes for parity tests: importing diffusers costs seconds, forming a gloo group does not."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from longtake.parallel import Mesh
+
+TIMEOUT = timedelta(seconds=60)
+
+
+def _serve(rank: int, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    while (task := pipe.recv()) is not None:
+        function, arguments, num_ranks, rendezvous = task
+        try:
+            if num_ranks > 1:
+                dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_ranks, timeout=TIMEOUT)
+                mesh = Mesh.over(dist.group.WORLD)
+            else:
+                mesh = Mesh()
+            try:
+                pipe.send((True, function(mesh, *arguments)))
+            finally:
+                if num_ranks > 1:
+                    dist.destroy_process_group()
+        except Exception:
+            pipe.send((False, traceback.format_exc()))
+
+
+class GlooPool:
+    """`run(function, num_ranks, *arguments)` calls `function(mesh, *arguments)` on so many ranks and returns their results."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __enter__(self) -> Self:
+        context = mp.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory()
+        self._pipes, self._processes = [], []
+        self._runs = 0
+        for rank in range(self._size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join(10)
+        self._folder.cleanup()
+
+    def run(self, function: Callable[..., Any], num_ranks: int, *arguments: Any) -> list[Any]:
+        assert num_ranks <= self._size, f"the pool has {self._size} processes"
+        self._runs += 1
+        rendezvous = Path(self._folder.name) / str(self._runs)
+        for pipe in self._pipes[:num_ranks]:
+            pipe.send((function, arguments, num_ranks, rendezvous))
+        results = []
+        for rank, pipe in enumerate(self._pipes[:num_ranks]):
+            if not pipe.poll(TIMEOUT.total_seconds() + 30):
+                raise TimeoutError(f"rank {rank} of {num_ranks} did not answer: a hang")
+            results.append(pipe.recv())
+        failed = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(results) if not ok]
+        if failed:
+            raise AssertionError("\n".join(failed))
+        return [value for _, value in results]

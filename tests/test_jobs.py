@@ -1,0 +1,208 @@
+"""Job files, their errors, and whole jobs on a local Ray cluster: films, manifests, skipping, stopping and dying."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from longtake.jobs.config import load_job
+from longtake.jobs.manifest import read_manifest
+from longtake.jobs.plan import plan_job
+from longtake.pipeline.film import probe
+
+JOB: dict[str, Any] = {
+    "num_inference_steps": 6,
+    "guidance_scale": 4.0,
+    "timeline": {"name": "windows", "window": 17, "overlap": 8},
+    "cache": {"recipe": "fbcache", "trigger": {"threshold": 0.2}},
+    "parallel": {"ulysses_degree": 2, "threads": 1},
+    "preview_every": 2,
+    "takes": [
+        {"name": "one", "prompt": "a red circle moves left", "seed": 1, "num_frames": 17},
+        {"name": "two", "prompts": [{"frame": 0, "text": "a red circle"}, {"frame": 20, "text": "a blue square"}], "num_frames": 41},
+    ],
+}
+
+
+def write_job(folder: Path, model: Path, **changes: Any) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump({"model": str(model), "output": str(folder / "out"), **JOB, **changes}))
+    return path
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "longtake", *arguments], capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["guidance=3"], r"has no setting 'guidance'.*'guidance_scale'"),
+        (["takes.0.promt=x"], r"takes\[0\], has no setting 'promt'. Did you mean 'prompt'"),
+        (["num_inference_steps=many"], "many"),
+        (["height=33"], "height is 33; it must be a multiple of 16 for this model, 32 for example"),
+        (["takes.0.num_frames=18"], "num_frames is 18; it must be 1 more than a multiple of 4, 17 for example"),
+        (["parallel.ulysses_degree=4"], "parallel.ulysses_degree is 4; it must divide the model's 6 heads: 1, 2, 3, 6"),
+        (["takes.0.prompt=''"], "Take 'one' lacks a prompt"),
+        (["takes.1.prompts.0.frame=4"], "must start at 0"),
+        (["takes.1.prompts.1.frame=44"], "starts at frame 44"),
+        (["takes.1.name=one"], "Two takes are called 'one'"),
+        (["takes.1.name=../up"], "takes\\[1\\]: name is '../up'"),
+        (["model=/nowhere"], "no model folder '/nowhere'"),
+        (["output=/proc/out"], "Cannot write to the output folder '/proc/out'"),
+        (["cache=fbcahce"], "Did you mean 'fbcache'"),
+        (["cache.trigger.treshold=1"], "Did you mean 'threshold'"),
+        (["num_inference_steps=3"], "nothing would be reused"),
+        (["timeline=bands"], "timeline is 'bands'; it must be full or windows"),
+        (["timeline.overlap=20"], "timeline.overlap"),
+        (["dtype=float8"], "dtype is 'float8'"),
+        (["noise=white"], "noise is 'white'"),
+        (["nonsense"], "'nonsense' is no override"),
+    ],
+)
+def test_bad_jobs_are_refused(tiny_wan: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    job = write_job(tmp_path, tiny_wan)
+    with pytest.raises(ValueError, match=message):
+        plan_job(load_job(str(job), overrides))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("vae", "lacks 'vae/'"),
+        ("model_index.json", "lacks model_index.json"),
+        ("transformer/diffusion_pytorch_model.safetensors", "has no weights in 'transformer/'"),
+    ],
+)
+def test_incomplete_checkpoints_are_refused(tiny_wan_copy: Path, tmp_path: Path, part: str, message: str) -> None:
+    broken = tiny_wan_copy / part
+    shutil.rmtree(broken) if broken.is_dir() else broken.unlink()
+    with pytest.raises(ValueError, match=message):
+        plan_job(load_job(str(write_job(tmp_path, tiny_wan_copy))))
+
+
+def test_film_key_follows_what_changes_the_film_and_nothing_else(tiny_wan: Path, tmp_path: Path) -> None:
+    def keys(*overrides: str) -> list[str]:
+        return [planned.film_key for planned in plan_job(load_job(str(write_job(tmp_path, tiny_wan)), overrides)).takes]
+
+    base = keys()
+    for same in ("parallel.ulysses_degree=3", "parallel.threads=2", f"output={tmp_path / 'other'}", "takes.0.name=another", "preview_every=0"):
+        assert keys(same) == base, same
+    for other in ("takes.0.seed=2", "cache=none", "cache.trigger.threshold=0.3", "guidance_scale=3", "dtype=bfloat16", "timeline.overlap=4"):
+        assert keys(other)[0] != base[0], other
+
+
+def test_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
+    result = run_cli("render", str(tmp_path / "missing.yaml"))
+    assert result.returncode == 2
+    assert "There is no job file" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = run_cli("compare", str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4"))
+    assert (result.returncode, "a.mp4" in result.stderr) == (2, True)
+
+
+@pytest.mark.ray
+def test_a_job_end_to_end(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    job = str(write_job(tmp_path, tiny_wan))
+    result = run_cli("render", job)
+    assert result.returncode == 0, result.stderr
+    for name, num_frames in (("one", 17), ("two", 41)):
+        folder = tmp_path / "out" / name
+        info = probe(folder / "film.mp4")
+        assert (info.width, info.height, info.num_frames, info.fps) == (32, 32, num_frames, 8)
+        files = {"film.mp4", "manifest.json", "trace.json", "thumbnail.jpg", "contact_sheet.jpg", "preview.jpg"}
+        assert {path.name for path in folder.iterdir()} == files
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        assert (manifest.ranks, manifest.threads, manifest.device) == (2, 1, "cpu")
+        windows = 1 if num_frames == 17 else 3
+        assert sum(manifest.decisions.values()) == windows * 2 * 6
+        assert len(json.loads((folder / "trace.json").read_text())["entries"]) == windows * 2 * 6
+    first = (tmp_path / "out" / "one" / "film.mp4").stat().st_mtime_ns
+
+    result = run_cli("render", job)
+    assert result.returncode == 0
+    assert result.stdout.count("is done already") == 2
+    assert (tmp_path / "out" / "one" / "film.mp4").stat().st_mtime_ns == first
+
+    earlier = read_manifest(tmp_path / "out" / "one")
+    assert earlier is not None
+    result = run_cli("render", job, "takes.0.seed=5", "parallel.ulysses_degree=1")
+    assert result.returncode == 0, result.stderr
+    kept = tmp_path / "out" / f"one@{earlier.film_key[:8]}"
+    assert (kept / "film.mp4").stat().st_mtime_ns == first
+    result = run_cli("compare", str(kept), str(tmp_path / "out" / "one"))
+    assert result.returncode == 0
+    assert result.stdout.startswith("17 frames: PSNR")
+
+
+def _start_long_job(tmp_path: Path, model: Path) -> subprocess.Popen[str]:
+    job = write_job(tmp_path, model, num_inference_steps=4000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longtake", "render", str(job), "preview_every=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "out" / "one" / "preview.jpg").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no step within 90 s"
+        time.sleep(0.1)
+    return process
+
+
+def _rank_processes() -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if "Rank." in " ".join(_command(process)) or "ray::Rank" in " ".join(_command(process))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _assert_nothing_is_left(tmp_path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while _rank_processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _rank_processes()
+    left = {path.name for path in (tmp_path / "out" / "one").iterdir()}
+    assert left <= {"preview.jpg"}
+
+
+@pytest.mark.ray
+def test_a_killed_rank_ends_the_job_and_is_named(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    process = _start_long_job(tmp_path, tiny_wan)
+    ranks = _rank_processes()
+    assert len(ranks) == 2
+    began = time.monotonic()
+    os.kill(max(ranks, key=lambda p: p.pid).pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - began < 15
+    assert process.returncode == 1
+    assert "failed: Rank" in errors
+    assert "died after step" in errors
+    assert "Traceback" not in errors
+    _assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.ray
+def test_ctrl_c_ends_the_job(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    process = _start_long_job(tmp_path, tiny_wan)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - began < 15
+    assert process.returncode == 130
+    assert "stopped:" in errors
+    _assert_nothing_is_left(tmp_path)

@@ -1,0 +1,172 @@
+"""The same film on any number of ranks, and the same as stock diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from longtake.cache import enable_cache, load_recipe
+from longtake.cache.decision import Signal, ratio
+from longtake.parallel import Mesh
+from longtake.pipeline.card import ModelCard, read_card
+from longtake.pipeline.render import Rendered, Renderer
+from longtake.pipeline.take import PromptAt, Take, TimelineSettings
+
+from pool import GlooPool
+from takes import tiny_take
+
+TOLERANCE = 1e-4
+
+
+def _render(mesh: Mesh, card: ModelCard, take: Take, recipe: str, threshold: float | None) -> Rendered:
+    changes = {"trigger": {"threshold": threshold}} if threshold is not None else None
+    return Renderer(card, mesh=mesh).render(take, None if recipe == "none" else load_recipe(recipe, changes))
+
+
+@pytest.mark.parametrize(("recipe", "threshold"), [("none", None), ("fbcache", 0.1), ("interval", None)])
+@pytest.mark.parametrize("num_frames", [41, 13])
+def test_same_film_on_1_2_and_3_ranks(gloo_pool: GlooPool, tiny_wan: Path, recipe: str, threshold: float | None, num_frames: int) -> None:
+    take = tiny_take(num_frames=num_frames, prompts=tiny_take().prompts[:1])
+    arguments = (read_card(str(tiny_wan)), take, recipe, threshold)
+    alone = gloo_pool.run(_render, 1, *arguments)[0]
+    for num_ranks in (2, 3):
+        for rendered in gloo_pool.run(_render, num_ranks, *arguments):
+            difference = (rendered.latents - alone.latents).abs().max().item()
+            assert difference <= TOLERANCE, f"largest difference on {num_ranks} ranks: {difference:.2e}"
+            if alone.trace is not None:
+                assert alone.trace.smallest_margin > 1e-3
+                assert rendered.trace.choices == alone.trace.choices
+
+
+def test_demo_model_renders_the_same_film_on_2_ranks(gloo_pool: GlooPool) -> None:
+    take = Take(
+        name="demo",
+        prompts=(PromptAt(0, "a red circle moves right over a grey background"),),
+        negative_prompt="",
+        seed=1,
+        num_frames=49,
+        height=96,
+        width=96,
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        flow_shift=None,
+        timeline=TimelineSettings("windows", 9, 3),
+        noise="frame",
+    )
+    arguments = (read_card("demo"), take, "fbcache", None)
+    alone = gloo_pool.run(_render, 1, *arguments)[0]
+    assert alone.trace.summary()["reuse"] > 0
+    assert alone.trace.smallest_margin > 1e-3
+    for rendered in gloo_pool.run(_render, 2, *arguments):
+        assert rendered.trace.choices == alone.trace.choices
+        difference = (rendered.latents - alone.latents).abs().max().item()
+        assert difference <= TOLERANCE, f"largest difference {difference:.2e}"
+
+
+def _decide_on_one_sided_motion(mesh: Mesh, card: ModelCard, threshold: float) -> tuple[float, float, str]:
+    """Two steps of a cached model; between them only the last frames change, which the last rank alone holds.
+
+    Returns the signal of this rank's own tokens, the common one and the decision.
+    """
+    local: list[Signal] = []
+
+    def reduce(sums: torch.Tensor) -> torch.Tensor:
+        local.append(Signal(sums))
+        return mesh.sum(sums)
+
+    transformer = Renderer(card, mesh=mesh).family.transformer
+    recipe = load_recipe("fbcache", {"trigger": {"threshold": threshold}, "guards": {"first_steps": 1, "last_steps": 0}})
+    cached = enable_cache(transformer, recipe, num_inference_steps=2, reduce=reduce)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, 6, 8, 8, generator=generator)
+    prompt = torch.randn(1, 8, 128, generator=generator)
+    moved = latents.clone()
+    moved[:, :, 4:] += torch.randn(1, 4, 2, 8, 8, generator=generator)
+    with torch.no_grad():
+        for step, frames in enumerate((latents, moved)):
+            with cached.step(step, 500.0, "cond"):
+                transformer(frames, torch.tensor([500.0]), prompt)
+    entry = cached.trace.entries[-1]
+    assert entry.value is not None
+    return ratio(local[-1].sums), entry.value, entry.decision
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_motion_in_one_ranks_frames_only_is_decided_alike(gloo_pool: GlooPool, tiny_wan: Path, num_ranks: int) -> None:
+    """A rank that decided alone would skip blocks that another computes, and both would wait for ever in the next all-to-all."""
+    card = read_card(str(tiny_wan))
+    measured = gloo_pool.run(_decide_on_one_sided_motion, num_ranks, card, 0.0)
+    own, common = [m[0] for m in measured], measured[0][1]
+    assert own[0] < 0.7 * common < common < 0.9 * own[-1], f"the ranks' own signals {own} must lie far to both sides of {common}"
+    for threshold in ((own[0] + common) / 2, (common + own[-1]) / 2):
+        assert own[0] < threshold < own[-1], "each threshold splits the ranks that decide alone"
+        decisions = {m[2] for m in gloo_pool.run(_decide_on_one_sided_motion, num_ranks, card, threshold)}
+        assert decisions == {"compute" if common >= threshold else "reuse"}
+
+
+def _call_with_token_timesteps(mesh: Mesh, card: ModelCard) -> torch.Tensor:
+    transformer = Renderer(card, mesh=mesh).family.transformer
+    generator = torch.Generator().manual_seed(0)
+    latents, prompt = torch.randn(1, 4, 3, 6, 6, generator=generator), torch.randn(1, 8, 128, generator=generator)
+    timesteps = torch.rand(1, 27, generator=generator) * 1000
+    with torch.no_grad():
+        output: torch.Tensor = transformer(latents, timesteps, prompt, return_dict=False)[0]
+    return output
+
+
+def test_a_timestep_a_token_is_sharded_with_the_tokens(gloo_pool: GlooPool, tiny_wan: Path) -> None:
+    card = read_card(str(tiny_wan))
+    alone = gloo_pool.run(_call_with_token_timesteps, 1, card)[0]
+    for num_ranks in (2, 3):
+        for output in gloo_pool.run(_call_with_token_timesteps, num_ranks, card):
+            difference = (output - alone).abs().max().item()
+            assert difference <= 1e-5, f"largest difference {difference:.2e}"
+
+
+def test_one_rank_equals_the_stock_pipeline(tiny_wan: Path) -> None:
+    from diffusers import WanPipeline
+
+    take = tiny_take(
+        num_frames=17,
+        prompts=tiny_take().prompts[:1],
+        negative_prompt="a blue square",
+        noise="diffusers",
+        timeline=TimelineSettings("full", 0, 0),
+    )
+    ours = Renderer(read_card(str(tiny_wan))).render(take, None).latents
+    stock = WanPipeline.from_pretrained(tiny_wan)
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(
+        take.prompts[0].text,
+        negative_prompt=take.negative_prompt,
+        height=32,
+        width=32,
+        num_frames=17,
+        num_inference_steps=take.num_inference_steps,
+        guidance_scale=take.guidance_scale,
+        max_sequence_length=32,
+        generator=torch.Generator().manual_seed(take.seed),
+        output_type="latent",
+    ).frames
+    difference = (ours - theirs).abs().max().item()
+    assert difference <= TOLERANCE, f"largest difference {difference:.2e}"
+
+
+def test_streamed_decoding_equals_decoding_the_whole(tiny_wan: Path) -> None:
+    family = Renderer(read_card(str(tiny_wan))).family
+    latents = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    streamed = torch.cat(list(family.decode(latents)))
+    with torch.no_grad():
+        whole = family.vae.decode(latents).sample[0].permute(1, 2, 3, 0).clamp(-1, 1).add(1).div(2)
+    assert streamed.shape == (13, 32, 32, 3)
+    difference = (streamed - whole).abs().max().item()
+    assert difference <= 1e-5, f"largest difference {difference:.2e}"
+
+
+def test_a_longer_takes_first_noise_is_the_same() -> None:
+    from longtake.pipeline.noise import frame_noise
+
+    assert torch.equal(frame_noise(7, 5, 4, 3, 3), frame_noise(7, 9, 4, 3, 3)[:, :, :5])
+    assert not torch.equal(frame_noise(7, 2, 4, 3, 3)[:, :, 0], frame_noise(7, 2, 4, 3, 3)[:, :, 1])
+    assert not torch.equal(frame_noise(7, 1, 4, 3, 3), frame_noise(8, 1, 4, 3, 3))
