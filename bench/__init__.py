@@ -1,0 +1,1 @@
+"""Benchmarks: ratios measured inside one run, with the bars that issues set. `python -m longtake.bench` runs them all."""

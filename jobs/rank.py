@@ -13,6 +13,7 @@ import ray
 import torch
 import torch.distributed as dist
 from safetensors.torch import save
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but missing from its __all__
 
 from ..parallel import Mesh
 from ..pipeline.card import ModelCard
@@ -38,13 +39,13 @@ class Rank:
     def open_store(self, timeout: float) -> tuple[str, int]:
         """Rank 0: bind the gang's rendezvous on this node and say where. timeout in seconds, for every collective as well."""
         address = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(address, 0, self.num_ranks, is_master=True, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+        self._store = TCPStore(address, 0, self.num_ranks, is_master=True, timeout=timedelta(seconds=timeout), wait_for_workers=False)
         return address, self._store.port
 
     def join(self, address: str, port: int, timeout: float) -> None:
         """Form the gang's process group: NCCL on CUDA, gloo elsewhere."""
         limit = timedelta(seconds=timeout)
-        store = self._store if self.rank == 0 else dist.TCPStore(address, port, self.num_ranks, is_master=False, timeout=limit)
+        store = self._store if self.rank == 0 else TCPStore(address, port, self.num_ranks, is_master=False, timeout=limit)
         backend = "nccl" if self.device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.num_ranks, timeout=limit)
         assert dist.group.WORLD is not None

@@ -22,6 +22,6 @@ def with_attention(processor: Any, attention: Callable[..., Tensor]) -> Any:
     call = FunctionType(original.__code__, scope, original.__name__, original.__defaults__, original.__closure__)
     call.__kwdefaults__ = original.__kwdefaults__
     parallel_class = type(f"Parallel{type(processor).__name__}", (type(processor),), {"__call__": call})
-    replaced = parallel_class.__new__(parallel_class)
+    replaced: Any = object.__new__(parallel_class)
     replaced.__dict__.update(processor.__dict__)
     return replaced

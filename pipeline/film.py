@@ -28,6 +28,8 @@ from imageio_ffmpeg import write_frames
 from numpy.typing import NDArray
 from PIL import Image
 
+from .files import partial_name
+
 logger = logging.getLogger(__name__)
 
 CRF = 16  # x264's constant rate factor; 0 is lossless, 23 its default, below 18 hardly told from the source by eye
@@ -82,7 +84,7 @@ class FilmWriter:
         self.width, self.height, self.fps = int(width), int(height), float(fps)  # write_frames takes no numpy numbers
         self.metadata = dict(metadata or {})
         self.num_frames = 0
-        self._partial = _partial(path)
+        self._partial = partial_name(path)
         self._ffmpeg: Generator[None, NDArray[np.uint8] | None, None] | None = None
 
     def __enter__(self) -> Self:
@@ -324,14 +326,9 @@ def _still(frame: NDArray[np.uint8]) -> Image.Image:
 def _save_image(image: Image.Image, path: Path) -> None:
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise ValueError(f"{path}: pictures are written as JPEG or PNG; give a name that ends in .jpg or .png")
-    partial = _partial(path)
+    partial = partial_name(path)
     try:
         image.save(partial, quality=90)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    """The hidden name beside `path` for a file in the making; the suffix stays, for it tells the container."""
-    return path.with_name(f".{path.stem}.partial{path.suffix}")

@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-
 from longtake.jobs.config import load_job
 from longtake.jobs.manifest import read_manifest
 from longtake.jobs.plan import plan_job

@@ -142,7 +142,7 @@ def draw(scene: Scene, num_frames: int, start: int = 0) -> NDArray[np.uint8]:
     return np.rint(frames).astype(np.uint8)
 
 
-def positions(thing: Thing, times: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def positions(thing: Thing, times: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Centre (x, y) at each time; wrapping motions leave [0, SIZE) and are drawn on a torus."""
     if thing.motion in WRAPPING:
         dx, dy = WRAPPING[thing.motion]
@@ -163,14 +163,14 @@ def positions(thing: Thing, times: NDArray[np.float32]) -> tuple[NDArray[np.floa
     return np.full_like(times, x), np.full_like(times, y)
 
 
-def _fold(start: float, travelled: NDArray[np.float32], margin: float) -> NDArray[np.float32]:
+def _fold(start: float, travelled: NDArray[np.floating], margin: float) -> NDArray[np.floating]:
     """Walk to and fro between the margins."""
     span = SIZE - 2 * margin
     along = np.mod(start + travelled, 2 * span)
     return (margin + np.where(along < span, along, 2 * span - along)).astype(np.float32)
 
 
-def _cover(thing: Thing, times: NDArray[np.float32]) -> NDArray[np.float32]:
+def _cover(thing: Thing, times: NDArray[np.floating]) -> NDArray[np.floating]:
     """How much of each pixel the thing covers, [frames, SIZE, SIZE] in 0..1 (anti-aliased by its signed distance)."""
     x, y = positions(thing, times)
     grid = np.arange(SIZE, dtype=np.float32) + 0.5
@@ -180,7 +180,7 @@ def _cover(thing: Thing, times: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(0.5 - signed_distance(thing.shape, dx[:, None, :], dy[:, :, None], thing.radius), 0, 1)
 
 
-def signed_distance(shape: str, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+def signed_distance(shape: str, dx: NDArray[np.floating], dy: NDArray[np.floating], radius: float) -> NDArray[np.floating]:
     """Distance to the shape's outline, negative inside; all shapes cover about the same area at the same radius."""
     if shape == "circle":
         return np.sqrt(dx**2 + dy**2) - radius
@@ -196,7 +196,7 @@ def signed_distance(shape: str, dx: NDArray[np.float32], dy: NDArray[np.float32]
     return np.minimum(across, upright)
 
 
-def _draw_background(scene: Scene, times: NDArray[np.float32]) -> NDArray[np.float32]:
+def _draw_background(scene: Scene, times: NDArray[np.floating]) -> NDArray[np.floating]:
     if scene.background in PLAIN_BACKGROUNDS:
         frames = np.empty((len(times), SIZE, SIZE, 3), np.float32)
         frames[:] = PLAIN_BACKGROUNDS[scene.background]
@@ -215,7 +215,7 @@ def _draw_background(scene: Scene, times: NDArray[np.float32]) -> NDArray[np.flo
     return dark + (light - dark) * wave[..., None]
 
 
-def _square_wave(along: NDArray[np.float32], period: float) -> NDArray[np.float32]:
+def _square_wave(along: NDArray[np.floating], period: float) -> NDArray[np.floating]:
     """0 and 1 in turn, half a period each, with one soft pixel at each edge."""
     distance = np.abs(np.mod(along, period) - period / 2) - period / 4
     return np.clip(0.5 - distance, 0, 1)

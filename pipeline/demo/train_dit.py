@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .nets import FLOW_SHIFT, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
 from .scene import draw, sample_scene, sentence
 from .train_vae import clip_to_tensor
-from .training import Schedule, train
+from .training import Schedule, Trainer
 
 _CLIP_FRAMES = 41
 _SHARD = 100
@@ -169,5 +169,5 @@ def train_dit(folder: Path, minutes: float, device: torch.device) -> None:
         value = (error * weight).sum() / weight.sum()
         return value, {"loss_per_frame" if not shared else "loss_shared": float(value.detach())}
 
-    averaged = train("dit", model, loss, Schedule(minutes, peak_lr=1.2e-3, final_lr=2e-5, warmup_steps=200), folder)
+    averaged = Trainer("dit", model, Schedule(minutes, peak_lr=1.2e-3, final_lr=2e-5, warmup_steps=200), folder).run(loss)
     save_file(averaged.state_dict(), folder / "dit.safetensors")

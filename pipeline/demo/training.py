@@ -16,8 +16,14 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 _LONGEST_STEP = 4.0  # seconds; a step beyond it was compiling or suspended, which is no training time
+_LOG_STEPS = 50
+_SAVE_SECONDS = 120.0
+_AVERAGE_DECAY = 0.999
+
+Loss = Callable[[Generator, int], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -35,66 +41,69 @@ class Schedule:
         return cosine * min(1.0, (step + 1) / self.warmup_steps)
 
 
-def train(
-    part: str,
-    module: nn.Module,
-    loss: Callable[[Generator, int], tuple[Tensor, dict[str, float]]],
-    schedule: Schedule,
-    folder: Path,
-    *,
-    seed: int = 0,
-    average_decay: float = 0.999,
-) -> nn.Module:
-    """Train `module` in place until the schedule's minutes are used; go on from `folder`/PART.pt where there is one.
+class Trainer:
+    """Trains `module` in place and keeps a moving average of its weights, which is what gets used.
 
-    loss: (random generator, step) -> (scalar loss, figures for the log). Logs one JSON line every 50 steps.
-    Returns the moving average of the weights, which is what gets used.
+    Checkpoints go to `folder`/PART.pt, from where a new trainer goes on; the log to `folder`/training_log.jsonl.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = folder / f"{part}.pt", folder / "training_log.jsonl"
-    decay = torch.optim.swa_utils.get_ema_multi_avg_fn(average_decay)
-    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=decay, use_buffers=False)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    step, seconds = 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        module.load_state_dict(saved["module"])
-        average.load_state_dict(saved["average"])
-        optimiser.load_state_dict(saved["optimiser"])
-        step, seconds = saved["step"], saved["seconds"]
 
-    def save() -> None:
-        state = {"module": module.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save({**state, "step": step, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
+    def __init__(self, part: str, module: nn.Module, schedule: Schedule, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.part, self.module, self.schedule = part, module, schedule
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY))
+        self.optimiser = torch.optim.AdamW(module.parameters(), lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.step, self.seconds = 0, 0.0
+        self._checkpoint, self._log = folder / f"{part}.pt", folder / "training_log.jsonl"
+        self._figures: list[dict[str, float]] = []
+        if self._checkpoint.exists():
+            self._resume()
 
-    last_save = time.monotonic()
-    window: list[dict[str, float]] = []
-    while seconds < 60 * schedule.minutes:
-        began = time.monotonic()
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.learning_rate(step, seconds)
-        value, figures = loss(np.random.default_rng((seed, step)), step)
-        optimiser.zero_grad(set_to_none=True)
+    def run(self, loss: Loss) -> nn.Module:
+        """Train until the schedule's minutes are used. loss: (random generator, step) -> (scalar, figures for the log)."""
+        last_save = time.monotonic()
+        while self.seconds < 60 * self.schedule.minutes:
+            began = time.monotonic()
+            self._advance(loss)
+            self.seconds += min(time.monotonic() - began, _LONGEST_STEP)
+            if self.step % _LOG_STEPS == 0:
+                self._write_log()
+            if time.monotonic() - last_save > _SAVE_SECONDS:
+                self._save()
+                last_save = time.monotonic()
+        self._save()
+        averaged: nn.Module = self.average.module
+        return averaged
+
+    def _advance(self, loss: Loss) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.learning_rate(self.step, self.seconds)
+        value, figures = loss(np.random.default_rng(self.step), self.step)
+        self.optimiser.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimiser.step()
-        average.update_parameters(module)
-        step += 1
-        seconds += min(time.monotonic() - began, _LONGEST_STEP)
-        window.append({"loss": float(value.detach()), **figures})
-        if step % 50 == 0:
-            mean = {
-                key: round(sum(row[key] for row in window if key in row) / max(1, sum(key in row for row in window)), 5)
-                for key in sorted({k for row in window for k in row})
-            }
-            line = json.dumps({"part": part, "step": step, "minutes": round(seconds / 60, 2), **mean})
-            print(line, flush=True)
-            with log.open("a") as file:
-                file.write(line + "\n")
-            window.clear()
-        if time.monotonic() - last_save > 120:
-            save()
-            last_save = time.monotonic()
-    save()
-    return average.module
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimiser.step()
+        self.average.update_parameters(self.module)
+        self.step += 1
+        self._figures.append({"loss": float(value.detach()), **figures})
+
+    def _write_log(self) -> None:
+        names = sorted({name for row in self._figures for name in row})
+        means = {name: round(float(np.mean([row[name] for row in self._figures if name in row])), 5) for name in names}
+        line = json.dumps({"part": self.part, "step": self.step, "minutes": round(self.seconds / 60, 2), **means})
+        print(line, flush=True)
+        with self._log.open("a") as file:
+            file.write(line + "\n")
+        self._figures.clear()
+
+    def _resume(self) -> None:
+        saved = torch.load(self._checkpoint, weights_only=True)
+        self.module.load_state_dict(saved["module"])
+        self.average.load_state_dict(saved["average"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+
+    def _save(self) -> None:
+        weights = {"module": self.module.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
+        temporary = self._checkpoint.with_suffix(".tmp")
+        torch.save({**weights, "step": self.step, "seconds": self.seconds}, temporary)
+        temporary.replace(self._checkpoint)

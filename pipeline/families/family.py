@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...parallel import TokenShards
 from ..card import ModelCard
@@ -17,7 +17,7 @@ class Family(ABC):
     """A loaded model. `transformer` is diffusers' own; `scheduler` is made anew for each take."""
 
     card: ModelCard
-    transformer: nn.Module
+    transformer: Any
     device: torch.device
 
     @classmethod

@@ -1,0 +1,31 @@
+"""`python -m longtake.bench [NAME ...]` runs benchmarks; `--bars` prints the committed bars that do not hold."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from .results import read_bars
+
+_ALL = ("demo",)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(_ALL)}; all if left out")
+    parser.add_argument("--bars", action="store_true", help="only print the bars of committed results that do not hold")
+    options = parser.parse_args()
+    if options.bars:
+        failing = [(name, key, bar) for name, bars in read_bars().items() for key, bar in bars.items() if not bar.holds]
+        for name, key, bar in failing:
+            print(f"{name}.{key}: {bar.value:g} {bar.unit}, {'at least' if bar.at_least else 'at most'} {bar.bar:g}")
+        sys.exit(1 if failing else 0)
+    for name in options.names or _ALL:
+        if name not in _ALL:
+            parser.error(f"there is no benchmark '{name}'; known: {', '.join(_ALL)}")
+        import_module(f"longtake.bench.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

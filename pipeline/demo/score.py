@@ -1,0 +1,109 @@
+"""How well the demo model does what it is asked: `python -m longtake.pipeline.demo.score --clips 64`.
+
+Renders held-out combinations with fixed seeds and counts how often colour, shape, motion and background are right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...cache import Recipe, load_recipe
+from ..card import ModelCard, read_card
+from ..render import Renderer
+from ..take import PromptAt, Take, TimelineSettings
+from .analyse import Verdict, judge
+from .scene import Scene, sample_scene, sentence
+
+
+@dataclass(frozen=True)
+class ScoredClip:
+    """frames: [num_frames, height, width, 3], uint8."""
+
+    prompt: str
+    verdict: Verdict
+    frames: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares in 0..1 of clips that are right in each respect."""
+
+    num_clips: int
+    colour: float
+    shape: float
+    motion: float
+    background: float
+
+    @classmethod
+    def of(cls, verdicts: list[Verdict]) -> Score:
+        shares = {name: sum(getattr(v, name) for v in verdicts) / len(verdicts) for name in ("colour", "shape", "motion", "background")}
+        return cls(num_clips=len(verdicts), **shares)
+
+
+def scoring_take(card: ModelCard, scene: Scene, seed: int, num_inference_steps: int) -> Take:
+    """The take that a scene is asked for with: its plainest sentence, one clip of the trained length."""
+    return Take(
+        name=f"scene-{seed}",
+        prompts=(PromptAt(0, sentence(scene)),),
+        negative_prompt="",
+        seed=seed,
+        num_frames=card.trained_frames,
+        height=card.height,
+        width=card.width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=4.0,
+        flow_shift=None,
+        timeline=TimelineSettings("full", 0, 0),
+        noise="frame",
+    )
+
+
+def score_clips(renderer: Renderer, num_clips: int, *, num_inference_steps: int = 30, recipe: Recipe | None = None) -> Iterator[ScoredClip]:
+    """Render and judge held-out scenes 0 to `num_clips`; the same scenes and seeds at every call."""
+    for index in range(num_clips):
+        scene = sample_scene(np.random.default_rng((11, index)), held_out=True)
+        take = scoring_take(renderer.family.card, scene, index, num_inference_steps)
+        latents = renderer.render(take, recipe).latents
+        frames = torch.cat(list(renderer.family.decode(latents))).mul(255).round().byte().cpu().numpy()
+        yield ScoredClip(take.prompts[0].text, judge(frames, scene), frames)
+
+
+def save_sheet(clips: list[ScoredClip], path: Path, *, stills: int = 6, columns: int = 3) -> None:
+    """Clips as strips of stills, `columns` of them side by side, in order."""
+    strips = [np.concatenate([clip.frames[i] for i in np.linspace(0, len(clip.frames) - 1, stills).astype(int)], axis=1) for clip in clips]
+    strips += [np.zeros_like(strips[0])] * (-len(strips) % columns)
+    framed = [np.pad(strip, ((2, 2), (2, 2), (0, 0))) for strip in strips]
+    rows = [np.concatenate(framed[i : i + columns], axis=1) for i in range(0, len(framed), columns)]
+    Image.fromarray(np.concatenate(rows, axis=0)).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="demo", help="'demo' or a checkpoint folder")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=30, help="denoising steps a clip")
+    parser.add_argument("--cache", default="none", help="a recipe to render with")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet here (PNG)")
+    options = parser.parse_args()
+    recipe = None if options.cache == "none" else load_recipe(options.cache)
+    clips = []
+    for clip in score_clips(Renderer(read_card(options.model)), options.clips, num_inference_steps=options.steps, recipe=recipe):
+        clips.append(clip)
+        wrong = [name for name, right in asdict(clip.verdict).items() if not right]
+        print(f"{len(clips) - 1:3} {clip.prompt}: {'wrong ' + ', '.join(wrong) if wrong else 'right'}", flush=True)
+    if options.sheet:
+        save_sheet(clips, options.sheet)
+    print(json.dumps(asdict(Score.of([clip.verdict for clip in clips]))))
+
+
+if __name__ == "__main__":
+    main()

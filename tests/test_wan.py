@@ -1,0 +1,93 @@
+"""The Wan family against stock diffusers, its streamed decoding, and previews."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import WanPipeline
+from longtake.pipeline.card import read_card
+from longtake.pipeline.preview import Preview
+from longtake.pipeline.render import Renderer
+from longtake.pipeline.take import TimelineSettings
+from PIL import Image
+
+from takes import tiny_take
+
+TOLERANCE = 1e-4
+
+
+def test_one_rank_equals_the_stock_pipeline(tiny_wan: Path) -> None:
+    take = tiny_take(
+        num_frames=17,
+        prompts=tiny_take().prompts[:1],
+        negative_prompt="a blue square",
+        noise="diffusers",
+        timeline=TimelineSettings("full", 0, 0),
+    )
+    ours = Renderer(read_card(str(tiny_wan))).render(take, None).latents
+    stock = WanPipeline.from_pretrained(tiny_wan)
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(
+        take.prompts[0].text,
+        negative_prompt=take.negative_prompt,
+        height=32,
+        width=32,
+        num_frames=17,
+        num_inference_steps=take.num_inference_steps,
+        guidance_scale=take.guidance_scale,
+        max_sequence_length=32,
+        generator=torch.Generator().manual_seed(take.seed),
+        output_type="latent",
+    ).frames
+    difference = (ours - theirs).abs().max().item()
+    assert difference <= TOLERANCE, f"largest difference {difference:.2e}"
+
+
+def test_streamed_decoding_equals_decoding_the_whole(tiny_wan: Path) -> None:
+    family = Renderer(read_card(str(tiny_wan))).family
+    latents = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    streamed = torch.cat(list(family.decode(latents)))
+    with torch.no_grad():
+        whole = family.vae.decode(latents).sample[0].permute(1, 2, 3, 0).clamp(-1, 1).add(1).div(2)
+    assert streamed.shape == (13, 32, 32, 3)
+    difference = (streamed - whole).abs().max().item()
+    assert difference <= 1e-5, f"largest difference {difference:.2e}"
+
+
+_PEAK = """
+import resource, sys
+import torch
+from longtake.pipeline.card import read_card
+from longtake.pipeline.render import Renderer
+family = Renderer(read_card(sys.argv[1])).family
+peaks = []
+for num_latents in (4, 100):
+    num_frames = sum(len(chunk) for chunk in family.decode(torch.zeros(1, 4, num_latents, 24, 24)))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(num_frames, peaks[1] - peaks[0])
+"""
+
+
+def test_decoding_memory_does_not_grow_with_the_number_of_frames(tiny_wan: Path) -> None:
+    """397 frames of 192x192 would take 176 MB if they were kept."""
+    result = subprocess.run([sys.executable, "-c", _PEAK, str(tiny_wan)], capture_output=True, text=True, check=True)
+    num_frames, grown = result.stdout.split()[-2:]
+    assert int(num_frames) == 397
+    assert float(grown) < 25, f"peak memory grew by {grown} MB"
+
+
+def test_preview_shows_the_decoded_colours() -> None:
+    """On the demo model: the projection of smooth latents must correlate with what the VAE makes of them."""
+    family = Renderer(read_card("demo")).family
+    preview = Preview(family)
+    coarse = torch.randn(1, 16, 3, 3, generator=torch.Generator().manual_seed(5))
+    latents = torch.nn.functional.interpolate(coarse, size=(12, 12), mode="bilinear")[:, :, None].expand(-1, -1, 2, -1, -1)
+    shown = torch.from_numpy(preview.frames(latents)[-1]).float()
+    decoded = torch.nn.functional.avg_pool2d(list(family.decode(latents))[-1][-1].movedim(-1, 0), 8).movedim(0, -1) * 255
+    assert (shown - decoded).abs().mean() < 0.6 * (decoded - decoded.mean((0, 1))).abs().mean()
+    strip = Image.open(io.BytesIO(preview.jpeg(latents)))
+    assert strip.size == (2 * 96, 96)
