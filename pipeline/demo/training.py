@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 _LONGEST_STEP = 4.0  # seconds; a step beyond it was compiling or suspended, which is no training time
 _LOG_STEPS = 50
 _SAVE_SECONDS = 120.0
-_AVERAGE_DECAY = 0.999
+_AVERAGE_DECAY = 0.99  # a window of 100 steps: training is short and ends at a small learning rate
 
 Loss = Callable[[Generator, int], tuple[Tensor, dict[str, float]]]
 
