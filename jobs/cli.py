@@ -36,7 +36,7 @@ def render(
     config = _checked(load_job, job, overrides or [])
     plan = _checked(plan_job, config, force=force)
 
-    from .driver import run_job
+    from .driver import JobStopped, run_job
     from .gang import GangError
     from .progress import reporter
 
@@ -47,8 +47,8 @@ def render(
     except GangError as error:
         _errors.print(f"[red]failed:[/red] {error}")
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        _errors.print("[red]stopped:[/red] what was finished stays; the same command goes on with the rest")
+    except (JobStopped, KeyboardInterrupt) as error:
+        _errors.print(f"[red]stopped:[/red] {str(error) or 'before the first take'}; finished takes stay, the same command goes on with the rest")
         raise typer.Exit(130) from None
 
 

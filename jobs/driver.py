@@ -23,8 +23,12 @@ from .plan import Plan, PlannedTake
 from .progress import Reporter, decisions_text
 
 
+class JobStopped(Exception):
+    """Somebody stopped the job (Ctrl-C, SIGTERM). The message names the take and the step."""
+
+
 def run_job(plan: Plan, reporter: Reporter) -> None:
-    """Render what the plan leaves to do. Raises GangError when a rank fails or dies; what was finished before stays."""
+    """Render what the plan leaves to do. Raises GangError when a rank fails or dies, JobStopped on Ctrl-C; finished takes stay."""
     todo = [planned for planned in plan.takes if not planned.is_done]
     for planned in plan.takes:
         if planned.is_done:
@@ -66,9 +70,11 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
     order = Order(take, plan.recipe, folder, plan.fps, plan.job.preview_every, plan.job.save_latents, metadata)
     try:
         finished = _watch(gang, order, reporter)
-    except BaseException:
+    except BaseException as error:
         gang.close()
         _sweep(folder)
+        if isinstance(error, KeyboardInterrupt):
+            raise JobStopped(f"take '{take.name}' after step {gang.step} of {take.num_inference_steps}") from None
         raise
     seconds = {**finished.seconds, "take": time.monotonic() - began, "loading": loaded.seconds}
     Manifest(
