@@ -1,4 +1,4 @@
-"""Train the demo model, part by part: `python -m longtake.pipeline.demo.train {vae,latents,dit,export} --minutes 30`.
+"""Train the demo model, part by part: `python -m longtake.pipeline.demo.train PART --minutes 30`.
 
 Every part resumes from its own checkpoint in the folder given by `--work` and logs its loss to training_log.jsonl there.
 """
@@ -13,7 +13,7 @@ import torch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("vae", "latents", "dit", "export"))
+    parser.add_argument("part", choices=("vae", "decoder", "latents", "dit", "export"))
     parser.add_argument("--minutes", type=float, default=30, help="training time in all, resumed runs included")
     parser.add_argument("--work", type=Path, default=Path("demo-training"), help="folder of checkpoints, latents and the log")
     parser.add_argument("--clips", type=int, default=4000, help="latents: how many clips to encode")
@@ -21,10 +21,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device = torch.device(options.device)
-    if options.part == "vae":
-        from .train_vae import held_out_psnr, train_vae
+    if options.part in ("vae", "decoder"):
+        from .train_vae import held_out_psnr, train_decoder, train_vae
 
-        vae = train_vae(options.work, options.minutes, device)
+        vae = (train_vae if options.part == "vae" else train_decoder)(options.work, options.minutes, device)
         vae.save_pretrained(options.work / "vae")
         print(f"held-out clips reconstruct at {held_out_psnr(vae):.2f} dB")
     elif options.part == "latents":

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .nets import build_vae
 from .scene import SIZE, draw, sample_scene
-from .training import Schedule, Trainer
+from .training import Loss, Schedule, Trainer
 
 _LATENT_NOISE = 0.05  # a fixed posterior spread: latents that are a little off, as a DiT's are, still decode well
 # Crop in pixels, frames, clips a step. The long ones matter: a causal VAE trained on short clips alone drifts beyond their length.
@@ -30,7 +30,20 @@ def clip_to_tensor(frames: np.ndarray) -> Tensor:
 def train_vae(folder: Path, minutes: float, device: torch.device) -> AutoencoderKLWan:
     """Train for so many minutes in all (resumed runs included); the result's latents have zero mean and unit scale by its config."""
     vae = build_vae().to(device)
+    averaged = Trainer("vae", vae, Schedule(minutes, peak_lr=2e-3, final_lr=5e-5), folder).run(_loss(vae, device))
+    _measure_latents(averaged)
+    return averaged
 
+
+def train_decoder(folder: Path, minutes: float, device: torch.device) -> AutoencoderKLWan:
+    """Go on with the decoder of `folder`/vae alone: the latents, which the DiT has learnt, stay what they are."""
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae").to(device)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    return Trainer("decoder", vae, Schedule(minutes, peak_lr=7e-4, final_lr=2e-5), folder).run(_loss(vae, device))
+
+
+def _loss(vae: AutoencoderKLWan, device: torch.device) -> Loss:
     def loss(rng: Generator, step: int) -> tuple[Tensor, dict[str, float]]:
         crop, num_frames, batch = _BATCHES[step % len(_BATCHES)]
         clips = torch.stack([_crop(rng, crop, num_frames) for _ in range(batch)]).to(device)
@@ -44,10 +57,7 @@ def train_vae(folder: Path, minutes: float, device: torch.device) -> Autoencoder
         value = error.abs().mean() + mse + _MEAN_WEIGHT * posterior.mean.float().pow(2).mean() + _SPREAD_WEIGHT * spread
         return value, {"psnr": float(10 * torch.log10(4 / mse.detach()))}
 
-    averaged = Trainer("vae", vae, Schedule(minutes, peak_lr=2e-3, final_lr=5e-5), folder).run(loss)
-    assert isinstance(averaged, AutoencoderKLWan)
-    _measure_latents(averaged)
-    return averaged
+    return loss
 
 
 def _crop(rng: Generator, crop: int, num_frames: int) -> Tensor:

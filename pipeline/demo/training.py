@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,15 +52,17 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         self.part, self.module, self.schedule = part, module, schedule
         self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY))
-        self.optimiser = torch.optim.AdamW(module.parameters(), lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.optimiser = torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad], lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
         self.step, self.seconds = 0, 0.0
         self._checkpoint, self._log = folder / f"{part}.pt", folder / "training_log.jsonl"
         self._figures: list[dict[str, float]] = []
         if self._checkpoint.exists():
             self._resume()
 
-    def run(self, loss: Loss) -> nn.Module:
-        """Train until the schedule's minutes are used. loss: (random generator, step) -> (scalar, figures for the log)."""
+    def run(self, loss: Loss) -> Any:
+        """Train until the schedule's minutes are used and return the averaged module. loss: (random, step) -> (scalar, figures to log)."""
         last_save = time.monotonic()
         while self.seconds < 60 * self.schedule.minutes:
             began = time.monotonic()
@@ -71,8 +74,7 @@ class Trainer:
                 self._save()
                 last_save = time.monotonic()
         self._save()
-        averaged: nn.Module = self.average.module
-        return averaged
+        return self.average.module
 
     def _advance(self, loss: Loss) -> None:
         for group in self.optimiser.param_groups:
