@@ -58,6 +58,19 @@ def test_streamed_decoding_equals_decoding_the_whole(tiny_wan: Path) -> None:
     assert difference <= 1e-5, f"largest difference {difference:.2e}"
 
 
+def test_stock_diffusers_loads_and_renders_the_demo_model() -> None:
+    card = read_card("demo")
+    stock = WanPipeline.from_pretrained(card.path)
+    stock.set_progress_bar_config(disable=True)
+    prompt = "a red circle moves left over a grey background"
+    assert "<unk>" not in stock.tokenizer.tokenize(prompt)
+    frames = stock(
+        prompt, height=card.height, width=card.width, num_frames=5, num_inference_steps=2, max_sequence_length=card.max_sequence_length
+    ).frames
+    assert frames.shape == (1, 5, 96, 96, 3)
+    assert sum(path.stat().st_size for path in card.path.rglob("*.safetensors")) < 30e6
+
+
 _PEAK = """
 import resource, sys
 import torch

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
-from safetensors.torch import load_file
 
 from .nets import MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_scheduler
 from .scene import FPS, SIZE
@@ -43,7 +42,8 @@ Trained with (`training_log.jsonl` is the log):
 def export(work: Path, out: Path) -> None:
     """Write `out` anew from what training left in `work`: weights in bf16, the card and the training log."""
     model = DenoiserWithText()
-    model.load_state_dict({key.replace("._orig_mod", ""): value for key, value in load_file(work / "dit.safetensors").items()})
+    average = torch.load(work / "dit.pt", weights_only=True)["average"]
+    model.load_state_dict({key.removeprefix("module."): value for key, value in average.items() if key != "n_averaged"})
     vae = AutoencoderKLWan.from_pretrained(work / "vae")
     save_checkpoint(model, vae, out, dtype=torch.bfloat16)
     shutil.copy(work / "training_log.jsonl", out / "training_log.jsonl")

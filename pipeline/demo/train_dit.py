@@ -25,7 +25,7 @@ from .training import Schedule, Trainer
 
 _CLIP_FRAMES = 41
 _SHARD = 100
-_FRAMES_A_STEP = 144  # latent frames in a batch, whatever the clip length
+_FRAMES_A_STEP = 64  # latent frames in a batch, whatever the clip length
 _LENGTHS = {9: 0.5, 6: 0.2, 4: 0.15, 2: 0.1, 1: 0.05}
 
 
@@ -144,7 +144,7 @@ def _noise_levels(rng: Generator, *shape: int) -> Tensor:
 
 
 def train_dit(folder: Path, minutes: float, device: torch.device) -> None:
-    """Train on what `encode_clips` wrote; the averaged weights go to `folder`/dit.safetensors."""
+    """Train on what `encode_clips` wrote; the weights stay in the trainer's checkpoint, from where `export` takes them."""
     model = DenoiserWithText().to(device)
     model.transformer.compile_repeated_blocks(dynamic=False)
     torch._dynamo.config.cache_size_limit = 64
@@ -169,5 +169,4 @@ def train_dit(folder: Path, minutes: float, device: torch.device) -> None:
         value = (error * weight).sum() / weight.sum()
         return value, {"loss_per_frame" if not shared else "loss_shared": float(value.detach())}
 
-    averaged = Trainer("dit", model, Schedule(minutes, peak_lr=1.2e-3, final_lr=2e-5, warmup_steps=200), folder).run(loss)
-    save_file(averaged.state_dict(), folder / "dit.safetensors")
+    Trainer("dit", model, Schedule(minutes, peak_lr=1.2e-3, final_lr=2e-5, warmup_steps=200), folder).run(loss)
