@@ -15,7 +15,7 @@ from .families import Family
 
 
 class Preview:
-    """Fitted once for a model, by least squares on what its own VAE makes of random latents' decoded pictures."""
+    """Fitted once for a model, by least squares on what its own VAE makes of pictures of known colours."""
 
     def __init__(self, family: Family) -> None:
         self._projection = _fit(family)
@@ -39,20 +39,23 @@ class Preview:
 
 
 @torch.no_grad()
-def _fit(family: Family, size: int = 24, clips: int = 4) -> Tensor:
-    """[channels + 1, 3]: from a latent's channels and 1 to the mean colour of the pixels that it decodes to.
+def _fit(family: Family, cells: int = 24, clips: int = 6) -> Tensor:
+    """[channels + 1, 3]: from a latent's channels and 1 to the mean colour of the pixels that it stands for.
 
-    Decodes smooth random latents of `size` x `size` cells, so that it needs no pictures and fits any VAE with normalised latents.
+    Encodes still clips of random colours, blocks of 4 x 4 latent cells each, so that it needs no pictures and fits any VAE. A causal
+    VAE's first latent frame stands for one frame alone and looks different from the others: it is left out.
     """
     generator = torch.Generator().manual_seed(0)
-    channels, stride = family.card.latent_channels, family.card.spatial_stride
+    stride, temporal = family.card.spatial_stride, family.card.temporal_stride
     inputs, colours = [], []
     for _ in range(clips):
-        coarse = torch.randn((1, channels, size // 4, size // 4), generator=generator)
-        latent = F.interpolate(coarse, size=(size, size), mode="bilinear")[:, :, None].expand(-1, -1, 2, -1, -1)
-        decoded = list(family.decode(latent))[-1][-1].float().cpu().movedim(-1, 0)
-        colours.append(F.avg_pool2d(decoded, stride).flatten(1).T)
-        inputs.append(latent[0, :, -1].flatten(1).T)
-    latents = torch.cat(inputs)
-    design = torch.cat((latents, torch.ones(len(latents), 1)), dim=1)
+        blocks = torch.rand((1, 3, cells // 4, cells // 4), generator=generator)
+        picture = F.interpolate(blocks, scale_factor=4.0 * stride, mode="nearest")[0].movedim(0, -1)
+        latents = family.encode(picture.expand(1 + 4 * temporal, -1, -1, -1))[0].float().cpu()
+        wanted = F.interpolate(blocks, scale_factor=4.0, mode="nearest")[0].flatten(1).T
+        for frame in latents[:, 1:].unbind(1):
+            inputs.append(frame.flatten(1).T)
+            colours.append(wanted)
+    features = torch.cat(inputs)
+    design = torch.cat((features, torch.ones(len(features), 1)), dim=1)
     return torch.linalg.lstsq(design, torch.cat(colours)).solution

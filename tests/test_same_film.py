@@ -54,7 +54,7 @@ def test_demo_model_renders_the_same_film_on_2_ranks(gloo_pool: GlooPool) -> Non
         timeline=TimelineSettings("windows", 9, 3),
         noise="frame",
     )
-    arguments = (read_card("demo"), take, "fbcache", None)
+    arguments = (read_card("demo"), take, "fbcache", 0.25)
     alone = gloo_pool.run(_render, 1, *arguments)[0]
     assert alone.trace.summary()["reuse"] > 0
     assert alone.trace.smallest_margin > 1e-3

@@ -38,6 +38,10 @@ class Family(ABC):
         """One model call. latents: [1, channels, latent frames, height, width]; timestep: scalar."""
 
     @abstractmethod
+    def encode(self, frames: Tensor) -> Tensor:
+        """Latents [1, channels, latent frames, height, width] of frames [frames, height, width, 3] in 0..1."""
+
+    @abstractmethod
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Stream a take's frames: chunks [frames, height, width, 3] in 0..1, memory independent of the take's length."""
 

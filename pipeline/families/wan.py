@@ -67,11 +67,21 @@ class Wan(Family):
         return velocity
 
     @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        video = frames.permute(3, 0, 1, 2)[None].to(self.device, torch.float32) * 2 - 1
+        mean, std = self._latent_scale()
+        return (self.vae.encode(video).latent_dist.mode() - mean) / std
+
+    def _latent_scale(self) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        mean, std = (torch.tensor(values, device=self.device).view(-1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        return mean, std
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """One latent frame at a time through the VAE's causal cache: the same frames as decoding the whole (diffusers' own loop)."""
         vae = self.vae
-        mean = torch.tensor(vae.config.latents_mean, device=self.device).view(-1, 1, 1, 1)
-        std = torch.tensor(vae.config.latents_std, device=self.device).view(-1, 1, 1, 1)
+        mean, std = self._latent_scale()
         vae.clear_cache()
         for index in range(latents.shape[2]):
             latent = latents[:, :, index : index + 1].to(self.device, torch.float32) * std + mean
