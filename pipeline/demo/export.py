@@ -45,6 +45,7 @@ def export(work: Path, out: Path) -> None:
     average = torch.load(work / "dit.pt", weights_only=True)["average"]
     model.load_state_dict({key.removeprefix("module."): value for key, value in average.items() if key != "n_averaged"})
     vae = AutoencoderKLWan.from_pretrained(work / "vae")
+    vae.register_to_config(_name_or_path="")  # it would name a folder of the machine that trained it
     save_checkpoint(model, vae, out, dtype=torch.bfloat16)
     shutil.copy(work / "training_log.jsonl", out / "training_log.jsonl")
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in _parts(model, vae).items()}
