@@ -42,9 +42,9 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a clip shows; `things` by colour, empty if there is none."""
+    """What a clip shows; `things` by colour, empty if there is none. background: None where the things leave nothing of it to see."""
 
-    background: str
+    background: str | None
     things: dict[str, Sighting]
 
 
@@ -76,7 +76,7 @@ def judge(frames: NDArray[np.uint8], scene: Scene) -> Verdict:
 def analyse(frames: NDArray[np.uint8]) -> Findings:
     """Find the things and the background of a clip, [num_frames, SIZE, SIZE, 3] uint8 RGB.
 
-    Raises `ValueError` for another layout, for less than `MIN_FRAMES` frames, and if things leave no background to see.
+    Raises `ValueError` for another layout and for less than `MIN_FRAMES` frames.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3) or len(frames) < MIN_FRAMES:
         raise ValueError(f"cannot analyse frames {list(frames.shape)} of {frames.dtype}: pass [at least {MIN_FRAMES}, {SIZE}, {SIZE}, 3] of uint8")
@@ -207,10 +207,10 @@ def _climbs(values: Floats) -> tuple[float, float]:
     return float(rise), float(fall)
 
 
-def _name_background(frames: NDArray[np.uint8], free: Mask) -> str:
+def _name_background(frames: NDArray[np.uint8], free: Mask) -> str | None:
     """The background nearest to the free pixels; free: [frames, SIZE, SIZE]. Stripes are what the means of the rows explain."""
     if not free.any():
-        raise ValueError("cannot name the background: the things cover all pixels of all frames")
+        return None
     grey = frames.astype(np.float32) @ np.full(3, 1 / 3, np.float32)
     in_frame, in_row = free.sum(axis=(1, 2)), free.sum(axis=2)
     mean = np.where(free, grey, 0).sum(axis=(1, 2)) / np.maximum(in_frame, 1)

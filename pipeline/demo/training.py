@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,19 +42,28 @@ class Schedule:
         return cosine * min(1.0, (step + 1) / self.warmup_steps)
 
 
+def _build_optimisers(module: nn.Module, matrices: Sequence[nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
+    """Muon (arXiv 2502.16982, its steps scaled to the size of AdamW's) for `matrices`, AdamW for the rest."""
+    chosen = set(matrices)
+    rest = [weight for weight in module.parameters() if weight.requires_grad and weight not in chosen]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)]
+    if matrices:
+        optimisers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return optimisers
+
+
 class Trainer:
     """Trains `module` in place and keeps a moving average of its weights, which is what gets used.
 
+    `matrices`: those of its weights that Muon trains.
     Checkpoints go to `folder`/PART.pt, from where a new trainer goes on; the log to `folder`/training_log.jsonl.
     """
 
-    def __init__(self, part: str, module: nn.Module, schedule: Schedule, folder: Path) -> None:
+    def __init__(self, part: str, module: nn.Module, schedule: Schedule, folder: Path, matrices: Sequence[nn.Parameter] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.part, self.module, self.schedule = part, module, schedule
         self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY))
-        self.optimiser = torch.optim.AdamW(
-            [p for p in module.parameters() if p.requires_grad], lr=schedule.peak_lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
+        self.optimisers = _build_optimisers(module, matrices, schedule.peak_lr)
         self.step, self.seconds = 0, 0.0
         self._checkpoint, self._log = folder / f"{part}.pt", folder / "training_log.jsonl"
         self._figures: list[dict[str, float]] = []
@@ -77,13 +86,15 @@ class Trainer:
         return self.average.module
 
     def _advance(self, loss: Loss) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule.learning_rate(self.step, self.seconds)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.schedule.learning_rate(self.step, self.seconds)
         value, figures = loss(np.random.default_rng(self.step), self.step)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.average.update_parameters(self.module)
         self.step += 1
         self._figures.append({"loss": float(value.detach()), **figures})
@@ -101,11 +112,13 @@ class Trainer:
         saved = torch.load(self._checkpoint, weights_only=True)
         self.module.load_state_dict(saved["module"])
         self.average.load_state_dict(saved["average"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         self.step, self.seconds = saved["step"], saved["seconds"]
 
     def _save(self) -> None:
-        weights = {"module": self.module.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
+        weights = {"module": self.module.state_dict(), "average": self.average.state_dict()}
+        states = [optimiser.state_dict() for optimiser in self.optimisers]
         temporary = self._checkpoint.with_suffix(".tmp")
-        torch.save({**weights, "step": self.step, "seconds": self.seconds}, temporary)
+        torch.save({**weights, "optimisers": states, "step": self.step, "seconds": self.seconds}, temporary)
         temporary.replace(self._checkpoint)
