@@ -40,7 +40,7 @@ def main() -> None:
         plan = plan_job(load_job(job, [f"output={folder}/again"]))
     long = next(planned.take for planned in plan.takes if planned.take.name == "long")
     assert plan.recipe is not None
-    renderer = Renderer(plan.card, dtype=plan.job.dtype)
+    renderer = Renderer(plan.card, plan.model_options)
     seconds, rendered = _time_cache(renderer, long, plan.recipe)
     plain, cached = ([chunk.mul(255).round().byte().numpy() for chunk in renderer.family.decode(one.latents)] for one in rendered)
     comparison = compare_frames(plain, cached)

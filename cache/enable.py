@@ -13,7 +13,7 @@ from .decision import Decision, Signal, ratio
 from .recipe import Recipe, load_recipe
 from .sites import Site
 from .sites.site import Block
-from .stack import CachedStack
+from .stack import CachedStack, RunElsewhere, block_lists
 from .state import CacheState, Slot
 from .trace import Trace, TraceEntry
 
@@ -26,20 +26,19 @@ def enable_cache(
     *,
     num_inference_steps: int,
     reduce: Reduce = lambda sums: sums,
-    blocks: str = "blocks",
 ) -> Cached:
-    """Put a cache on a transformer whose block list is its attribute `blocks`.
+    """Put a cache on a diffusers transformer; one stack over all of its block lists.
 
     recipe: a name, a YAML path or a Recipe. reduce: sums fp64 partial sums over all shards of the tokens (one collective), for
     sharded models. Raises ValueError if the recipe does not fit. Run each model call inside `with cached.step(...)`.
     """
-    original = getattr(transformer, blocks, None)
-    if not isinstance(original, nn.ModuleList):
-        raise ValueError(f"{type(transformer).__name__} has no block list '{blocks}' to put a cache on.")
-    if isinstance(original, CachedStack):
+    lists = block_lists(transformer)
+    if not lists:
+        raise ValueError(f"{type(transformer).__name__} has no block list to put a cache on.")
+    if any(isinstance(blocks, CachedStack) for blocks in lists.values()):
         raise ValueError("This transformer has a cache already; call disable() on it first.")
     cached = Cached(load_recipe(recipe), num_inference_steps, reduce)
-    cached.attach(transformer, blocks, original)
+    cached.attach(transformer, lists)
     return cached
 
 
@@ -63,10 +62,18 @@ class Cached:
         self._cursor: _Cursor | None = None
         self._detach: Callable[[], None] = lambda: None
 
-    def attach(self, transformer: nn.Module, name: str, original: nn.ModuleList) -> None:
-        self._site.check(len(original))
-        setattr(transformer, name, CachedStack(original, self._run))
-        self._detach = lambda: setattr(transformer, name, original)
+    def attach(self, transformer: nn.Module, lists: dict[str, nn.ModuleList]) -> None:
+        self._site.check(sum(map(len, lists.values())))
+        first, *further = lists
+        setattr(transformer, first, CachedStack(lists[first], [lists[name] for name in further], self._run))
+        for name in further:
+            setattr(transformer, name, RunElsewhere(lists[name]))
+
+        def detach() -> None:
+            for name, original in lists.items():
+                setattr(transformer, name, original)
+
+        self._detach = detach
 
     @contextmanager
     def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0) -> Iterator[None]:
@@ -92,23 +99,24 @@ class Cached:
         self._detach()
         self.state.reset()
 
-    def _run(self, blocks: list[Block], hidden_states: Tensor) -> Tensor:
+    def _run(self, blocks: list[Block], hidden_states: Tensor, num_text: int) -> Tensor:
         if self._cursor is None:
             raise ValueError("The transformer was called outside `with cached.step(index, timestep, branch=...)`, so its cache has no step.")
-        call = _Call(self, self._cursor, self.state.slot(self._cursor.segment, self._cursor.branch), self._site.layers(len(blocks)))
+        slot = self.state.slot(self._cursor.segment, self._cursor.branch)
+        call = _Call(self, self._cursor, slot, self._site.layers(len(blocks)), hidden_states.shape[1] - num_text)
         return self._site.run(blocks, hidden_states, call)
 
 
 class _Call:
-    """One model call: what a site asks for (SiteRun)."""
+    """One model call: what a site asks for (SiteRun). Signals are of the first `num_tokens` tokens, without the text behind them."""
 
-    def __init__(self, cached: Cached, cursor: _Cursor, slot: Slot, layers: str) -> None:
-        self._cached, self._cursor, self._slot, self._layers = cached, cursor, slot, layers
+    def __init__(self, cached: Cached, cursor: _Cursor, slot: Slot, layers: str, num_tokens: int) -> None:
+        self._cached, self._cursor, self._slot, self._layers, self._num_tokens = cached, cursor, slot, layers, num_tokens
 
     def decide(self, probe: Tensor) -> Decision:
         """One reduction a decision whatever it will be: a branch that guards a collective is decided from reduced data alone."""
         cached, cursor, slot = self._cached, self._cursor, self._slot
-        signal = slot.trigger.signal(probe)
+        signal = slot.trigger.signal(probe[:, : self._num_tokens])
         value = None if signal is None else ratio(cached._reduce(signal.sums))
         wish = slot.trigger.decide(cursor.step, value)
         decision = cached.recipe.guards.apply(wish, cursor.step, cached.num_inference_steps, slot.reused_run)
@@ -125,7 +133,8 @@ class _Call:
     def keep(self, feature: Tensor) -> None:
         if self._slot.predictor.ready:
             forecast = self._slot.predictor.predict(self._cursor.step)
-            self._cached.trace.add_forecast(Signal.relative_l1(forecast, feature).sums)
+            video = slice(self._num_tokens)
+            self._cached.trace.add_forecast(Signal.relative_l1(forecast[:, video], feature[:, video]).sums)
         self._slot.predictor.push(self._cursor.step, feature)
 
     def recall(self) -> Tensor:

@@ -41,6 +41,12 @@ class Trace:
     entries: list[TraceEntry] = field(default_factory=list)
     _forecasts: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def joined(cls, parts: list[Trace]) -> Trace:
+        """One trace of calls that were made in different places, in the order in which one place makes them all."""
+        entries = [entry for part in parts for entry in part.entries]
+        return cls(parts[0].recipe, sorted(entries, key=lambda entry: (entry.step, entry.segment, entry.branch)))
+
     def add(self, entry: TraceEntry) -> None:
         self.entries.append(entry)
 

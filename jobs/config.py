@@ -49,12 +49,36 @@ class CacheConfig:
 
 @dataclass
 class ParallelConfig:
-    """ulysses_degree: ranks that share one take. threads: CPU threads a rank, 0 to share out the cores. timeouts in seconds."""
+    """degrees: `given`, by the four numbers, or `auto`, chosen for `num_ranks` ranks (all that the cluster has, if left out).
 
+    layout: `even` or `frames`, the tokens that a rank holds. kernel: `native` or `xfuser`. threads: CPU threads a rank, 0 to share
+    out the cores. Timeouts in seconds.
+    """
+
+    degrees: str = "given"
+    num_ranks: int | None = None
+    cfg_degree: int = 1
+    window_degree: int = 1
+    ring_degree: int = 1
     ulysses_degree: int = 1
+    layout: str = "even"
+    kernel: str = "native"
     threads: int = 0
     placement_timeout: float = 60.0
     collective_timeout: float = 60.0
+
+
+@dataclass
+class ModelConfig:
+    """path: `demo`, or a checkpoint's folder. shard: `gang` keeps a part of the weights on each rank that shares tokens, `none` all.
+
+    offload: `blocks` keeps the blocks' weights off the accelerator while they are not used (on CPU: in files), `none` does not.
+    """
+
+    path: str = ""
+    dtype: str = "float32"
+    shard: str = "none"
+    offload: str = "none"
 
 
 @dataclass
@@ -82,22 +106,25 @@ class TakeConfig(TakeSettings):
 
 @dataclass
 class JobConfig(TakeSettings):
-    """preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film."""
+    """preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film.
 
-    model: str = ""
+    attention_backend: one of diffusers' (native, flash, _flash_3_hub, sage ...), its default if left out.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
     output: str = ""
     takes: list[TakeConfig] = field(default_factory=list)
     cache: CacheConfig = field(default_factory=CacheConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: str = "auto"
-    dtype: str = "float32"
+    attention_backend: str | None = None
     fps: int | None = None
     preview_every: int = 10
     save_latents: bool = False
 
 
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
-_SHORTHANDS = {"cache": "recipe", "timeline": "name"}
+_SHORTHANDS = {"cache": "recipe", "timeline": "name", "model": "path", "parallel": "degrees"}
 
 
 def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
@@ -149,7 +176,14 @@ def _spelt_out(values: Any) -> Any:
     return [_spelt_out(value) for value in values] if isinstance(values, list) else values
 
 
-_NESTED = {"takes": TakeConfig, "prompts": PromptConfig, "timeline": TimelineConfig, "cache": CacheConfig, "parallel": ParallelConfig}
+_NESTED = {
+    "model": ModelConfig,
+    "takes": TakeConfig,
+    "prompts": PromptConfig,
+    "timeline": TimelineConfig,
+    "cache": CacheConfig,
+    "parallel": ParallelConfig,
+}
 
 
 def _check_keys(values: dict[str, Any], config_class: type, where: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ray
 
+from ..parallel import Degrees
 from .events import Finished, Loaded, Order
 from .gang import Gang, GangError
 from .manifest import Manifest
@@ -35,9 +36,9 @@ def run_job(plan: Plan, reporter: Reporter) -> None:
             reporter.say(f"take '{planned.take.name}' is done already ({planned.folder / 'film.mp4'}); --force renders it again")
     if not todo:
         return
-    with _ray(plan) as device, Gang(plan.job.parallel, device) as gang:
-        reporter.say(f"loading '{plan.job.model}' on {gang.num_ranks} rank(s), {device}, {gang.threads} thread(s) a rank")
-        loaded = gang.load(plan.card, plan.job.dtype)
+    with _ray(plan, reporter) as (device, degrees), Gang(degrees, plan.job.parallel, device) as gang:
+        reporter.say(f"loading '{plan.job.model.path}' on {gang.num_ranks} rank(s) ({degrees}), {device}, {gang.threads} thread(s) a rank")
+        loaded = gang.load(plan.card, plan.model_options)
         reporter.say(f"loaded in {max(one.seconds for one in loaded):.1f} s")
         for number, planned in enumerate(todo, 1):
             reporter.take(planned.take.name, number, len(todo))
@@ -45,18 +46,35 @@ def run_job(plan: Plan, reporter: Reporter) -> None:
 
 
 @contextmanager
-def _ray(plan: Plan) -> Iterator[str]:
-    """Join the cluster that RAY_ADDRESS names, or start one here and end it afterwards; gives the device to use."""
+def _ray(plan: Plan, reporter: Reporter) -> Iterator[tuple[str, Degrees]]:
+    """Join the cluster that RAY_ADDRESS names, or start one here and end it afterwards; gives the device and the gang's shape."""
     if not os.environ.get("RAY_ADDRESS"):
-        cores = max(os.cpu_count() or 1, plan.job.parallel.ulysses_degree)
+        cores = max(os.cpu_count() or 1, plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or 1)
         ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
-        has_gpus = ray.cluster_resources().get("GPU", 0) >= plan.job.parallel.ulysses_degree
-        yield ("cuda" if has_gpus else "cpu") if plan.job.device == "auto" else plan.job.device
+        yield _shape(plan, reporter)
     finally:
         ray.shutdown()
+
+
+def _shape(plan: Plan, reporter: Reporter) -> tuple[str, Degrees]:
+    """The device, and the degrees: those that the job gives, or the best for the ranks that it or the cluster has."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    wanted = plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or max(1, gpus)
+    device = ("cuda" if gpus >= wanted else "cpu") if plan.job.device == "auto" else plan.job.device
+    if plan.degrees:
+        return device, plan.degrees
+    kind = "GPU" if device == "cuda" else "CPU"
+    per_node = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
+    num_ranks = plan.job.parallel.num_ranks or sum(per_node)
+    try:
+        degrees, why = plan.choose_degrees(num_ranks, max(1, *per_node))
+    except ValueError as error:
+        raise GangError(str(error)) from None
+    reporter.say(f"parallel=auto: {why}")
+    return device, degrees
 
 
 def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, reporter: Reporter) -> None:

@@ -61,4 +61,12 @@ class Loaded:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Link:
+    """What a rank measured with all others. round_trip: seconds of the smallest sum; bytes_per_second: sent in an all-to-all."""
+
+    round_trip: float
+    bytes_per_second: float
+
+
 Event = Stepped | Decoded | Finished

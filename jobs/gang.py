@@ -12,9 +12,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ..parallel import Degrees
 from ..pipeline.card import ModelCard
+from ..pipeline.options import ModelOptions
 from .config import ParallelConfig
-from .events import Event, Loaded, Order, Stepped
+from .events import Event, Link, Loaded, Order, Stepped
 from .rank import Rank
 
 _SETTLE_SECONDS = 3.0  # after a first failure: time for the death that caused it to show
@@ -27,8 +29,8 @@ class GangError(RuntimeError):
 class Gang:
     """One placement group, one actor a rank, one process group. Use as a context manager: leaving it ends every rank."""
 
-    def __init__(self, config: ParallelConfig, device: str) -> None:
-        self.num_ranks, self.device, self._config = config.ulysses_degree, device, config
+    def __init__(self, degrees: Degrees, config: ParallelConfig, device: str) -> None:
+        self.degrees, self.num_ranks, self.device, self._config = degrees, degrees.num_ranks, device, config
         self.threads = config.threads or max(1, (os.cpu_count() or 1) // self.num_ranks)
         self._group: PlacementGroup | None = None
         self._ranks: list[Any] = []
@@ -55,9 +57,13 @@ class Gang:
             remove_placement_group(self._group)
             self._group = None
 
-    def load(self, card: ModelCard, dtype: str) -> list[Loaded]:
+    def load(self, card: ModelCard, options: ModelOptions) -> list[Loaded]:
         """Every rank loads the model; returns what each has to say, in rank order."""
-        return self._all([actor.load.remote(card, dtype) for actor in self._ranks], "loading the model")
+        return self._all([actor.load.remote(card, options) for actor in self._ranks], "loading the model")
+
+    def probe(self) -> list[Link]:
+        """How fast the ranks reach each other, in rank order."""
+        return self._all([actor.probe.remote() for actor in self._ranks], "measuring the links")
 
     def render(self, order: Order) -> Iterator[Event]:
         """Render one take, passing on what rank 0 reports. Raises GangError as soon as a rank fails or dies."""
@@ -88,7 +94,7 @@ class Gang:
             has, free = ray.cluster_resources().get(kind, 0), ray.available_resources().get(kind, 0)
             raise GangError(
                 f"No place for {self.num_ranks} ranks within {self._config.placement_timeout:g} s: they need {self.num_ranks} {kind}s, the "
-                f"cluster has {has:g}, {free:g} of them free. Lower parallel.ulysses_degree, wait, or raise parallel.placement_timeout."
+                f"cluster has {has:g}, {free:g} of them free. Lower the degrees, wait, or raise parallel.placement_timeout."
             )
         for rank in range(self.num_ranks):
             options: dict[str, Any] = {
@@ -106,7 +112,7 @@ class Gang:
             return
         timeout = self._config.collective_timeout
         address, port = self._all([self._ranks[0].open_store.remote(timeout)], "opening the rendezvous")[0]
-        self._all([actor.join.remote(address, port, timeout) for actor in self._ranks], "forming the process group")
+        self._all([actor.join.remote(address, port, timeout, self.degrees) for actor in self._ranks], "forming the process group")
 
     def _all(self, references: list[Any], doing: str) -> list[Any]:
         """The results in rank order; the first failure, whichever rank's, ends the wait."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import Recipe, load_recipe
+from ..parallel.degrees import Degrees, Demand, choose_degrees
 from ..pipeline.card import ModelCard, read_card
 from ..pipeline.film_key import film_key
+from ..pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
 from ..pipeline.take import Take
 from .config import JobConfig, resolve_takes
 from .manifest import read_manifest
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -32,40 +33,45 @@ class PlannedTake:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job that passed every check."""
+    """A job that passed every check. degrees: None where they are to be chosen for the cluster that it finds."""
 
     job: JobConfig
     card: ModelCard
     recipe: Recipe | None
     fps: int
     takes: tuple[PlannedTake, ...]
+    degrees: Degrees | None
+    model_options: ModelOptions
+
+    def choose_degrees(self, num_ranks: int, ranks_per_node: int) -> tuple[Degrees, str]:
+        """Raises ValueError if the takes cannot be shared out over so many ranks."""
+        return choose_degrees(num_ranks, _demand(self.card, [planned.take for planned in self.takes]), ranks_per_node)
 
     def config_of(self, planned: PlannedTake) -> dict[str, Any]:
         """The resolved config of one take, for its manifest."""
         job = asdict(self.job)
-        shared = {key: job[key] for key in ("model", "cache", "parallel", "device", "dtype")}
+        shared = {key: job[key] for key in ("model", "cache", "parallel", "device", "attention_backend")}
         return {**shared, "fps": self.fps, "take": asdict(planned.take)}
 
 
 def plan_job(job: JobConfig, *, force: bool = False) -> Plan:
     """Check all of a job. Raises ValueError with the offending value and the mend."""
-    if not job.model:
+    if not job.model.path:
         raise ValueError("The job names no model; set `model: demo`, or the path of a checkpoint in diffusers' format.")
     if not job.output:
         raise ValueError("The job names no output folder; set `output: ...`.")
-    _check_choice("dtype", job.dtype, _DTYPES)
-    _check_choice("device", job.device, _DEVICES)
-    card = read_card(job.model)
+    options = _check_options(job)
+    card = read_card(job.model.path)
     takes = resolve_takes(job, card)
-    _check_parallel(job, card, takes)
+    degrees = _check_parallel(job, card, takes)
     recipe = _check_recipe(job, card, takes)
     fps = card.fps if job.fps is None else job.fps
     if fps < 1:
         raise ValueError(f"fps is {fps}; it must be at least 1.")
     output = Path(job.output)
     _check_writable(output)
-    planned = tuple(_plan_take(take, output.resolve() / take.name, film_key(card.path, take, recipe, job.dtype), force) for take in takes)
-    return Plan(job, card, recipe, fps, planned)
+    planned = tuple(_plan_take(take, output.resolve() / take.name, film_key(card.path, take, recipe, options.dtype), force) for take in takes)
+    return Plan(job, card, recipe, fps, planned, degrees, options)
 
 
 def _plan_take(take: Take, folder: Path, key: str, force: bool) -> PlannedTake:
@@ -75,26 +81,84 @@ def _plan_take(take: Take, folder: Path, key: str, force: bool) -> PlannedTake:
     return PlannedTake(take, folder, key, is_done, earlier=manifest.film_key if manifest is not None and not same else None)
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is '{value}'; it must be one of {', '.join(known)}.")
+def _check_options(job: JobConfig) -> ModelOptions:
+    choices = (
+        ("model.dtype", job.model.dtype, DTYPES),
+        ("model.shard", job.model.shard, SHARDS),
+        ("model.offload", job.model.offload, OFFLOADS),
+        ("parallel.layout", job.parallel.layout, LAYOUTS),
+        ("parallel.kernel", job.parallel.kernel, KERNELS),
+        ("parallel.degrees", job.parallel.degrees, ("given", "auto")),
+        ("device", job.device, _DEVICES),
+    )
+    for name, value, known in choices:
+        if value not in known:
+            raise ValueError(f"{name} is '{value}'; it must be one of {', '.join(known)}.")
+    if job.model.shard == "gang" and job.model.offload == "blocks":
+        raise ValueError("model.shard is gang and model.offload is blocks; choose one of them.")
+    if job.attention_backend is not None:
+        from ..parallel.kernels import NativeKernel  # diffusers, which takes seconds to import
+
+        NativeKernel(job.attention_backend)
+        if job.parallel.kernel == "xfuser":
+            raise ValueError(f"attention_backend is '{job.attention_backend}' and parallel.kernel is xfuser; choose one of them.")
+    return ModelOptions(job.model.dtype, job.parallel.layout, job.parallel.kernel, job.attention_backend, job.model.shard, job.model.offload)
 
 
-def _check_parallel(job: JobConfig, card: ModelCard, takes: list[Take]) -> None:
-    parallel, degree = job.parallel, job.parallel.ulysses_degree
-    if degree < 1 or card.num_heads % degree:
-        fitting = [n for n in range(1, card.num_heads + 1) if card.num_heads % n == 0]
-        raise ValueError(f"parallel.ulysses_degree is {degree}; it must divide the model's {card.num_heads} heads: {', '.join(map(str, fitting))}.")
+def _demand(card: ModelCard, takes: list[Take]) -> Demand:
+    """What every take of a job can share out. All takes are rendered by one gang, so the least of each counts."""
+    timelines = [take.timeline_for(card) for take in takes]
+    tokens = [
+        card.num_tokens(min(w.stop - w.start for w in line.windows), take.height, take.width) for take, line in zip(takes, timelines, strict=True)
+    ]
+    branches = 2 if all(take.is_guided(card) for take in takes) else 1
+    return Demand(card.num_heads, min(tokens), branches, min(len(line.windows) for line in timelines))
+
+
+def _check_parallel(job: JobConfig, card: ModelCard, takes: list[Take]) -> Degrees | None:
+    parallel = job.parallel
+    degrees = Degrees(parallel.cfg_degree, parallel.window_degree, parallel.ring_degree, parallel.ulysses_degree)
+    for name in ("cfg_degree", "window_degree", "ring_degree", "ulysses_degree", "num_ranks"):
+        value = getattr(parallel, name)
+        if value is not None and value < 1:
+            raise ValueError(f"parallel.{name} is {value}; it must be at least 1.")
     if parallel.threads < 0:
         raise ValueError(f"parallel.threads is {parallel.threads}; give a number of CPU threads a rank, or 0 to share out the cores.")
     for name in ("placement_timeout", "collective_timeout"):
         if getattr(parallel, name) <= 0:
             raise ValueError(f"parallel.{name} is {getattr(parallel, name):g}; it must be above 0 seconds.")
-    for take in takes:
-        window = min(w.stop - w.start for w in take.timeline_for(card).windows)
-        tokens = card.num_tokens(window, take.height, take.width)
-        if tokens < degree:
-            raise ValueError(f"Take '{take.name}' has {tokens} tokens, too few for {degree} ranks; lower parallel.ulysses_degree.")
+    if parallel.degrees == "auto":
+        if degrees.num_ranks > 1:
+            raise ValueError(f"parallel.degrees is auto, but degrees are given as well ({degrees}); drop one of the two.")
+        return None
+    if parallel.num_ranks is not None and parallel.num_ranks != degrees.num_ranks:
+        raise ValueError(
+            f"parallel.num_ranks is {parallel.num_ranks}, but the degrees ({degrees}) multiply to {degrees.num_ranks}; "
+            f"make them agree, or set parallel=auto."
+        )
+    _check_degrees(degrees, card, takes)
+    if job.model.shard == "gang" and degrees.sequence_degree == 1:
+        raise ValueError("model.shard is gang, but no ranks share tokens; set parallel.ulysses_degree or parallel.ring_degree above 1.")
+    return degrees
+
+
+def _check_degrees(degrees: Degrees, card: ModelCard, takes: list[Take]) -> None:
+    ulysses, demand = degrees.ulysses_degree, _demand(card, takes)
+    if card.num_heads % ulysses:
+        fitting = [n for n in range(1, card.num_heads + 1) if card.num_heads % n == 0]
+        raise ValueError(
+            f"parallel.ulysses_degree is {ulysses}; it must divide the model's {card.num_heads} heads: {', '.join(map(str, fitting))}. "
+            f"parallel.ring_degree takes any number."
+        )
+    if degrees.cfg_degree > demand.num_branches:
+        why = "there are two branches at most" if demand.num_branches == 2 else "not every take has a second branch (guidance_scale 1, or embedded)"
+        raise ValueError(f"parallel.cfg_degree is {degrees.cfg_degree}, but {why}; set it to {demand.num_branches}.")
+    if degrees.window_degree > demand.num_windows:
+        raise ValueError(f"parallel.window_degree is {degrees.window_degree}, but a take has only {demand.num_windows} window(s); lower it.")
+    if demand.num_tokens < degrees.sequence_degree:
+        raise ValueError(
+            f"A take has {demand.num_tokens} tokens, too few for {degrees.sequence_degree} ranks; lower parallel.ulysses_degree or ring_degree."
+        )
 
 
 def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take]) -> Recipe | None:

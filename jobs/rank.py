@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
+from statistics import median
 
 import ray
 import torch
@@ -15,14 +16,15 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but missing from its __all__
 
-from ..parallel import Mesh
+from ..parallel import Degrees, Mesh
 from ..pipeline.card import ModelCard
 from ..pipeline.denoise import Step
 from ..pipeline.files import write_atomic
 from ..pipeline.film import ContactSheet, FilmWriter
+from ..pipeline.options import ModelOptions
 from ..pipeline.preview import Preview
 from ..pipeline.render import Rendered, Renderer
-from .events import Decoded, Event, Finished, Loaded, Order, Stepped
+from .events import Decoded, Event, Finished, Link, Loaded, Order, Stepped
 
 _VERSIONED = ("longtake", "torch", "diffusers", "transformers", "ray")
 
@@ -42,26 +44,43 @@ class Rank:
         self._store = TCPStore(address, 0, self.num_ranks, is_master=True, timeout=timedelta(seconds=timeout), wait_for_workers=False)
         return address, self._store.port
 
-    def join(self, address: str, port: int, timeout: float) -> None:
+    def join(self, address: str, port: int, timeout: float, degrees: Degrees) -> None:
         """Form the gang's process group: NCCL on CUDA, gloo elsewhere."""
         limit = timedelta(seconds=timeout)
         store = self._store if self.rank == 0 else TCPStore(address, port, self.num_ranks, is_master=False, timeout=limit)
         backend = "nccl" if self.device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.num_ranks, timeout=limit)
         assert dist.group.WORLD is not None
-        self._mesh = Mesh.over(dist.group.WORLD)
+        self._mesh = Mesh(degrees, dist.group.WORLD)
 
-    def load(self, card: ModelCard, dtype: str) -> Loaded:
+    def load(self, card: ModelCard, options: ModelOptions) -> Loaded:
         """Load the model; raises ValueError where this node does not see the folder that the driver saw."""
         if not card.path.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the model folder '{card.path}'; put it on storage that all nodes share.")
         began = time.monotonic()
-        self._renderer = Renderer(card, dtype=dtype, device=self.device, mesh=self._mesh)
+        self._renderer = Renderer(card, options, device=self.device, mesh=self._mesh)
         self._preview: Preview | None = None
         return Loaded(self.rank, socket.gethostname(), self.device, self.threads, time.monotonic() - began, _versions())
 
+    def probe(self, *, num_rounds: int = 20, num_bytes: int = 1 << 24) -> Link:
+        """Measure the links to the gang's other ranks: medians over rounds of a tiny sum and of a large all-to-all."""
+        gang = self._mesh.gang
+        tiny = torch.ones(1, device=self.device)
+        large = [torch.ones(num_bytes // gang.size, dtype=torch.uint8, device=self.device) for _ in range(gang.size)]
+        shapes = [part.shape for part in large]
+        sums, exchanges = [], []
+        for _ in range(num_rounds):
+            began = time.perf_counter()
+            gang.sum(tiny).item()
+            summed = time.perf_counter()
+            gang.all_to_all(large, shapes)[-1].item()
+            sums.append(summed - began)
+            exchanges.append(time.perf_counter() - summed)
+        sent = sum(part.nbytes for part in large[1:])
+        return Link(median(sums), sent / median(exchanges))
+
     def render(self, order: Order) -> Iterator[Event]:
-        """Render a take with the gang. Rank 0 reports and writes the film; the others only take part."""
+        """Render a take with the gang. Rank 0 reports and writes the film; the others take part in denoising and decoding."""
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
         began = time.monotonic()
@@ -73,6 +92,9 @@ class Rank:
                     seconds = {"denoising": denoised - began, "decoding": time.monotonic() - denoised}
                     decisions = step.trace.summary() if step.trace else {}
                     yield Finished(seconds, decisions, step.cache_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+                else:
+                    for _ in self._renderer.family.decode(step.latents):
+                        pass
             elif self.rank == 0:
                 self._show(order, step)
                 yield Stepped(step.index + 1, step.num_inference_steps, self._renderer.decisions)

@@ -1,7 +1,11 @@
 """Ranks and tokens: meshes, layouts, sequence-parallel attention and group reductions. Never imports Ray or diffusers pipelines."""
 
-from .layout import EvenLayout
+from .axis import Axis, CollectiveError
+from .compaction import Compaction
+from .degrees import Degrees
+from .layout import Layout
 from .mesh import Mesh
+from .rows import RowShards
 from .shards import TokenShards
 
-__all__ = ["EvenLayout", "Mesh", "TokenShards"]
+__all__ = ["Axis", "CollectiveError", "Compaction", "Degrees", "Layout", "Mesh", "RowShards", "TokenShards"]

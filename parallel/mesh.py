@@ -1,63 +1,64 @@
-"""The ranks that render one take together. Knows process groups; knows nothing of tokens or models."""
+"""A gang's ranks arranged along axes. Knows process groups; knows nothing of tokens or models."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
-from torch import Tensor
+
+from .axis import Axis, Traffic
+from .degrees import Degrees
+
+AXES = ("cfg", "window", "ring", "ulysses")
 
 
-@dataclass(frozen=True)
 class Mesh:
-    """A gang seen from one of its ranks. No global state: drop it and build another one in the same process.
+    """A gang as one of its ranks sees it: cfg x window x ring x ulysses, neighbours on the last axis next to each other.
 
-    group: the process group that every collective of the gang runs on; None for a gang of one.
+    There is no module-level state: drop a mesh and build another one in the same process. The groups of its axes end with the
+    default process group (destroying one earlier would let torch give its name to the next, which then hangs).
+    gang: all ranks; cfg, window, ring, ulysses: this rank's own line along each axis; sequence: ring and ulysses together, over
+    which the tokens of a model call are sharded; calls: cfg and window together, over which different model calls are spread.
     """
 
-    rank: int = 0
-    ulysses_degree: int = 1
-    group: dist.ProcessGroup | None = None
+    def __init__(self, degrees: Degrees | None = None, group: dist.ProcessGroup | None = None) -> None:
+        """group: the gang's process group, which every collective stays in; None for a gang of one. Called by all of its ranks.
 
-    def __post_init__(self) -> None:
-        if self.ulysses_degree > 1 and self.group is None:
-            raise ValueError(f"ulysses_degree={self.ulysses_degree} needs a process group; build one with Mesh.over(group).")
+        Raises ValueError if the degrees do not multiply to the group's size.
+        """
+        self.degrees = degrees or Degrees()
+        num_ranks = self.degrees.num_ranks
+        size = 1 if group is None else dist.get_world_size(group)
+        if num_ranks != size:
+            raise ValueError(
+                f"The degrees {self.degrees.sizes} (cfg x window x ring x ulysses) multiply to {num_ranks}, but the gang has {size} ranks."
+            )
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.traffic = Traffic()
+        self._grid = torch.arange(num_ranks).view(self.degrees.sizes)
+        self.gang = Axis("gang", self.rank, num_ranks, group if num_ranks > 1 else None, self.traffic)
+        self.cfg, self.window, self.ring, self.ulysses = (self._line(name, (axis,)) for axis, name in enumerate(AXES))
+        self.sequence = self._line("sequence", (2, 3))
+        self.calls = self._line("calls", (0, 1))
 
     @classmethod
     def over(cls, group: dist.ProcessGroup) -> Mesh:
         """All ranks of `group` side by side on the Ulysses axis."""
-        return cls(rank=dist.get_rank(group), ulysses_degree=dist.get_world_size(group), group=group)
+        return cls(Degrees(ulysses_degree=dist.get_world_size(group)), group)
 
     @property
     def size(self) -> int:
-        return self.ulysses_degree
+        return self.gang.size
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of `values` over the gang, the same on every rank; one collective, or none for a gang of one."""
-        if self.group is None:
-            return values
-        total = values.clone()
-        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self.group)
-        return total
-
-    def all_to_all(self, parts: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
-        """Send `parts[r]` to rank r and return what each rank sent here, of the given shapes. One collective; sizes may differ."""
-        assert self.group is not None
-        sent = torch.cat([part.reshape(-1) for part in parts])
-        received = sent.new_empty(sum(shape.numel() for shape in shapes))
-        dist.all_to_all_single(received, sent, [shape.numel() for shape in shapes], [part.numel() for part in parts], group=self.group)
-        pieces = received.split([shape.numel() for shape in shapes])
-        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-    def all_gather(self, part: Tensor, counts: tuple[int, ...], dim: int) -> Tensor:
-        """Concatenate every rank's `part` along `dim`, where rank r holds `counts[r]` entries. One collective."""
-        assert self.group is not None
-        longest = max(counts)
-        moved = part.movedim(dim, 0)
-        padded = moved.new_zeros((longest, *moved.shape[1:]))
-        padded[: moved.shape[0]] = moved
-        gathered = padded.new_empty((self.size * longest, *moved.shape[1:]))
-        dist.all_gather_into_tensor(gathered, padded, group=self.group)
-        pieces = [piece[:count] for piece, count in zip(gathered.split(longest), counts, strict=True)]
-        return torch.cat(pieces).movedim(0, dim)
+    def _line(self, name: str, along: tuple[int, ...]) -> Axis:
+        """This rank's line along some axes of the grid. Ranks of a line build its group together; others need not take part."""
+        place = [int(i) for i in (self._grid == self.rank).nonzero()[0]]
+        index = tuple(slice(None) if axis in along else place[axis] for axis in range(len(AXES)))
+        members: list[int] = self._grid[index].flatten().tolist()
+        if len(members) == 1:
+            return Axis(name, traffic=self.traffic)
+        if len(members) == self.size:
+            return Axis(name, self.rank, self.size, self.gang.group, self.traffic)
+        assert self.gang.group is not None
+        everybody = dist.get_process_group_ranks(self.gang.group)
+        group = dist.new_group([everybody[member] for member in members], use_local_synchronization=True)
+        return Axis(name, members.index(self.rank), len(members), group, self.traffic)

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .layout import EvenLayout
+from .layout import Layout
 from .mesh import Mesh
 
 
 class TokenShards:
-    """Shards and gathers the tokens of one model call after another; each call starts with `enter`.
+    """Shards and gathers the tokens of one model call after another over the mesh's sequence axis; each call starts with `enter`.
 
-    `layout` belongs to the running call, because windows of different sizes may follow each other.
+    `layout` belongs to the running call, because windows of different sizes may follow each other. by_frames: shard whole frames
+    only (layout `frames`) instead of evenly (layout `even`); the film is the same.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, *, by_frames: bool = False) -> None:
         self.mesh = mesh
-        self._layout: EvenLayout | None = None
+        self.by_frames = by_frames
+        self._layout: Layout | None = None
+        self._key_mask: tuple[Tensor, Tensor] | None = None
 
     @property
-    def layout(self) -> EvenLayout:
+    def layout(self) -> Layout:
         assert self._layout is not None, "a shard point was reached before enter()"
         return self._layout
 
-    def enter(self, num_tokens: int) -> None:
-        """Start a model call over `num_tokens` tokens in all."""
-        if num_tokens < self.mesh.size:
-            raise ValueError(f"{num_tokens} tokens cannot be shared by {self.mesh.size} ranks; render a larger take or use fewer ranks.")
-        self._layout = EvenLayout(num_tokens, self.mesh.size)
+    @property
+    def num_local(self) -> int:
+        return self.layout.counts[self.mesh.sequence.rank]
+
+    def enter(self, num_tokens: int, num_frames: int = 1) -> None:
+        """Start a model call over `num_tokens` tokens in all, in `num_frames` (latent) frames."""
+        ranks = self.mesh.sequence.size
+        if num_tokens < ranks:
+            raise ValueError(f"{num_tokens} tokens cannot be shared by {ranks} ranks; render a larger take or use fewer ranks.")
+        by_frames = self.by_frames and num_frames > 1
+        self._layout = Layout.frames(num_frames, num_tokens // num_frames, ranks) if by_frames else Layout.even(num_tokens, ranks)
+        self._key_mask = None
 
     def shard(self, tokens: Tensor, dim: int) -> Tensor:
-        return self.layout.shard(tokens, self.mesh.rank, dim)
+        return self.layout.shard(tokens, self.mesh.sequence.rank, dim)
 
     def gather(self, tokens: Tensor, dim: int) -> Tensor:
-        if self.mesh.size == 1:
-            return tokens
-        return self.mesh.all_gather(tokens, self.layout.counts, dim)
+        return self.mesh.sequence.all_gather(tokens, self.layout.counts, dim)
+
+    def gather_key_mask(self, mask: Tensor) -> Tensor:
+        """[batch, (1, 1,) local tokens + text] -> [batch, all tokens + text]. One collective a model call: its blocks share one mask."""
+        if self._key_mask is None or self._key_mask[0] is not mask:
+            flat = mask.flatten(1)
+            local, text = flat[:, : self.num_local], flat[:, self.num_local :]
+            self._key_mask = (mask, torch.cat((self.gather(local.to(torch.uint8), dim=1).bool(), text), dim=1))
+        return self._key_mask[1]

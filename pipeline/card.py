@@ -15,10 +15,17 @@ from typing import Any
 
 import yaml
 
-_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-_PIPELINES = {"WanPipeline": "wan"}
+_PIPELINES = {"WanPipeline": "wan", "HunyuanVideoPipeline": "hunyuan_video"}
+_WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+_PARTS = {
+    "wan": ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
+    "hunyuan_video": ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler"),
+}
 # What a checkpoint's own card may state otherwise, in its front matter under `longtake`.
-_USUAL = {"wan": {"trained_frames": 81, "height": 480, "width": 832, "max_sequence_length": 512, "fps": 16}}
+_USUAL = {
+    "wan": {"trained_frames": 81, "height": 480, "width": 832, "max_sequence_length": 512, "fps": 16},
+    "hunyuan_video": {"trained_frames": 129, "height": 720, "width": 1280, "max_sequence_length": 256, "fps": 24},
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class ModelCard:
     """family: how it is called. Sizes in pixels and frames; strides in pixels (or frames) a latent cell.
 
     size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for.
+    num_layers: blocks in all. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
     """
 
     path: Path
@@ -41,6 +49,7 @@ class ModelCard:
     width: int
     max_sequence_length: int
     fps: int
+    embeds_guidance: bool
 
     @property
     def size_multiple(self) -> int:
@@ -68,20 +77,21 @@ def read_card(model: str) -> ModelCard:
     pipeline = index.get("_class_name")
     if pipeline not in _PIPELINES:
         raise ValueError(f"Model '{model}' is a {pipeline}; longtake knows {', '.join(_PIPELINES)}.")
-    _check_parts(folder)
+    family = _PIPELINES[pipeline]
+    _check_parts(folder, _PARTS[family])
     transformer = _read_json(folder / "transformer" / "config.json", "the transformer's config")
     vae = _read_json(folder / "vae" / "config.json", "the VAE's config")
-    family = _PIPELINES[pipeline]
     stated = {**_USUAL[family], **_front_matter(folder / "README.md")}
     return ModelCard(
         path=folder,
         family=family,
         num_heads=transformer["num_attention_heads"],
-        num_layers=transformer["num_layers"],
+        num_layers=transformer["num_layers"] + transformer.get("num_single_layers", 0),
         latent_channels=transformer["in_channels"],
-        patch_size=tuple(transformer["patch_size"]),
-        spatial_stride=vae.get("scale_factor_spatial", 8),
-        temporal_stride=vae.get("scale_factor_temporal", 4),
+        patch_size=_patch_size(transformer),
+        spatial_stride=vae.get("scale_factor_spatial", vae.get("spatial_compression_ratio", 8)),
+        temporal_stride=vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4)),
+        embeds_guidance=transformer.get("guidance_embeds", False),
         **stated,
     )
 
@@ -109,12 +119,19 @@ def _safetensors_sample(path: Path) -> bytes:
         return header + str(size).encode() + file.read()
 
 
-def _check_parts(folder: Path) -> None:
-    for part in _PARTS:
+def _patch_size(transformer: dict[str, Any]) -> tuple[int, int, int]:
+    """(frames, height, width), which families write as one list or as two numbers."""
+    stated = transformer["patch_size"]
+    frames, height, width = stated if isinstance(stated, list) else (transformer["patch_size_t"], stated, stated)
+    return frames, height, width
+
+
+def _check_parts(folder: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
         if not (folder / part).is_dir():
             raise ValueError(f"Model folder '{folder}' lacks '{part}/'; download the whole checkpoint, or save it again with save_pretrained.")
-    for part in ("transformer", "vae", "text_encoder"):
-        if not list((folder / part).glob("*.safetensors")):
+    for part in parts:
+        if part in _WEIGHTS and not list((folder / part).glob("*.safetensors")):
             raise ValueError(f"Model folder '{folder}' has no weights in '{part}/' (*.safetensors); download the whole checkpoint.")
 
 

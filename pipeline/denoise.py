@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ..cache import Cached
+from ..parallel import CollectiveError, Mesh
 from .families import Family
 from .noise import NOISES
 from .take import Take
+
+BRANCHES = ("cond", "uncond")
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,17 @@ class Step:
 class Denoising:
     """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike.
 
-    cached: the cache on this family's transformer, fresh; None where there is none.
+    cached: the cache on this family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
+    are spread over its axes here, tokens inside the family.
     """
 
-    def __init__(self, family: Family, take: Take, cached: Cached | None) -> None:
+    def __init__(self, family: Family, take: Take, cached: Cached | None, mesh: Mesh) -> None:
         card, stride = family.card, family.card.spatial_stride
-        self.family, self.take, self.cached = family, take, cached
+        self.family, self.take, self.cached, self.mesh = family, take, cached, mesh
         self.timeline = take.timeline_for(card)
         self._prompts = [family.encode_prompt(take.prompt_at(window.centre, card)) for window in self.timeline.windows]
-        self._negative = family.encode_prompt(take.negative_prompt)
+        self._is_guided = take.is_guided(card)
+        self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
         self._scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
         draw = NOISES[take.noise]
         noise = draw(take.seed, self.timeline.num_latent_frames, card.latent_channels, take.height // stride, take.width // stride)
@@ -43,25 +48,33 @@ class Denoising:
 
     def __iter__(self) -> Iterator[Step]:
         for index, timestep in enumerate(self._scheduler.timesteps):
-            yield Step(index, self.take.num_inference_steps, self._advance(index, timestep))
+            try:
+                clean = self._advance(index, timestep)
+            except CollectiveError as error:
+                raise error.at(f"step {index + 1}") from error
+            yield Step(index, self.take.num_inference_steps, clean)
 
     @torch.no_grad()
     def _advance(self, index: int, timestep: Tensor) -> Tensor:
         """Take `latents` one step further; returns the clean latents that this step's velocity points to."""
-        velocity = self.timeline.predict(self.latents, lambda window, segment: self._guided(window, segment, index, timestep))
+        velocity = self.timeline.predict(self.latents, lambda window, segment: self._guided(window, segment, index, timestep), self.mesh.window)
         clean = self.latents - self._scheduler.sigmas[index].to(self.latents.device) * velocity
         self.latents = self._scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
         return clean
 
     def _guided(self, window: Tensor, segment: int, index: int, timestep: Tensor) -> Tensor:
-        """Classifier-free guidance (arXiv 2207.12598): one call a branch, cond first, as diffusers does."""
+        """Classifier-free guidance (arXiv 2207.12598): one call a branch, cond first, as diffusers does; or a branch a half of the gang."""
 
-        def call(branch: str, embeds: Tensor) -> Tensor:
+        def call(branch: str) -> Tensor:
+            prompt = self._prompts[segment] if branch == "cond" else self._negative
             with self.cached.step(index, timestep, branch, segment) if self.cached else nullcontext():
-                return self.family.velocity(window, timestep, embeds).float()
+                return self.family.velocity(window, timestep, prompt, self.take.guidance_scale).float()
 
-        cond = call("cond", self._prompts[segment])
-        if self.take.guidance_scale == 1:
-            return cond
-        uncond = call("uncond", self._negative)
+        if not self._is_guided:
+            return call("cond")
+        if self.mesh.cfg.size == 2:
+            mine = call(BRANCHES[self.mesh.cfg.rank])
+            cond, uncond = self.mesh.cfg.all_gather(mine, (1, 1), dim=0).chunk(2)
+        else:
+            cond, uncond = map(call, BRANCHES)
         return uncond + self.take.guidance_scale * (cond - uncond)

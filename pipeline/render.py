@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..cache import Cached, Recipe, Trace, enable_cache
 from ..parallel import Mesh, TokenShards
+from ..parallel.kernels import Kernel, NativeKernel, XfuserKernel
 from .card import ModelCard
 from .denoise import Denoising, Step
 from .families import FAMILIES
+from .options import ModelOptions
 from .take import Take
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .weights import offload_weights, shard_weights
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,53 @@ class Rendered:
 class Renderer:
     """Load once, render takes one after another."""
 
-    def __init__(self, card: ModelCard, *, dtype: str = "float32", device: str = "cpu", mesh: Mesh | None = None) -> None:
-        self.family = FAMILIES[card.family].load(card, DTYPES[dtype], torch.device(device))
+    def __init__(self, card: ModelCard, options: ModelOptions | None = None, *, device: str = "cpu", mesh: Mesh | None = None) -> None:
+        """Raises ValueError, before any weight is read, for options that this machine or mesh does not allow."""
+        self.options = options or ModelOptions()
         self.mesh = mesh or Mesh()
         self._cached: Cached | None = None
+        kernel: Kernel = XfuserKernel() if self.options.kernel == "xfuser" else NativeKernel(self.options.attention_backend)
+        self._check()
+        where = torch.device(device)
+        held = torch.device("cpu") if self.options.shard == "gang" or self.options.offload == "blocks" else where
+        self.family = FAMILIES[card.family].load(card, getattr(torch, self.options.dtype), where, held)
+        self._place_weights(where)
+        if self.mesh.sequence.size > 1 or self.options.kernel == "xfuser":
+            self.family.shard(TokenShards(self.mesh, by_frames=self.options.layout == "frames"), kernel)
+        elif self.options.attention_backend is not None:
+            self.family.transformer.set_attention_backend(self.options.attention_backend)
         if self.mesh.size > 1:
-            self.family.shard(TokenShards(self.mesh))
+            self.family.share_rows(self.mesh.gang)
+
+    def _check(self) -> None:
+        if self.options.shard == "gang" and self.mesh.sequence.size == 1:
+            raise ValueError("model.shard is gang, but no ranks share tokens; set parallel.ulysses_degree or ring_degree above 1.")
+        if self.options.shard == "gang" and self.options.offload == "blocks":
+            raise ValueError("model.shard is gang and model.offload is blocks; choose one of them.")
+
+    def _place_weights(self, device: torch.device) -> None:
+        if self.options.shard == "gang":
+            shard_weights(self.family.transformer, self.mesh.sequence, device)
+        if self.options.offload == "blocks":
+            self._offloaded = offload_weights(self.family.transformer, device)
 
     def steps(self, take: Take, recipe: Recipe | None) -> Iterator[Step | Rendered]:
         """Denoise a take: a Step after each step, then one Rendered. Every rank of the gang must exhaust it."""
         steps = take.num_inference_steps
-        cached = enable_cache(self.family.transformer, recipe, num_inference_steps=steps, reduce=self.mesh.sum) if recipe else None
+        cached = enable_cache(self.family.transformer, recipe, num_inference_steps=steps, reduce=self.mesh.sequence.sum) if recipe else None
         self._cached = cached
         try:
-            denoising = Denoising(self.family, take, cached)
+            denoising = Denoising(self.family, take, cached, self.mesh)
             yield from denoising
-            trace = cached.finish() if cached else None
-            yield Rendered(denoising.latents, trace, cached.state.num_bytes if cached else 0)
+            yield Rendered(denoising.latents, self._whole_trace(cached) if cached else None, cached.state.num_bytes if cached else 0)
         finally:
             self._cached = None
             if cached:
                 cached.disable()
+
+    def _whole_trace(self, cached: Cached) -> Trace:
+        """The take's trace, with the calls that other lines of the mesh made (other branches, other windows)."""
+        return Trace.joined([part for part in self.mesh.calls.gather_objects(cached.finish()) if isinstance(part, Trace)])
 
     @property
     def decisions(self) -> dict[str, int]:

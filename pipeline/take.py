@@ -62,6 +62,10 @@ class Take:
         self._check_prompts(where)
         self.timeline_for(card)
 
+    def is_guided(self, card: ModelCard) -> bool:
+        """Whether each step needs a second model call without the prompt; models with guidance embedded take the scale as an input."""
+        return self.guidance_scale != 1 and not card.embeds_guidance
+
     def _check_prompts(self, where: str) -> None:
         if not self.prompts or not all(prompt.text.strip() for prompt in self.prompts):
             raise ValueError(f"{where} lacks a prompt; set `prompt: ...` or `prompts: [{{frame: 0, text: ...}}]`.")

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..parallel import Axis
+
+_ALONE = Axis("window")
+
 
 @dataclass(frozen=True)
 class Window:
@@ -56,10 +60,10 @@ class Timeline:
             windows.append(Window(start, start + window, tuple(min(pair) for pair in zip(rising, falling, strict=True))))
         return cls(num_latent_frames, tuple(windows))
 
-    def predict(self, latents: Tensor, predict_window: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Fuse `predict_window(window latents, window index)` over all windows.
+    def predict(self, latents: Tensor, predict_window: Callable[[Tensor, int], Tensor], axis: Axis = _ALONE) -> Tensor:
+        """Fuse `predict_window(window latents, window index)` over all windows, which the ranks of `axis` share out.
 
-        latents and result: [batch, channels, latent frames, height, width]; the result is fp32.
+        latents and result: [batch, channels, latent frames, height, width]; the result is fp32, the same on every rank.
         """
         if len(self.windows) == 1:
             return predict_window(latents, 0).float()
@@ -67,7 +71,8 @@ class Timeline:
         weight = torch.zeros(self.num_latent_frames, device=latents.device)
         for index, window in enumerate(self.windows):
             counts = torch.tensor(window.weights, device=latents.device)
-            predicted = predict_window(latents[:, :, window.start : window.stop], index).float()
-            total[:, :, window.start : window.stop] += predicted * counts[:, None, None]
             weight[window.start : window.stop] += counts
-        return total / weight[:, None, None]
+            if index % axis.size == axis.rank:
+                predicted = predict_window(latents[:, :, window.start : window.stop], index).float()
+                total[:, :, window.start : window.stop] += predicted * counts[:, None, None]
+        return axis.sum(total) / weight[:, None, None]

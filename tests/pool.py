@@ -13,32 +13,32 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from longtake.parallel import Mesh
+from longtake.parallel import Degrees, Mesh
 
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=30)
 
 
 def _serve(rank: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     while (task := pipe.recv()) is not None:
-        function, arguments, num_ranks, rendezvous = task
+        function, arguments, degrees, rendezvous = task
         try:
-            if num_ranks > 1:
-                dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_ranks, timeout=TIMEOUT)
-                mesh = Mesh.over(dist.group.WORLD)
-            else:
-                mesh = Mesh()
+            if degrees.num_ranks > 1:
+                dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=degrees.num_ranks, timeout=TIMEOUT)
             try:
-                pipe.send((True, function(mesh, *arguments)))
+                pipe.send((True, function(Mesh(degrees, dist.group.WORLD if degrees.num_ranks > 1 else None), *arguments)))
             finally:
-                if num_ranks > 1:
+                if degrees.num_ranks > 1:
                     dist.destroy_process_group()
         except Exception:
             pipe.send((False, traceback.format_exc()))
 
 
 class GlooPool:
-    """`run(function, num_ranks, *arguments)` calls `function(mesh, *arguments)` on so many ranks and returns their results."""
+    """`run(function, degrees, *arguments)` calls `function(mesh, *arguments)` on all ranks of a mesh and returns their results.
+
+    A number in place of degrees stands for so many ranks on the Ulysses axis.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -63,15 +63,17 @@ class GlooPool:
             process.join(10)
         self._folder.cleanup()
 
-    def run(self, function: Callable[..., Any], num_ranks: int, *arguments: Any) -> list[Any]:
+    def run(self, function: Callable[..., Any], degrees: Degrees | int, *arguments: Any) -> list[Any]:
+        degrees = Degrees(ulysses_degree=degrees) if isinstance(degrees, int) else degrees
+        num_ranks = degrees.num_ranks
         assert num_ranks <= self._size, f"the pool has {self._size} processes"
         self._runs += 1
         rendezvous = Path(self._folder.name) / str(self._runs)
         for pipe in self._pipes[:num_ranks]:
-            pipe.send((function, arguments, num_ranks, rendezvous))
+            pipe.send((function, arguments, degrees, rendezvous))
         results = []
         for rank, pipe in enumerate(self._pipes[:num_ranks]):
-            if not pipe.poll(TIMEOUT.total_seconds() + 30):
+            if not pipe.poll(TIMEOUT.total_seconds() + 10):
                 raise TimeoutError(f"rank {rank} of {num_ranks} did not answer: a hang")
             results.append(pipe.recv())
         failed = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(results) if not ok]

@@ -20,6 +20,7 @@ from longtake.jobs.config import load_job
 from longtake.jobs.manifest import read_manifest
 from longtake.jobs.plan import plan_job
 from longtake.pipeline.film import probe
+from safetensors.torch import load_file
 
 JOB: dict[str, Any] = {
     "num_inference_steps": 6,
@@ -66,7 +67,17 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["num_inference_steps=3"], "nothing would be reused"),
         (["timeline=bands"], "timeline is 'bands'; it must be full or windows"),
         (["timeline.overlap=20"], "timeline.overlap"),
-        (["dtype=float8"], "dtype is 'float8'"),
+        (["model.dtype=float8"], "model.dtype is 'float8'"),
+        (["model.shard=gnag"], "model.shard is 'gnag'; it must be one of none, gang"),
+        (["model.shard=gang", "parallel.ulysses_degree=1"], "no ranks share tokens"),
+        (["parallel.num_ranks=3"], r"parallel.num_ranks is 3, but the degrees \(ulysses 2\) multiply to 2"),
+        (["parallel.cfg_degree=3"], "parallel.cfg_degree is 3, but there are two branches at most"),
+        (["parallel.cfg_degree=2", "guidance_scale=1"], "not every take has a second branch"),
+        (["parallel.window_degree=2"], r"a take has only 1 window\(s\)"),
+        (["parallel.ring_degree=40"], "A take has 20 tokens, too few for 80 ranks"),
+        (["parallel.degrees=auto"], r"parallel.degrees is auto, but degrees are given as well \(ulysses 2\)"),
+        (["parallel.kernel=fast"], "parallel.kernel is 'fast'; it must be one of native, xfuser"),
+        (["attention_backend=flush"], "attention_backend is 'flush'; diffusers knows flash"),
         (["noise=white"], "noise is 'white'"),
         (["nonsense"], "'nonsense' is no override"),
     ],
@@ -97,9 +108,17 @@ def test_film_key_follows_what_changes_the_film_and_nothing_else(tiny_wan: Path,
         return [planned.film_key for planned in plan_job(load_job(str(write_job(tmp_path, tiny_wan)), overrides)).takes]
 
     base = keys()
-    for same in ("parallel.ulysses_degree=3", "parallel.threads=2", f"output={tmp_path / 'other'}", "takes.0.name=another", "preview_every=0"):
+    for same in (
+        "parallel.ulysses_degree=3",
+        "parallel.ring_degree=2",
+        "parallel.layout=frames",
+        "parallel.threads=2",
+        f"output={tmp_path / 'other'}",
+        "takes.0.name=another",
+        "preview_every=0",
+    ):
         assert keys(same) == base, same
-    for other in ("takes.0.seed=2", "cache=none", "cache.trigger.threshold=0.3", "guidance_scale=3", "dtype=bfloat16", "timeline.overlap=4"):
+    for other in ("takes.0.seed=2", "cache=none", "cache.trigger.threshold=0.3", "guidance_scale=3", "model.dtype=bfloat16", "timeline.overlap=4"):
         assert keys(other)[0] != base[0], other
 
 
@@ -206,3 +225,32 @@ def test_ctrl_c_ends_the_job(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -
     assert process.returncode == 130
     assert re.search(r"stopped: take 'one' after step \d+ of 4000", errors)
     _assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.ray
+def test_a_gang_shapes_itself_and_renders_the_same_film(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    latents = []
+    for name, parallel in (("given", {"cfg_degree": 2, "threads": 1}), ("auto", {"degrees": "auto", "num_ranks": 3, "threads": 1})):
+        (tmp_path / name).mkdir()
+        job = write_job(tmp_path / name, tiny_wan, parallel=parallel, save_latents=True, takes=JOB["takes"][:1])
+        result = run_cli("render", str(job))
+        assert result.returncode == 0, result.stderr
+        if name == "auto":
+            assert "parallel=auto: 3 rank(s): ulysses 3, which divides 6 heads" in result.stdout
+        latents.append(load_file(tmp_path / name / "out" / "one" / "latents.safetensors")["latents"])
+    assert (latents[0] - latents[1]).abs().max() <= 1e-4
+
+
+@pytest.mark.ray
+def test_doctor_says_what_there_is(ray_cluster: str, tmp_path: Path) -> None:
+    result = run_cli("doctor", "--ranks", "3", "--folder", str(tmp_path))
+    for line in (
+        r"ok +torch: \d",
+        r"ok +ffmpeg: libx264",
+        r"ok +Ray: at .*: 1 node\(s\), 8 CPUs, 0 GPUs",
+        r"ok +gloo, 3 ranks: round trip \d+ us, .* GB/s a rank",
+    ):
+        assert re.search(line, result.stdout), result.stdout
+    result = run_cli("doctor", "--ranks", "30")
+    assert result.returncode == 1
+    assert "mend gloo, 30 ranks: No place for 30 ranks" in result.stdout

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from longtake.cache import enable_cache, load_recipe
 from longtake.cache.decision import Signal, ratio
-from longtake.parallel import Mesh
+from longtake.parallel import CollectiveError, Degrees, Mesh
 from longtake.pipeline.card import ModelCard, read_card
-from longtake.pipeline.render import Rendered, Renderer
+from longtake.pipeline.render import ModelOptions, Rendered, Renderer
 from longtake.pipeline.take import PromptAt, Take, TimelineSettings
 
 from pool import GlooPool
 from takes import tiny_take
 
 TOLERANCE = 1e-4
+FULL = TimelineSettings("full", 0, 0)
 
 
-def _render(mesh: Mesh, card: ModelCard, take: Take, recipe: str, threshold: float | None) -> Rendered:
+def _render(mesh: Mesh, card: ModelCard, take: Take, recipe: str, threshold: float | None, layout: str = "even") -> Rendered:
     changes = {"trigger": {"threshold": threshold}} if threshold is not None else None
-    return Renderer(card, mesh=mesh).render(take, None if recipe == "none" else load_recipe(recipe, changes))
+    return Renderer(card, ModelOptions(layout=layout), mesh=mesh).render(take, None if recipe == "none" else load_recipe(recipe, changes))
 
 
 @pytest.mark.parametrize(("recipe", "threshold"), [("none", None), ("fbcache", 0.1), ("interval", None)])
@@ -34,6 +37,40 @@ def test_same_film_on_1_2_and_3_ranks(gloo_pool: GlooPool, tiny_wan: Path, recip
         for rendered in gloo_pool.run(_render, num_ranks, *arguments):
             difference = (rendered.latents - alone.latents).abs().max().item()
             assert difference <= TOLERANCE, f"largest difference on {num_ranks} ranks: {difference:.2e}"
+            if alone.trace is not None:
+                assert alone.trace.smallest_margin > 1e-3
+                assert rendered.trace.choices == alone.trace.choices
+
+
+MESHES = [
+    (Degrees(cfg_degree=2), "even"),
+    (Degrees(window_degree=3), "even"),
+    (Degrees(cfg_degree=2, window_degree=2), "even"),
+    (Degrees(ring_degree=5), "even"),
+    (Degrees(ring_degree=2, ulysses_degree=2), "even"),
+    (Degrees(cfg_degree=2, ulysses_degree=2), "frames"),
+    (Degrees(window_degree=2, ring_degree=2), "frames"),
+]
+
+
+def test_same_film_on_every_shape_of_gang(gloo_pool: GlooPool, tiny_wan: Path) -> None:
+    arguments = (read_card(str(tiny_wan)), tiny_take(), "fbcache", 0.1)
+    alone = gloo_pool.run(_render, 1, *arguments)[0]
+    for degrees, layout in MESHES:
+        for rendered in gloo_pool.run(_render, degrees, *arguments, layout):
+            assert rendered.trace.choices == alone.trace.choices, degrees
+            difference = (rendered.latents - alone.latents).abs().max().item()
+            assert difference <= TOLERANCE, f"largest difference with {degrees}: {difference:.2e}"
+
+
+@pytest.mark.parametrize(("recipe", "threshold"), [("none", None), ("fbcache", 0.1), ("interval", None)])
+def test_hunyuan_video_is_the_same_film_on_2_and_3_ranks(gloo_pool: GlooPool, tiny_hunyuan: Path, recipe: str, threshold: float | None) -> None:
+    arguments = (read_card(str(tiny_hunyuan)), tiny_take(), recipe, threshold)
+    alone = gloo_pool.run(_render, 1, *arguments)[0]
+    for degrees in (Degrees(ulysses_degree=2), Degrees(ulysses_degree=3), Degrees(ring_degree=3), Degrees(ring_degree=2, ulysses_degree=2)):
+        for rendered in gloo_pool.run(_render, degrees, *arguments):
+            difference = (rendered.latents - alone.latents).abs().max().item()
+            assert difference <= TOLERANCE, f"largest difference with {degrees}: {difference:.2e}"
             if alone.trace is not None:
                 assert alone.trace.smallest_margin > 1e-3
                 assert rendered.trace.choices == alone.trace.choices
@@ -73,7 +110,7 @@ def _decide_on_one_sided_motion(mesh: Mesh, card: ModelCard, threshold: float) -
 
     def reduce(sums: torch.Tensor) -> torch.Tensor:
         local.append(Signal(sums))
-        return mesh.sum(sums)
+        return mesh.sequence.sum(sums)
 
     transformer = Renderer(card, mesh=mesh).family.transformer
     recipe = load_recipe("fbcache", {"trigger": {"threshold": threshold}, "guards": {"first_steps": 1, "last_steps": 0}})
@@ -130,3 +167,48 @@ def test_a_longer_takes_first_noise_is_the_same() -> None:
     assert torch.equal(frame_noise(7, 5, 4, 3, 3), frame_noise(7, 9, 4, 3, 3)[:, :, :5])
     assert not torch.equal(frame_noise(7, 2, 4, 3, 3)[:, :, 0], frame_noise(7, 2, 4, 3, 3)[:, :, 1])
     assert not torch.equal(frame_noise(7, 1, 4, 3, 3), frame_noise(8, 1, 4, 3, 3))
+
+
+def _decode(mesh: Mesh, card: ModelCard, num_latents: int) -> torch.Tensor:
+    family = Renderer(card, mesh=mesh).family
+    latents = torch.randn(1, card.latent_channels, num_latents, 6, 4, generator=torch.Generator().manual_seed(0))
+    return torch.cat(list(family.decode(latents)))
+
+
+@pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
+def test_rows_decoded_by_a_gang_are_the_same_frames(gloo_pool: GlooPool, model: str, request: pytest.FixtureRequest) -> None:
+    """Six rows of latents: on 4 ranks, which are cfg x ring, some hold two rows and some one."""
+    card = read_card(str(request.getfixturevalue(model)))
+    alone = gloo_pool.run(_decode, 1, card, 6)[0]
+    for degrees in (2, 3, Degrees(cfg_degree=2, ring_degree=2)):
+        for frames in gloo_pool.run(_decode, degrees, card, 6):
+            difference = (frames - alone).abs().max().item()
+            assert difference <= 1e-5, f"largest difference on {degrees} ranks: {difference:.2e}"
+
+
+def _render_until_a_rank_raises(mesh: Mesh, card: ModelCard) -> str:
+    """The last rank raises in the second block of the second step; what the first one says then."""
+    group = dist.new_group(timeout=timedelta(seconds=3))
+    renderer = Renderer(card, mesh=Mesh(mesh.degrees, group))
+    calls = iter(range(100))
+
+    def fail(module: torch.nn.Module, args: object) -> None:
+        if next(calls) == 2 and mesh.rank == mesh.size - 1:
+            raise ZeroDivisionError("in a block")
+
+    renderer.family.transformer.blocks[1].register_forward_pre_hook(fail)
+    try:
+        renderer.render(tiny_take(guidance_scale=1.0, num_frames=17, prompts=tiny_take().prompts[:1], timeline=FULL), None)
+    except ZeroDivisionError as error:
+        return str(error)
+    except CollectiveError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize("degrees", [Degrees(ulysses_degree=2), Degrees(ring_degree=3)], ids=str)
+def test_a_rank_that_raises_does_not_leave_the_others_waiting(gloo_pool: GlooPool, tiny_wan: Path, degrees: Degrees) -> None:
+    first, *_, last = gloo_pool.run(_render_until_a_rank_raises, degrees, read_card(str(tiny_wan)))
+    assert last == "in a block"
+    assert first.startswith("step 3: blocks.1.attn1: ")
+    assert "axis failed on its rank 0 of" in first

@@ -29,6 +29,10 @@ _CLIP_FRAMES = 41
 _SHARD = 100
 _FRAMES_A_STEP = 64  # latent frames in a batch, whatever the clip length
 _LENGTHS = {9: 0.5, 6: 0.2, 4: 0.15, 2: 0.1, 1: 0.05}
+# Half of all samples start in the middle of a clip, with a latent that stands for four frames; but of whole clips at one noise level
+# few do. That is what a take looks like, and nothing else tells the model that a take starts with a latent for one frame, whose code
+# is another: rotary positions are relative. In a mid-take window the neighbours, fused in at every step, tell.
+_FROM_MIDDLE, _WHOLE_FROM_MIDDLE = 0.555, 0.1
 
 
 def _clip_rng(index: int) -> Generator:
@@ -139,11 +143,12 @@ class _Clips:
         per_frame = rng.random() < 0.5
         context = int(rng.integers(1, length)) if per_frame and length > 1 and rng.random() < 0.5 else 0
         isolated = context if rng.random() < 0.5 else 0
+        share = _WHOLE_FROM_MIDDLE if length == max(_LENGTHS) and not per_frame else _FROM_MIDDLE
         chosen = rng.integers(0, len(self.latents) * _SHARD, count)
         cuts, prompts = [], []
         for index in chosen:
             clip = self.latents[index // _SHARD][index % _SHARD]
-            from_middle = rng.random() < 0.5
+            from_middle = rng.random() < share
             start = int(rng.integers(1, clip.shape[1] - length + 1)) if from_middle else 0
             cuts.append(clip[:, start : start + length].float())
             prompts.append("" if rng.random() < 0.1 else sentence(sample_scene(_clip_rng(int(index))), rng))

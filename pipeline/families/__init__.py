@@ -1,8 +1,9 @@
 """How each kind of model is called. One file a family; to add one, write its file, its line here and its line in card.py."""
 
 from .family import Family
+from .hunyuan_video import HunyuanVideo
 from .wan import Wan
 
-FAMILIES: dict[str, type[Family]] = {"wan": Wan}
+FAMILIES: dict[str, type[Family]] = {"wan": Wan, "hunyuan_video": HunyuanVideo}
 
 __all__ = ["FAMILIES", "Family"]

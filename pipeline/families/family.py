@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import diffusers
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...parallel import TokenShards
+from ...parallel import Axis, TokenShards
+from ...parallel.attention import SequenceAttention
+from ...parallel.kernels import Kernel
+from ...parallel.processors import with_attention
 from ..card import ModelCard
+
+Prompt = dict[str, Tensor]
 
 
 class Family(ABC):
@@ -18,24 +25,24 @@ class Family(ABC):
 
     card: ModelCard
     transformer: Any
+    vae: Any
     device: torch.device
 
     @classmethod
     @abstractmethod
-    def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device) -> Family:
-        """Load all parts; transformer and text encoder in `dtype`, the VAE in fp32."""
+    def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Family:
+        """Load all parts; transformer and text encoders in `dtype`, the VAE in fp32. held: where the transformer's weights go first."""
 
     @abstractmethod
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """Text embeddings [1, max_sequence_length, dim] as the stock pipeline makes them."""
+    def encode_prompt(self, prompt: str) -> Prompt:
+        """A text as the stock pipeline encodes it: inputs of the transformer by name. Encoded once, kept for all takes."""
 
     @abstractmethod
-    def scheduler(self, num_inference_steps: int, flow_shift: float | None) -> Any:
-        """A fresh diffusers scheduler with its timesteps set."""
+    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
+        """One model call. latents: [1, channels, latent frames, height, width]; timestep: scalar.
 
-    @abstractmethod
-    def velocity(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """One model call. latents: [1, channels, latent frames, height, width]; timestep: scalar."""
+        guidance_scale: an input of models with guidance embedded; the others take no notice of it.
+        """
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
@@ -43,8 +50,38 @@ class Family(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Stream a take's frames: chunks [frames, height, width, 3] in 0..1, memory independent of the take's length."""
+        """Stream a take's frames: chunks [frames, height, width, 3] in 0..1, memory independent of the take's length.
+
+        Where the decoder's rows are shared by a gang (`share_rows`), every rank calls it with whole latents and gets whole frames.
+        """
 
     @abstractmethod
-    def shard(self, shards: TokenShards) -> None:
+    def share_rows(self, axis: Axis) -> None:
+        """Spread decoding over the ranks of `axis`, each with some rows of every frame, for good."""
+
+    @abstractmethod
+    def shard(self, shards: TokenShards, kernel: Kernel) -> None:
         """Put the shard points of sequence parallelism on the transformer, for good."""
+
+    def scheduler(self, num_inference_steps: int, flow_shift: float | None) -> Any:
+        """A fresh diffusers scheduler with its timesteps set."""
+        config = json.loads((self.card.path / "scheduler" / "scheduler_config.json").read_text())
+        scheduler_class = getattr(diffusers, config["_class_name"])
+        if flow_shift is not None:
+            config["flow_shift" if "flow_shift" in config else "shift"] = flow_shift
+        scheduler = scheduler_class.from_config(config)
+        self._set_timesteps(scheduler, num_inference_steps)
+        scheduler.set_begin_index(0)
+        return scheduler
+
+    def _set_timesteps(self, scheduler: Any, num_inference_steps: int) -> None:
+        scheduler.set_timesteps(num_inference_steps, device=self.device)
+
+    def _attend_together(self, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel) -> None:
+        """Give attention modules, by name, sequence-parallel attention. Raises ValueError if the degree does not divide the heads."""
+        heads, degree = self.card.num_heads, shards.mesh.ulysses.size
+        if heads % degree:
+            raise ValueError(f"ulysses_degree={degree} does not divide the model's {heads} heads.")
+        for name, module in modules:
+            attention: Any = module
+            attention.set_processor(with_attention(attention.processor, SequenceAttention(shards, kernel, name)))

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, unpatchify
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from ...parallel import TokenShards
-from ...parallel.processors import with_attention
-from ...parallel.ulysses import UlyssesAttention
+from ...parallel import Axis, RowShards, TokenShards
+from ...parallel.kernels import Kernel
 from ..card import ModelCard
-from .family import Family
+from .family import Family, Prompt
 
 
 class Wan(Family):
@@ -28,42 +25,33 @@ class Wan(Family):
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = AutoTokenizer.from_pretrained(card.path / "tokenizer")
-        self.device = transformer.device
-        self._prompts: dict[str, Tensor] = {}
+        self.device = vae.device
+        self._prompts: dict[str, Prompt] = {}
+        self._rows: RowShards | None = None
 
     @classmethod
-    def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device) -> Wan:
+    def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Wan:
         transformer = WanTransformer3DModel.from_pretrained(card.path / "transformer", torch_dtype=dtype)
         vae = AutoencoderKLWan.from_pretrained(card.path / "vae", torch_dtype=torch.float32)
         text_encoder = UMT5EncoderModel.from_pretrained(card.path / "text_encoder", dtype=dtype)
-        return cls(card, transformer.to(device).eval(), vae.to(device).eval(), text_encoder.to(device).eval())
+        return cls(card, transformer.to(held).eval(), vae.to(device).eval(), text_encoder.to(device).eval())
 
     @torch.no_grad()
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """Encoded once, kept for all takes; padded with zeros to the card's `max_sequence_length`, without a mask."""
+    def encode_prompt(self, prompt: str) -> Prompt:
+        """Padded with zeros to the card's `max_sequence_length`, without a mask."""
         if prompt not in self._prompts:
             length = self.card.max_sequence_length
             tokens = self.tokenizer(prompt_clean(prompt), padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
                 self.device
             )
             embeds = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-            self._prompts[prompt] = (embeds * tokens.attention_mask[..., None]).to(self.transformer.dtype)
+            self._prompts[prompt] = {"encoder_hidden_states": (embeds * tokens.attention_mask[..., None]).to(self.transformer.dtype)}
         return self._prompts[prompt]
 
-    def scheduler(self, num_inference_steps: int, flow_shift: float | None) -> Any:
-        config = json.loads((self.card.path / "scheduler" / "scheduler_config.json").read_text())
-        scheduler_class = getattr(diffusers, config["_class_name"])
-        if flow_shift is not None:
-            config["flow_shift" if "flow_shift" in config else "shift"] = flow_shift
-        scheduler = scheduler_class.from_config(config)
-        scheduler.set_timesteps(num_inference_steps, device=self.device)
-        scheduler.set_begin_index(0)
-        return scheduler
-
-    def velocity(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
         batch = latents.shape[0]
-        output = self.transformer(latents.to(self.transformer.dtype), timestep.expand(batch), prompt_embeds.expand(batch, -1, -1), return_dict=False)
-        velocity: Tensor = output[0]
+        text = prompt["encoder_hidden_states"].expand(batch, -1, -1)
+        velocity: Tensor = self.transformer(latents.to(self.transformer.dtype), timestep.expand(batch), text, return_dict=False)[0]
         return velocity
 
     @torch.no_grad()
@@ -79,30 +67,34 @@ class Wan(Family):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """One latent frame at a time through the VAE's causal cache: the same frames as decoding the whole (diffusers' own loop)."""
-        vae = self.vae
+        """One latent frame at a time through the VAE's causal cache: the same frames as decoding the whole (diffusers' own loop),
+        also when the rows of each frame are spread over a gang.
+        """
+        vae, rows = self.vae, self._rows
         mean, std = self._latent_scale()
         vae.clear_cache()
         for index in range(latents.shape[2]):
             latent = latents[:, :, index : index + 1].to(self.device, torch.float32) * std + mean
             vae._conv_idx = [0]
-            chunk = vae.decoder(vae.post_quant_conv(latent), feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
+            local = rows.enter(latent) if rows else latent
+            chunk = vae.decoder(vae.post_quant_conv(local), feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
             if vae.config.patch_size is not None:
                 chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
-            yield chunk[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
+            whole = rows.gather(chunk) if rows else chunk
+            yield whole[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
         vae.clear_cache()
 
-    def shard(self, shards: TokenShards) -> None:
+    def share_rows(self, axis: Axis) -> None:
+        self._rows = RowShards(axis, self.vae.decoder, whole=(WanAttentionBlock,))
+
+    def shard(self, shards: TokenShards, kernel: Kernel) -> None:
         """Tokens are sharded behind the patch embedding, with their rotary positions and timesteps a token, and gathered after the
         output projection, where a token has 64 channels instead of the model's width.
         """
-        heads, degree = self.card.num_heads, shards.mesh.ulysses_degree
-        if heads % degree:
-            raise ValueError(f"ulysses_degree={degree} does not divide the model's {heads} heads.")
-        model = self.transformer
+        model, patch_frames = self.transformer, self.card.patch_size[0]
 
-        def shard_rotary(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-            shards.enter(output[0].shape[1])
+        def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            shards.enter(output[0].shape[1], args[0].shape[2] // patch_frames)
             return tuple(shards.shard(table, dim=1) for table in output)
 
         def shard_tokens(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -122,7 +114,5 @@ class Wan(Family):
         model.patch_embedding.register_forward_hook(shard_tokens)
         model.condition_embedder.register_forward_pre_hook(shard_timesteps, with_kwargs=True)
         model.proj_out.register_forward_hook(gather_output)
-        attention = UlyssesAttention(shards)
-        for name, module in model.named_modules():
-            if name.endswith(".attn1"):
-                module.set_processor(with_attention(module.processor, attention))
+        self_attention = [(name, module) for name, module in model.named_modules() if name.endswith(".attn1")]
+        self._attend_together(self_attention, shards, kernel)

@@ -1,0 +1,134 @@
+"""Ranks that exchange with each other. Knows process groups; knows nothing of tokens or models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+
+class CollectiveError(RuntimeError):
+    """An exchange with the gang failed or ran out of time, because another rank raised, died or hangs.
+
+    The message names the exchange; whoever passes the error on names the place in front of it with `at`.
+    """
+
+    def at(self, place: str) -> CollectiveError:
+        return CollectiveError(f"{place}: {self}")
+
+
+@dataclass
+class Traffic:
+    """Bytes that this rank has sent to others so far."""
+
+    sent_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Some ranks of a gang, in order, as one of them sees them. An axis of one has no group and exchanges nothing."""
+
+    name: str
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
+
+    def device_mesh(self, device_type: str) -> DeviceMesh:
+        """torch's one-dimensional DeviceMesh over these ranks, for libraries that ask for one. Needs more than one rank."""
+        assert self.group is not None, f"the {self.name} axis has one rank and no device mesh"
+        return DeviceMesh.from_group(self.group, device_type)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of `values` over the axis, the same on every rank; one collective."""
+        if self.group is None:
+            return values
+        total = values.clone()
+        with self._exchange("sum", total.nbytes * 2 * (self.size - 1) // self.size):
+            dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self.group)
+        return total
+
+    def all_to_all(self, parts: list[Tensor], shapes: list[torch.Size], dim: int = 0) -> Tensor:
+        """Send `parts[r]` to rank r; what the ranks sent here, of the given shapes, concatenated along `dim`. One collective."""
+        if self.group is None:
+            return parts[0]
+        sizes, counts = [part.numel() for part in parts], [shape.numel() for shape in shapes]
+        sent = parts[0].new_empty(sum(sizes))
+        for part, room in zip(parts, sent.split(sizes), strict=True):
+            room.view(part.shape).copy_(part)
+        received = sent.new_empty(sum(counts))
+        with self._exchange("all-to-all", (sent.numel() - sizes[self.rank]) * sent.element_size()):
+            dist.all_to_all_single(received, sent, counts, sizes, group=self.group)
+        if prod(shapes[0][:dim]) == 1:  # they lie one after another already
+            return received.view(*shapes[0][:dim], -1, *shapes[0][dim + 1 :])
+        return torch.cat([piece.view(shape) for piece, shape in zip(received.split(counts), shapes, strict=True)], dim)
+
+    def all_gather(self, part: Tensor, counts: tuple[int, ...], dim: int) -> Tensor:
+        """Concatenate every rank's `part` along `dim`, where rank r holds `counts[r]` entries. One collective."""
+        if self.group is None:
+            return part
+        longest = max(counts)
+        moved = part.movedim(dim, 0)
+        padded = moved.new_zeros((longest, *moved.shape[1:]))
+        padded[: moved.shape[0]] = moved
+        gathered = padded.new_empty((self.size * longest, *moved.shape[1:]))
+        with self._exchange("gather", padded.nbytes * (self.size - 1)):
+            dist.all_gather_into_tensor(gathered, padded, group=self.group)
+        pieces = [piece[:count] for piece, count in zip(gathered.split(longest), counts, strict=True)]
+        return torch.cat(pieces).movedim(0, dim)
+
+    def gather_objects(self, value: object) -> list[object]:
+        """Every rank's small picklable `value`, in order."""
+        if self.group is None:
+            return [value]
+        values: list[object] = [None] * self.size
+        with self._exchange("gather", 0):
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    @contextmanager
+    def pass_on(self, sent: Tensor, received: Tensor) -> Iterator[None]:
+        """Send to the next rank of the ring and receive from the one before, while the body of the `with` computes."""
+        with self._exchange("ring exchange", sent.nbytes):
+            works = self._start([(dist.isend, sent, self.rank + 1), (dist.irecv, received, self.rank - 1)])
+            yield
+            for work in works:
+                work.wait()
+
+    def swap_edges(self, up: Tensor, down: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Give `up` to the rank before and `down` to the rank after; returns what those two gave (None beyond the ends)."""
+        above = torch.empty_like(down) if self.rank > 0 else None
+        below = torch.empty_like(up) if self.rank < self.size - 1 else None
+        steps: list[tuple[Any, Tensor, int]] = []
+        if above is not None:
+            steps += [(dist.isend, up.contiguous(), self.rank - 1), (dist.irecv, above, self.rank - 1)]
+        if below is not None:
+            steps += [(dist.isend, down.contiguous(), self.rank + 1), (dist.irecv, below, self.rank + 1)]
+        with self._exchange("edge exchange", up.nbytes * (above is not None) + down.nbytes * (below is not None)):
+            for work in self._start(steps):
+                work.wait()
+        return above, below
+
+    def _start(self, steps: list[tuple[Any, Tensor, int]]) -> list[dist.Work]:
+        operations = [dist.P2POp(step, tensor, group=self.group, group_peer=peer % self.size) for step, tensor, peer in steps]
+        return dist.batch_isend_irecv(operations) if operations else []
+
+    @contextmanager
+    def _exchange(self, what: str, sent_bytes: int) -> Iterator[None]:
+        self.traffic.sent_bytes += sent_bytes
+        try:
+            yield
+        except CollectiveError:
+            raise
+        except RuntimeError as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = re.sub(r"^\[[^\]]*\] ", "", first_line)  # gloo's own source file and line
+            raise CollectiveError(f"{what} over the {self.name} axis failed on its rank {self.rank} of {self.size} ({reason})") from error

@@ -1,0 +1,88 @@
+"""A decoder's frames spread over ranks by rows, exactly: convolutions exchange edges, norms exchange sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .axis import Axis
+from .layout import Layout
+
+
+class RowShards:
+    """Makes a convolutional decoder work on some rows of every frame, [batch, channels, (frames,) rows, width], for good.
+
+    What the ranks compute together is what one computes alone, up to rounding: 3x3 convolutions get their missing edge rows from
+    the neighbours, group norms take their statistics over all rows, and modules that look at whole frames (`whole`: attention,
+    say) are run on the gathered rows by everybody. Where a frame has fewer rows than there are ranks, all ranks decode all of it.
+    """
+
+    def __init__(self, axis: Axis, decoder: nn.Module, *, whole: tuple[type[nn.Module], ...] = ()) -> None:
+        self._axis = axis
+        self._layout: Layout | None = None
+        self._take_over(decoder, whole)
+
+    def enter(self, latents: Tensor) -> Tensor:
+        """This rank's rows of `latents`, whose rows are the last dim but one."""
+        num_rows = latents.shape[-2]
+        self._layout = Layout.even(num_rows, self._axis.size) if num_rows >= self._axis.size else None
+        return latents if self._layout is None else self._layout.shard(latents, self._axis.rank, dim=latents.ndim - 2)
+
+    def gather(self, frames: Tensor) -> Tensor:
+        """All rows of what became of this rank's, at any whole multiple of the latents' size."""
+        return frames if self._layout is None else self._axis.all_gather(frames, self._scaled(frames).counts, dim=frames.ndim - 2)
+
+    def _scaled(self, frames: Tensor) -> Layout:
+        assert self._layout is not None
+        factor = frames.shape[-2] // self._layout.counts[self._axis.rank]
+        return Layout(tuple(count * factor for count in self._layout.counts))
+
+    def _take_over(self, module: nn.Module, whole: tuple[type[nn.Module], ...]) -> None:
+        if isinstance(module, whole):
+            module.forward = partial(self._run_whole, module.forward)
+            return
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and module.kernel_size[-2] > 1:
+            if module.kernel_size[-2] != 3 or module.stride[-2] != 1:
+                raise ValueError(f"Rows cannot be shared through a convolution of {module.kernel_size[-2]} rows and stride {module.stride[-2]}.")
+            module._conv_forward = partial(self._convolve, module, module._conv_forward)  # type: ignore[method-assign, assignment]
+        if isinstance(module, nn.GroupNorm):
+            module.forward = partial(self._normalise, module, module.forward)  # type: ignore[method-assign]
+        for child in module.children():
+            self._take_over(child, whole)
+
+    def _run_whole(self, forward: Callable[..., Any], rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = forward(self.gather(rows), *args, **kwargs)
+        return output if self._layout is None else self._scaled(rows).shard(output, self._axis.rank, dim=output.ndim - 2)
+
+    def _convolve(self, module: nn.Conv2d | nn.Conv3d, forward: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x carries its padding already (causal video convolutions pad themselves), or the convolution pads it with zeros."""
+        if self._layout is None:
+            return forward(x, weight, bias)
+        padding = list(module.padding)
+        if padding[-2]:
+            x = F.pad(x, (0, 0, 1, 1))
+            padding[-2] = 0
+        above, below = self._axis.swap_edges(x[..., 1:2, :], x[..., -2:-1, :])
+        if above is not None:
+            x[..., :1, :] = above
+        if below is not None:
+            x[..., -1:, :] = below
+        convolve: Callable[..., Tensor] = F.conv2d if isinstance(module, nn.Conv2d) else F.conv3d
+        return convolve(x, weight, bias, module.stride, padding, module.dilation, module.groups)
+
+    def _normalise(self, module: nn.GroupNorm, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self._layout is None:
+            return forward(x)
+        grouped = x.unflatten(1, (module.num_groups, -1)).flatten(2)
+        first, second = grouped.sum(-1, dtype=torch.float64), grouped.float().square().sum(-1, dtype=torch.float64)
+        sums = self._axis.sum(torch.stack((first, second, torch.full_like(first, grouped.shape[-1]))))
+        mean, square = sums[0] / sums[2], sums[1] / sums[2]
+        scale = torch.rsqrt(square - mean.square() + module.eps)
+        normal = ((grouped - mean[..., None].to(x.dtype)) * scale[..., None].to(x.dtype)).view_as(x)
+        shape = (1, -1, *(1,) * (x.ndim - 2))
+        return normal if module.weight is None else normal * module.weight.view(shape) + module.bias.view(shape)

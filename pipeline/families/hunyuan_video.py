@@ -1,0 +1,113 @@
+"""HunyuanVideo text-to-video (arXiv 2412.03603): diffusers' HunyuanVideoTransformer3DModel and AutoencoderKLHunyuanVideo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoMidBlock3D
+from torch import Tensor, nn
+
+from ...parallel import Axis, RowShards, TokenShards
+from ...parallel.kernels import Kernel
+from ..card import ModelCard
+from .family import Family, Prompt
+
+
+class HunyuanVideo(Family):
+    def __init__(self, card: ModelCard, stock: Any, device: torch.device) -> None:
+        self.card, self.device = card, device
+        self._stock = stock
+        self.transformer, self.vae = stock.transformer, stock.vae
+        self._prompts: dict[str, Prompt] = {}
+        self._rows: RowShards | None = None
+
+    @classmethod
+    def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> HunyuanVideo:
+        from diffusers import HunyuanVideoPipeline  # a second of imports that other families do without
+
+        stock = HunyuanVideoPipeline.from_pretrained(card.path, torch_dtype={"default": dtype, "vae": torch.float32})
+        for part in (stock.vae, stock.text_encoder, stock.text_encoder_2):
+            part.to(device)
+        stock.transformer.to(held)
+        return cls(card, stock, device)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str) -> Prompt:
+        """Llama's states behind the stock template, with their mask, and CLIP's pooled state."""
+        if prompt not in self._prompts:
+            embeds, pooled, mask = self._stock.encode_prompt(prompt, device=self.device, max_sequence_length=self.card.max_sequence_length)
+            inputs = {"encoder_hidden_states": embeds, "pooled_projections": pooled, "encoder_attention_mask": mask}
+            self._prompts[prompt] = {name: tensor.to(self.transformer.dtype) for name, tensor in inputs.items()}
+        return self._prompts[prompt]
+
+    def _set_timesteps(self, scheduler: Any, num_inference_steps: int) -> None:
+        sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
+        scheduler.set_timesteps(sigmas=sigmas, device=self.device)
+
+    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
+        dtype = self.transformer.dtype
+        guidance = torch.tensor([guidance_scale], dtype=dtype, device=self.device) * 1000.0
+        steps = timestep.expand(1).to(latents.dtype)
+        velocity: Tensor = self.transformer(latents.to(dtype), steps, guidance=guidance, return_dict=False, **prompt)[0]
+        return velocity
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        video = frames.permute(3, 0, 1, 2)[None].to(self.device, torch.float32) * 2 - 1
+        return self.vae.encode(video).latent_dist.mode() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """In diffusers' overlapping temporal tiles, blended where they overlap, one tile held at a time: the same frames as its own
+        decoding, which blends as well (group norms look at all frames of a tile). Rows that are spread over a gang change nothing.
+        """
+        vae = self.vae
+        stride, tile_frames = vae.tile_sample_stride_num_frames, vae.tile_sample_min_num_frames
+        step, length = stride // vae.temporal_compression_ratio, tile_frames // vae.temporal_compression_ratio
+        num_latents = latents.shape[2]
+        if num_latents <= length:
+            step = num_latents
+        remaining = (num_latents - 1) * vae.temporal_compression_ratio + 1
+        before: Tensor | None = None
+        for start in range(0, num_latents, step):
+            tile = self._decode_tile(latents[:, :, start : start + length + 1] / vae.config.scaling_factor)
+            if before is None:
+                shown = tile[:, :, : stride + 1] if step < num_latents else tile
+            else:
+                shown = vae.blend_t(before, tile[:, :, 1:], tile_frames - stride)[:, :, :stride]
+            before = tile if before is None else tile[:, :, 1:]
+            shown = shown[:, :, :remaining]
+            remaining -= shown.shape[2]
+            yield shown[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
+
+    def _decode_tile(self, latents: Tensor) -> Tensor:
+        latents = latents.to(self.device, torch.float32)
+        local = self._rows.enter(latents) if self._rows else latents
+        decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(local))
+        return self._rows.gather(decoded) if self._rows else decoded
+
+    def share_rows(self, axis: Axis) -> None:
+        self._rows = RowShards(axis, self.vae.decoder, whole=(HunyuanVideoMidBlock3D,))
+
+    def shard(self, shards: TokenShards, kernel: Kernel) -> None:
+        """Video tokens are sharded behind the patch embedding and gathered after the output projection; every rank holds the text."""
+        model, patch_frames = self.transformer, self.card.patch_size[0]
+
+        def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            shards.enter(output[0].shape[0], args[0].shape[2] // patch_frames)
+            return tuple(shards.shard(table, dim=0) for table in output)
+
+        def shard_tokens(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return shards.shard(output, dim=1)
+
+        def gather_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return shards.gather(output, dim=1)
+
+        model.rope.register_forward_hook(shard_rotary)
+        model.x_embedder.register_forward_hook(shard_tokens)
+        model.proj_out.register_forward_hook(gather_output)
+        joint = [(name, module) for name, module in model.named_modules() if name.endswith(".attn") and "refiner" not in name]
+        self._attend_together(joint, shards, kernel)

@@ -1,0 +1,56 @@
+"""The HunyuanVideo family against stock diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import HunyuanVideoPipeline
+from longtake.cache import enable_cache, load_recipe
+from longtake.pipeline.card import read_card
+from longtake.pipeline.render import Renderer
+from longtake.pipeline.take import TimelineSettings
+
+from takes import tiny_take
+
+
+def test_one_rank_equals_the_stock_pipeline(tiny_hunyuan: Path) -> None:
+    take = tiny_take(num_frames=17, prompts=tiny_take().prompts[:1], noise="diffusers", timeline=TimelineSettings("full", 0, 0))
+    ours = Renderer(read_card(str(tiny_hunyuan))).render(take, None).latents
+    stock = HunyuanVideoPipeline.from_pretrained(tiny_hunyuan)
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(
+        take.prompts[0].text,
+        height=32,
+        width=32,
+        num_frames=17,
+        num_inference_steps=take.num_inference_steps,
+        guidance_scale=take.guidance_scale,
+        max_sequence_length=700,
+        generator=torch.Generator().manual_seed(take.seed),
+        output_type="latent",
+    ).frames
+    difference = (ours - theirs).abs().max().item()
+    assert difference <= 1e-4, f"largest difference {difference:.2e}"
+
+
+def test_streamed_decoding_equals_diffusers_own(tiny_hunyuan: Path) -> None:
+    family = Renderer(read_card(str(tiny_hunyuan))).family
+    for num_latents in (1, 4, 5, 9, 11):
+        latents = torch.randn(1, 4, num_latents, 4, 4, generator=torch.Generator().manual_seed(0))
+        streamed = torch.cat(list(family.decode(latents)))
+        with torch.no_grad():
+            whole = family.vae.decode(latents / family.vae.config.scaling_factor).sample[0].permute(1, 2, 3, 0).clamp(-1, 1).add(1).div(2)
+        assert streamed.shape == (4 * num_latents - 3, 32, 32, 3)
+        difference = (streamed - whole).abs().max().item()
+        assert difference <= 1e-5, f"largest difference for {num_latents} latent frames {difference:.2e}"
+
+
+def test_the_cache_keeps_both_block_lists_where_they_were(tiny_hunyuan: Path) -> None:
+    transformer = Renderer(read_card(str(tiny_hunyuan))).family.transformer
+    names, lists = list(transformer.state_dict()), (transformer.transformer_blocks, transformer.single_transformer_blocks)
+    cached = enable_cache(transformer, load_recipe("interval"), num_inference_steps=4)
+    assert list(transformer.state_dict()) == names
+    assert transformer.get_submodule("single_transformer_blocks.1") is lists[1][1]
+    cached.disable()
+    assert (transformer.transformer_blocks, transformer.single_transformer_blocks) == lists
