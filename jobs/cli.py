@@ -66,6 +66,23 @@ def compare(
     Console(highlight=False).print(f"{result.num_frames} frames: PSNR {result.psnr:.2f} dB ({worst}), SSIM {result.ssim:.4f}")
 
 
+@app.command()
+def doctor(
+    ranks: Annotated[int, typer.Option(help="how many ranks to measure the links between", min=1)] = 2,
+    folder: Annotated[Path, typer.Option(help="where films are to be written")] = Path(),
+) -> None:
+    """What this machine and its cluster offer, what is missing and the mend; exit code 1 if something is."""
+    from .doctor import examine
+
+    console = Console(highlight=False, soft_wrap=True)
+    is_well = True
+    for finding in examine(ranks, folder):
+        mark = "[green]ok[/green]  " if finding.mend is None else "[red]mend[/red]"
+        console.print(f"{mark} [bold]{finding.name}[/bold]: {finding.value}{'' if finding.mend is None else f' -> {finding.mend}'}")
+        is_well = is_well and finding.mend is None
+    raise typer.Exit(0 if is_well else 1)
+
+
 def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 

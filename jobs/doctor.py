@@ -1,0 +1,111 @@
+"""`longtake doctor`: what this machine and its cluster offer, what is missing and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import ray
+import torch
+
+from ..parallel import Degrees
+from .config import ParallelConfig
+from .gang import Gang, GangError
+
+_PACKAGES = ("torch", "diffusers", "transformers", "ray", "longtake")
+_MIN_FREE_DISK, _MIN_MEMORY = 10e9, 4e9  # bytes: some takes with their snapshots; the demo on two ranks
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. mend: what to do about it; None where all is well."""
+
+    name: str
+    value: str
+    mend: str | None = None
+
+
+def examine(num_ranks: int, folder: Path) -> Iterator[Finding]:
+    """Look at this machine, then at the cluster (RAY_ADDRESS, or one started here) and at the links between `num_ranks` ranks."""
+    yield from _versions()
+    yield from _machine(folder)
+    yield _ffmpeg()
+    yield from _cluster(num_ranks)
+
+
+def _versions() -> Iterator[Finding]:
+    for package in _PACKAGES:
+        try:
+            yield Finding(package, version(package))
+        except PackageNotFoundError:
+            shipped = package == "longtake"
+            yield Finding(package, "unpacked" if shipped else "missing", None if shipped else f"pip install {package}, with constraints.txt")
+
+
+def _machine(folder: Path) -> Iterator[Finding]:
+    memory = psutil.virtual_memory()
+    yield Finding("cores", str(os.cpu_count()))
+    mend = "at least 4 GB free are needed; end other programs" if memory.available < _MIN_MEMORY else None
+    yield Finding("memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}", mend)
+    free = shutil.disk_usage(folder).free
+    mend = "less than 10 GB; make room, or choose another output folder" if free < _MIN_FREE_DISK else None
+    yield Finding("disk", f"{free / 1e9:.1f} GB free under {folder.resolve()}", mend)
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        yield Finding("GPU", "none" if built else "none that torch can use", None if built is None else "torch is built for CUDA; check the driver")
+
+
+def _ffmpeg() -> Finding:
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        program = get_ffmpeg_exe()
+        encoders = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, text=True, check=True).stdout
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        return Finding("ffmpeg", f"does not run ({error})", "pip install imageio-ffmpeg, which brings one")
+    found = [codec for codec in ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "libsvtav1") if f" {codec} " in encoders]
+    return Finding("ffmpeg", ", ".join(found) or "no encoder", None if "libx264" in found else "films need libx264; install a full ffmpeg")
+
+
+def _cluster(num_ranks: int) -> Iterator[Finding]:
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **({} if address else {"num_cpus": max(num_ranks, os.cpu_count() or 1), "include_dashboard": False}),
+        )
+    except Exception as error:
+        yield Finding("Ray", f"cannot reach {address} ({str(error).splitlines()[0]})", "start it with `ray start --head`, or unset RAY_ADDRESS")
+        return
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        totals = ray.cluster_resources()
+        gpus = int(totals.get("GPU", 0))
+        where = f"at {address}" if address else "started here"
+        yield Finding("Ray", f"{where}: {len(nodes)} node(s), {totals.get('CPU', 0):g} CPUs, {gpus} GPUs")
+        yield _links(num_ranks, "cuda" if gpus >= num_ranks else "cpu")
+    finally:
+        ray.shutdown()
+
+
+def _links(num_ranks: int, device: str) -> Finding:
+    name = f"{'NCCL' if device == 'cuda' else 'gloo'}, {num_ranks} ranks"
+    config = ParallelConfig(placement_timeout=10, collective_timeout=30)
+    try:
+        with Gang(Degrees(ulysses_degree=num_ranks), config, device) as gang:
+            links = gang.probe()
+    except GangError as error:
+        return Finding(name, str(error), "check that the nodes reach each other (firewall, NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)")
+    slowest = min(links, key=lambda link: link.bytes_per_second)
+    return Finding(name, f"round trip {max(link.round_trip for link in links) * 1e6:.0f} us, {slowest.bytes_per_second / 1e9:.2f} GB/s a rank")
