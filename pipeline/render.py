@@ -43,7 +43,7 @@ class Renderer:
         self.family = FAMILIES[card.family].load(card, getattr(torch, self.options.dtype), where, held)
         self._place_weights(where)
         if self.mesh.sequence.size > 1 or self.options.kernel == "xfuser":
-            self.family.shard(TokenShards(self.mesh, by_frames=self.options.layout == "frames"), kernel)
+            self.family.shard(self.family.transformer, TokenShards(self.mesh, by_frames=self.options.layout == "frames"), kernel)
         elif self.options.attention_backend is not None:
             self.family.transformer.set_attention_backend(self.options.attention_backend)
         if self.mesh.size > 1:

@@ -84,8 +84,8 @@ def tiny_hunyuan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gloo_pool() -> Iterator[object]:
-    """A pool of processes that form gloo groups of any size; see pool.py."""
-    from pool import GlooPool
+    """A pool of processes that form gloo groups of any size."""
+    from longtake.bench.pool import GlooPool
 
     with GlooPool(5) as pool:
         yield pool

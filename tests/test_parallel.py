@@ -13,13 +13,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from longtake.bench.pool import GlooPool
 from longtake.parallel import CollectiveError, Compaction, Degrees, Layout, Mesh, TokenShards
 from longtake.parallel.attention import KeptContext, SequenceAttention
 from longtake.parallel.degrees import Demand, choose_degrees
 from longtake.parallel.kernels import Attended, NativeKernel, XfuserKernel
 from torch import Tensor
-
-from pool import GlooPool
 
 RING = Degrees(ring_degree=3)
 BOTH = Degrees(ring_degree=2, ulysses_degree=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from longtake.bench.pool import GlooPool
 from longtake.cache import enable_cache, load_recipe
 from longtake.cache.decision import Signal, ratio
 from longtake.parallel import CollectiveError, Degrees, Mesh
@@ -15,7 +16,6 @@ from longtake.pipeline.card import ModelCard, read_card
 from longtake.pipeline.render import ModelOptions, Rendered, Renderer
 from longtake.pipeline.take import PromptAt, Take, TimelineSettings
 
-from pool import GlooPool
 from takes import tiny_take
 
 TOLERANCE = 1e-4

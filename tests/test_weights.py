@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from longtake.bench.pool import GlooPool
 from longtake.cache import load_recipe
 from longtake.parallel import Degrees, Mesh
 from longtake.pipeline.card import ModelCard, read_card
@@ -16,7 +17,6 @@ from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.render import Renderer
 from longtake.pipeline.weights import weight_bytes
 
-from pool import GlooPool
 from takes import tiny_take
 
 

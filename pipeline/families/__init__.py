@@ -6,4 +6,4 @@ from .wan import Wan
 
 FAMILIES: dict[str, type[Family]] = {"wan": Wan, "hunyuan_video": HunyuanVideo}
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Family", "HunyuanVideo", "Wan"]

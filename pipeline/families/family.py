@@ -59,9 +59,10 @@ class Family(ABC):
     def share_rows(self, axis: Axis) -> None:
         """Spread decoding over the ranks of `axis`, each with some rows of every frame, for good."""
 
+    @staticmethod
     @abstractmethod
-    def shard(self, shards: TokenShards, kernel: Kernel) -> None:
-        """Put the shard points of sequence parallelism on the transformer, for good."""
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> None:
+        """Put the shard points of sequence parallelism on a transformer of this family, for good."""
 
     def scheduler(self, num_inference_steps: int, flow_shift: float | None) -> Any:
         """A fresh diffusers scheduler with its timesteps set."""
@@ -77,11 +78,12 @@ class Family(ABC):
     def _set_timesteps(self, scheduler: Any, num_inference_steps: int) -> None:
         scheduler.set_timesteps(num_inference_steps, device=self.device)
 
-    def _attend_together(self, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel) -> None:
-        """Give attention modules, by name, sequence-parallel attention. Raises ValueError if the degree does not divide the heads."""
-        heads, degree = self.card.num_heads, shards.mesh.ulysses.size
-        if heads % degree:
-            raise ValueError(f"ulysses_degree={degree} does not divide the model's {heads} heads.")
-        for name, module in modules:
-            attention: Any = module
-            attention.set_processor(with_attention(attention.processor, SequenceAttention(shards, kernel, name)))
+
+def attend_together(transformer: Any, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel) -> None:
+    """Give attention modules, by name, sequence-parallel attention. Raises ValueError if the degree does not divide the heads."""
+    heads, degree = transformer.config.num_attention_heads, shards.mesh.ulysses.size
+    if heads % degree:
+        raise ValueError(f"ulysses_degree={degree} does not divide the model's {heads} heads.")
+    for name, module in modules:
+        attention: Any = module
+        attention.set_processor(with_attention(attention.processor, SequenceAttention(shards, kernel, name)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...parallel import Axis, RowShards, TokenShards
 from ...parallel.kernels import Kernel
 from ..card import ModelCard
-from .family import Family, Prompt
+from .family import Family, Prompt, attend_together
 
 
 class HunyuanVideo(Family):
@@ -92,9 +92,10 @@ class HunyuanVideo(Family):
     def share_rows(self, axis: Axis) -> None:
         self._rows = RowShards(axis, self.vae.decoder, whole=(HunyuanVideoMidBlock3D,))
 
-    def shard(self, shards: TokenShards, kernel: Kernel) -> None:
+    @staticmethod
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> None:
         """Video tokens are sharded behind the patch embedding and gathered after the output projection; every rank holds the text."""
-        model, patch_frames = self.transformer, self.card.patch_size[0]
+        patch_frames = transformer.config.patch_size_t
 
         def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
             shards.enter(output[0].shape[0], args[0].shape[2] // patch_frames)
@@ -106,8 +107,8 @@ class HunyuanVideo(Family):
         def gather_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return shards.gather(output, dim=1)
 
-        model.rope.register_forward_hook(shard_rotary)
-        model.x_embedder.register_forward_hook(shard_tokens)
-        model.proj_out.register_forward_hook(gather_output)
-        joint = [(name, module) for name, module in model.named_modules() if name.endswith(".attn") and "refiner" not in name]
-        self._attend_together(joint, shards, kernel)
+        transformer.rope.register_forward_hook(shard_rotary)
+        transformer.x_embedder.register_forward_hook(shard_tokens)
+        transformer.proj_out.register_forward_hook(gather_output)
+        joint = [(name, module) for name, module in transformer.named_modules() if name.endswith(".attn") and "refiner" not in name]
+        attend_together(transformer, joint, shards, kernel)

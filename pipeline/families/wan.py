@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from ...parallel import Axis, RowShards, TokenShards
 from ...parallel.kernels import Kernel
 from ..card import ModelCard
-from .family import Family, Prompt
+from .family import Family, Prompt, attend_together
 
 
 class Wan(Family):
@@ -87,11 +87,12 @@ class Wan(Family):
     def share_rows(self, axis: Axis) -> None:
         self._rows = RowShards(axis, self.vae.decoder, whole=(WanAttentionBlock,))
 
-    def shard(self, shards: TokenShards, kernel: Kernel) -> None:
+    @staticmethod
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> None:
         """Tokens are sharded behind the patch embedding, with their rotary positions and timesteps a token, and gathered after the
         output projection, where a token has 64 channels instead of the model's width.
         """
-        model, patch_frames = self.transformer, self.card.patch_size[0]
+        patch_frames = transformer.config.patch_size[0]
 
         def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
             shards.enter(output[0].shape[1], args[0].shape[2] // patch_frames)
@@ -110,9 +111,9 @@ class Wan(Family):
         def gather_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return shards.gather(output, dim=1)
 
-        model.rope.register_forward_hook(shard_rotary)
-        model.patch_embedding.register_forward_hook(shard_tokens)
-        model.condition_embedder.register_forward_pre_hook(shard_timesteps, with_kwargs=True)
-        model.proj_out.register_forward_hook(gather_output)
-        self_attention = [(name, module) for name, module in model.named_modules() if name.endswith(".attn1")]
-        self._attend_together(self_attention, shards, kernel)
+        transformer.rope.register_forward_hook(shard_rotary)
+        transformer.patch_embedding.register_forward_hook(shard_tokens)
+        transformer.condition_embedder.register_forward_pre_hook(shard_timesteps, with_kwargs=True)
+        transformer.proj_out.register_forward_hook(gather_output)
+        self_attention = [(name, module) for name, module in transformer.named_modules() if name.endswith(".attn1")]
+        attend_together(transformer, self_attention, shards, kernel)

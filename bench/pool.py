@@ -1,4 +1,4 @@
-"""Persistent worker processes for parity tests: importing diffusers costs seconds, forming a gloo group does not."""
+"""Persistent worker processes for benchmarks and parity tests: importing diffusers costs seconds, forming a gloo group does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from longtake.parallel import Degrees, Mesh
+
+from ..parallel import Degrees, Mesh
 
 TIMEOUT = timedelta(seconds=30)
 
