@@ -1,7 +1,8 @@
 """What a gang costs: `python -m longtake.bench parallel`. Gangs of gloo processes on this machine's CPU, one thread a rank.
 
 sp_efficiency_2: a model call on 1 rank over twice the time on 2 (Ulysses), a Wan-shaped DiT at 4,096 tokens. vs_diffusers_ulysses:
-diffusers' own Ulysses over ours, the same model and ranks. overhead_1_rank: our model call at one rank over the bare transformer's.
+diffusers' own Ulysses over ours, the same model and ranks. overhead_1_rank: the demo model's call at
+one rank through our family over the bare transformer's.
 bytes_ulysses, bytes_ring: bytes that a rank sends in one attention layer over the formula in SequenceAttention, the one of 3 ranks
 farther from 1. parity_max_diff: the largest difference of latents against one rank's, over random sizes, ranks, degrees and layouts,
 the demo model with its cache. Times are medians of interleaved rounds; the raw figures hold them all.
@@ -32,43 +33,34 @@ from ..pipeline.take import PromptAt, Take, TimelineSettings
 from .pool import GlooPool
 from .results import Bar, write_results
 
-_ROUNDS, _CALLS = 5, 2
+_ROUNDS = 15
 _LATENTS = (1, 16, 16, 32, 32)  # 4,096 tokens
 _DRAWS = 40
 
 
 def main() -> None:
-    with GlooPool(5) as pool:
-        seconds = _time(pool)
+    with GlooPool(5, timeout=300) as pool:
+        calls, one_rank = pool.run(_model_calls, 2)[0], pool.run(_one_rank_calls, 1)[0]
         sent = {
             name: pool.run(_bytes_over_formula, degrees)
             for name, degrees in (("ulysses", Degrees(ulysses_degree=3)), ("ring", Degrees(ring_degree=3)))
         }
         parity = _parity(pool)
-    middle = {name: median(times) for name, times in seconds.items()}
+    middle = {name: median(times) for name, times in {**calls, **one_rank}.items()}
     farthest = {name: max(ratios, key=lambda ratio: abs(ratio - 1)) for name, ratios in sent.items()}
     bars = {
         "sp_efficiency_2": Bar(round(middle["1 rank"] / middle["2 ranks"] / 2, 3), "share", 0.85, at_least=True),
         "vs_diffusers_ulysses": Bar(round(middle["diffusers, 2 ranks"] / middle["2 ranks"], 3), "x", 1.0, at_least=True),
-        "overhead_1_rank": Bar(round(middle["1 rank"] / middle["bare"], 3), "x", 1.02, at_least=False),
+        "overhead_1_rank": Bar(round(middle["ours"] / middle["bare"], 3), "x", 1.02, at_least=False),
         "bytes_ulysses": Bar(round(farthest["ulysses"], 4), "x", 1.01, at_least=False),
         "bytes_ring": Bar(round(farthest["ring"], 4), "x", 1.01, at_least=False),
         "parity_max_diff": Bar(max(draw["difference"] for draw in parity), "latent units", 1e-4, at_least=False),
     }
-    path = write_results("parallel", bars, {"seconds_a_call": seconds, "bytes_over_formula": sent, "parity": parity})
+    raw = {"seconds_a_call": calls, "seconds_a_call_at_1_rank": one_rank, "bytes_over_formula": sent, "parity": parity}
+    path = write_results("parallel", bars, raw)
     for name, bar in bars.items():
         print(f"{name}: {bar.value:g} {bar.unit} ({'at least' if bar.at_least else 'at most'} {bar.bar:g}) {'holds' if bar.holds else 'FAILS'}")
     print(path)
-
-
-def _time(pool: GlooPool) -> dict[str, list[float]]:
-    """Seconds a call in each round."""
-    ways = {"bare": ("bare", 1), "1 rank": ("ours", 1), "2 ranks": ("ours", 2), "diffusers, 2 ranks": ("diffusers", 2)}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(_ROUNDS):
-        for name, (way, num_ranks) in ways.items():
-            seconds[name].append(max(pool.run(_call_seconds, num_ranks, way)))
-    return seconds
 
 
 def _wan_shaped() -> WanTransformer3DModel:
@@ -77,21 +69,42 @@ def _wan_shaped() -> WanTransformer3DModel:
 
 
 @torch.no_grad()
-def _call_seconds(mesh: Mesh, way: str) -> float:
-    """The median of some calls, after one that warms up."""
-    transformer = _wan_shaped()
-    if way == "ours" and mesh.size > 1:
-        Wan.shard(transformer, TokenShards(mesh), NativeKernel())
-    if way == "diffusers":
-        _shard_as_diffusers_does(transformer, mesh)
+def _model_calls(mesh: Mesh) -> dict[str, list[float]]:
+    """Seconds a call, call by call in turn: on rank 0 alone, on both ranks through our layer, on both through diffusers' own."""
+    alone, ours, theirs = (_wan_shaped() for _ in range(3))
+    Wan.shard(ours, TokenShards(mesh), NativeKernel())
+    _shard_as_diffusers_does(theirs, mesh)
     latents, text = torch.randn(_LATENTS), torch.randn(1, 32, 256)
-    times = []
-    for _ in range(1 + _CALLS):
-        mesh.gang.sum(torch.zeros(1))  # all start together
-        began = time.perf_counter()
-        transformer(latents, torch.tensor([500.0]), text, return_dict=False)
-        times.append(time.perf_counter() - began)
-    return median(times[1:])
+    ways = [("1 rank", alone), ("2 ranks", ours), ("diffusers, 2 ranks", theirs)]
+    seconds: dict[str, list[float]] = {name: [] for name, _ in ways}
+    for turn in range(1 + _ROUNDS):
+        for index in range(len(ways)):
+            name, transformer = ways[(turn + index) % len(ways)]  # whoever follows the call on one rank meets a cold second core
+            mesh.gang.sum(torch.zeros(1))  # all start together
+            began = time.perf_counter()
+            if mesh.rank == 0 or name != "1 rank":
+                transformer(latents, torch.tensor([500.0]), text, return_dict=False)
+            mesh.gang.sum(torch.zeros(1))  # the slowest counts
+            seconds[name].append(time.perf_counter() - began)
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+@torch.no_grad()
+def _one_rank_calls(mesh: Mesh) -> dict[str, list[float]]:
+    """Seconds a call of the demo model at its full window: the bare transformer, and through our family at one rank."""
+    family = Renderer(read_card("demo"), mesh=mesh).family
+    prompt = family.encode_prompt("a red circle moves right over a grey background")
+    latents, timestep = torch.randn(1, 16, 9, 12, 12), torch.tensor(500.0)
+    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+    for _ in range(1 + 10 * _ROUNDS):
+        for name, times in seconds.items():
+            began = time.perf_counter()
+            if name == "ours":
+                family.velocity(latents, timestep, prompt, 4.0)
+            else:
+                family.transformer(latents, timestep.expand(1), prompt["encoder_hidden_states"], return_dict=False)
+            times.append(time.perf_counter() - began)
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def _shard_as_diffusers_does(transformer: Any, mesh: Mesh) -> None:

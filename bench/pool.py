@@ -16,16 +16,14 @@ import torch.multiprocessing as mp
 
 from ..parallel import Degrees, Mesh
 
-TIMEOUT = timedelta(seconds=30)
 
-
-def _serve(rank: int, pipe: Connection) -> None:
+def _serve(rank: int, pipe: Connection, timeout: timedelta) -> None:
     torch.set_num_threads(1)
     while (task := pipe.recv()) is not None:
         function, arguments, degrees, rendezvous = task
         try:
             if degrees.num_ranks > 1:
-                dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=degrees.num_ranks, timeout=TIMEOUT)
+                dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=degrees.num_ranks, timeout=timeout)
             try:
                 pipe.send((True, function(Mesh(degrees, dist.group.WORLD if degrees.num_ranks > 1 else None), *arguments)))
             finally:
@@ -41,8 +39,9 @@ class GlooPool:
     A number in place of degrees stands for so many ranks on the Ulysses axis.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, timeout: float = 30.0) -> None:
+        """timeout: seconds, for every collective and every run."""
+        self._size, self._timeout = size, timedelta(seconds=timeout)
 
     def __enter__(self) -> Self:
         context = mp.get_context("spawn")
@@ -51,7 +50,7 @@ class GlooPool:
         self._runs = 0
         for rank in range(self._size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, theirs, self._timeout), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -74,7 +73,7 @@ class GlooPool:
             pipe.send((function, arguments, degrees, rendezvous))
         results = []
         for rank, pipe in enumerate(self._pipes[:num_ranks]):
-            if not pipe.poll(TIMEOUT.total_seconds() + 10):
+            if not pipe.poll(self._timeout.total_seconds() + 10):
                 raise TimeoutError(f"rank {rank} of {num_ranks} did not answer: a hang")
             results.append(pipe.recv())
         failed = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(results) if not ok]

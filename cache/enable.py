@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from .decision import Decision, Signal, ratio
 from .recipe import Recipe, load_recipe
-from .sites import Site
-from .sites.site import Block
-from .stack import CachedStack, RunElsewhere, block_lists
+from .sites import SiteRun
 from .state import CacheState, Slot
 from .trace import Trace, TraceEntry
+from .triggers import Moment
 
 Reduce = Callable[[Tensor], Tensor]
+_MARK = "_longtake_cache"
 
 
 def enable_cache(
@@ -32,21 +32,21 @@ def enable_cache(
     recipe: a name, a YAML path or a Recipe. reduce: sums fp64 partial sums over all shards of the tokens (one collective), for
     sharded models. Raises ValueError if the recipe does not fit. Run each model call inside `with cached.step(...)`.
     """
-    lists = block_lists(transformer)
-    if not lists:
-        raise ValueError(f"{type(transformer).__name__} has no block list to put a cache on.")
-    if any(isinstance(blocks, CachedStack) for blocks in lists.values()):
+    if hasattr(transformer, _MARK):
         raise ValueError("This transformer has a cache already; call disable() on it first.")
     cached = Cached(load_recipe(recipe), num_inference_steps, reduce)
-    cached.attach(transformer, lists)
+    cached.attach(transformer)
     return cached
 
 
 @dataclass(frozen=True)
 class _Cursor:
+    """at: the step's place on the recipe's abscissa."""
+
     segment: int
-    step: int
+    moment: Moment
     branch: str
+    at: float
 
 
 class Cached:
@@ -58,27 +58,26 @@ class Cached:
         self.state = CacheState(recipe)
         self.trace = Trace(recipe.name)
         self._reduce = reduce
-        self._site: Site = recipe.site.build()
         self._cursor: _Cursor | None = None
         self._detach: Callable[[], None] = lambda: None
 
-    def attach(self, transformer: nn.Module, lists: dict[str, nn.ModuleList]) -> None:
-        self._site.check(sum(map(len, lists.values())))
-        first, *further = lists
-        setattr(transformer, first, CachedStack(lists[first], [lists[name] for name in further], self._run))
-        for name in further:
-            setattr(transformer, name, RunElsewhere(lists[name]))
+    def attach(self, transformer: nn.Module) -> None:
+        detach = self.recipe.site.build().attach(transformer, self._begin)
+        setattr(transformer, _MARK, True)
 
-        def detach() -> None:
-            for name, original in lists.items():
-                setattr(transformer, name, original)
+        def detach_all() -> None:
+            delattr(transformer, _MARK)
+            detach()
 
-        self._detach = detach
+        self._detach = detach_all
 
     @contextmanager
     def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0) -> Iterator[None]:
         """Name the model call inside: step `index` of the take (0-based), branch `cond`, `uncond` or `both`, and its segment."""
-        self._cursor = _Cursor(segment, index, branch)
+        moment = Moment(index, float(timestep), self.num_inference_steps)
+        # sigma is counted from noise to film in units of an average step, so that forecasts look as far ahead as with steps.
+        at = float(index) if self.recipe.abscissa == "step" else self.num_inference_steps * (1 - moment.timestep / 1000)
+        self._cursor = _Cursor(segment, moment, branch, at)
         try:
             yield
         finally:
@@ -95,47 +94,48 @@ class Cached:
         self.trace = Trace(self.recipe.name)
 
     def disable(self) -> None:
-        """Give the transformer its own block list back."""
+        """Give the transformer its own calls back; a second time it does nothing."""
         self._detach()
+        self._detach = lambda: None
         self.state.reset()
 
-    def _run(self, blocks: list[Block], hidden_states: Tensor, num_text: int) -> Tensor:
+    def _begin(self, layers: str, num_tokens: int | None) -> SiteRun:
         if self._cursor is None:
             raise ValueError("The transformer was called outside `with cached.step(index, timestep, branch=...)`, so its cache has no step.")
-        slot = self.state.slot(self._cursor.segment, self._cursor.branch)
-        call = _Call(self, self._cursor, slot, self._site.layers(len(blocks)), hidden_states.shape[1] - num_text)
-        return self._site.run(blocks, hidden_states, call)
+        return _Call(self, self._cursor, self.state.slot(self._cursor.segment, self._cursor.branch), layers, slice(num_tokens))
 
 
 class _Call:
-    """One model call: what a site asks for (SiteRun). Signals are of the first `num_tokens` tokens, without the text behind them."""
+    """One model call: what a site asks for (SiteRun). measured: the part of dim 1 that signals are of."""
 
-    def __init__(self, cached: Cached, cursor: _Cursor, slot: Slot, layers: str, num_tokens: int) -> None:
-        self._cached, self._cursor, self._slot, self._layers, self._num_tokens = cached, cursor, slot, layers, num_tokens
+    def __init__(self, cached: Cached, cursor: _Cursor, slot: Slot, layers: str, measured: slice) -> None:
+        self._cached, self._cursor, self._slot, self._layers, self._measured = cached, cursor, slot, layers, measured
 
     def decide(self, probe: Tensor) -> Decision:
         """One reduction a decision whatever it will be: a branch that guards a collective is decided from reduced data alone."""
         cached, cursor, slot = self._cached, self._cursor, self._slot
-        signal = slot.trigger.signal(probe[:, : self._num_tokens])
+        signal = slot.trigger.signal(probe[:, self._measured])
         value = None if signal is None else ratio(cached._reduce(signal.sums))
-        wish = slot.trigger.decide(cursor.step, value)
-        decision = cached.recipe.guards.apply(wish, cursor.step, cached.num_inference_steps, slot.reused_run)
+        wish = slot.trigger.decide(cursor.moment, value)
+        decision = cached.recipe.guards.apply(wish, cursor.moment.step, cached.num_inference_steps, slot.reused_run)
         if not slot.predictor.ready:
             decision = Decision.COMPUTE
         slot.trigger.settle(decision)
         slot.reused_run = slot.reused_run + 1 if decision is Decision.REUSE else 0
         known = value is not None and value != float("inf")
         margin = abs(value - slot.trigger.threshold) if known and value is not None and slot.trigger.threshold is not None else None
-        choice = (cursor.segment, cursor.step, cursor.branch, cached.recipe.site.name, self._layers, decision.value)
+        choice = (cursor.segment, cursor.moment.step, cursor.branch, cached.recipe.site.name, self._layers, decision.value)
         cached.trace.add(TraceEntry(*choice, value=value if known else None, margin=margin))
         return decision
 
     def keep(self, feature: Tensor) -> None:
         if self._slot.predictor.ready:
-            forecast = self._slot.predictor.predict(self._cursor.step)
-            video = slice(self._num_tokens)
-            self._cached.trace.add_forecast(Signal.relative_l1(forecast[:, video], feature[:, video]).sums)
-        self._slot.predictor.push(self._cursor.step, feature)
+            forecast = self._slot.predictor.predict(self._cursor.at)
+            pair = (forecast[:, self._measured], feature[:, self._measured])
+            self._cached.trace.add_forecast(Signal.relative_l1(*pair).sums)
+        self._slot.predictor.push(self._cursor.at, feature)
 
     def recall(self) -> Tensor:
-        return self._slot.predictor.predict(self._cursor.step)
+        feature = self._slot.predictor.predict(self._cursor.at)
+        self._slot.predictor.settle(self._cursor.at, feature)
+        return feature

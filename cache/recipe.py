@@ -17,6 +17,7 @@ from .sites import SITES, Site
 from .triggers import TRIGGERS, Trigger
 
 Part = TypeVar("Part")
+ABSCISSAE = ("step", "sigma")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,24 @@ class Guards:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """model: hash of the model that was measured (pipeline.card.model_hash). num_inference_steps: of the takes, 0 if it fits any."""
+
+    model: str = ""
+    num_inference_steps: int = 0
+
+    def check(self, model: str, num_inference_steps: int, recipe: str) -> None:
+        """Raise ValueError, with the mend, for another model or number of steps."""
+        if model != self.model:
+            raise ValueError(f"Recipe '{recipe}' was calibrated for another model; run `longtake calibrate` on this one.")
+        if self.num_inference_steps not in (0, num_inference_steps):
+            raise ValueError(
+                f"Recipe '{recipe}' was calibrated for {self.num_inference_steps} steps, the take has {num_inference_steps}; make them equal, "
+                f"or run `longtake calibrate` with --steps {num_inference_steps}."
+            )
+
+
+@dataclass(frozen=True)
 class Choice(Generic[Part]):
     """One registered part with its settings; `build` makes a fresh one."""
 
@@ -60,7 +79,10 @@ class Choice(Generic[Part]):
 
 @dataclass(frozen=True)
 class Recipe:
-    """name and paper are for people; the rest decides the film."""
+    """name and paper are for people; the rest decides the film. abscissa: what predictors extrapolate along, `step` or `sigma`.
+
+    calibration: for which model and number of steps its numbers were measured; None for recipes that fit any.
+    """
 
     name: str
     paper: str
@@ -68,12 +90,16 @@ class Recipe:
     site: Choice[Site]
     predictor: Choice[Predictor]
     guards: Guards
+    abscissa: str = "step"
+    calibration: Calibration | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Recipe:
         """Raises ValueError for unknown parts and settings, with the nearest known one."""
         raw = read_config(_RawRecipe, values, "The recipe")
         where = f"Recipe '{raw.name}'"
+        if raw.abscissa not in ABSCISSAE:
+            raise ValueError(f"{where}: abscissa is '{raw.abscissa}'; it must be one of {', '.join(ABSCISSAE)}.")
         return cls(
             name=raw.name,
             paper=raw.paper,
@@ -81,12 +107,16 @@ class Recipe:
             site=_choose(raw.site, SITES, f"{where}, site"),
             predictor=_choose(raw.predictor, PREDICTORS, f"{where}, predictor"),
             guards=read_config(Guards, raw.guards, f"{where}, guards"),
+            abscissa=raw.abscissa,
+            calibration=read_config(Calibration, raw.calibration, f"{where}, calibration") if raw.calibration else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """All that decides the film, with every default spelt out; part of the film key."""
         parts = {"trigger": self.trigger.to_dict(), "site": self.site.to_dict(), "predictor": self.predictor.to_dict()}
-        return {"name": self.name, "paper": self.paper, **parts, "guards": asdict(self.guards)}
+        return {"name": self.name, "paper": self.paper, **parts, "guards": asdict(self.guards), "abscissa": self.abscissa} | (
+            {"calibration": asdict(self.calibration)} if self.calibration else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +127,8 @@ class _RawRecipe:
     site: dict[str, Any] = field(default_factory=dict)
     predictor: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, Any] = field(default_factory=dict)
+    abscissa: str = "step"
+    calibration: dict[str, Any] = field(default_factory=dict)
 
 
 def _choose(values: Mapping[str, Any], registry: Mapping[str, tuple[type[Any], type[Part]]], where: str) -> Choice[Part]:

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sites.site import Block
-
+Block = Callable[[Tensor], Tensor]
 Runner = Callable[[list[Block], Tensor, int], Tensor]
 
 _BLOCK_LISTS = ("blocks", "transformer_blocks", "single_transformer_blocks")  # diffusers' names, in the order in which they run

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 
 app = typer.Typer(name="longtake", help="Render long video clips with diffusion transformers on Ray clusters.", no_args_is_help=True)
@@ -64,6 +65,43 @@ def compare(
     result = _checked(compare_films, *films)
     worst = f"worst {result.worst_psnr:.2f} dB at frame {result.worst_frame}"
     Console(highlight=False).print(f"{result.num_frames} frames: PSNR {result.psnr:.2f} dB ({worst}), SSIM {result.ssim:.4f}")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="'demo', or a checkpoint folder")],
+    out: Annotated[Path, typer.Option(help="the recipe to write (YAML)")],
+    recipe: Annotated[str, typer.Option(help="what to calibrate: planned")] = "planned",
+    steps: Annotated[int, typer.Option(help="denoising steps of the takes to come", min=3)] = 50,
+    computed: Annotated[int, typer.Option(help="steps to compute of them", min=2)] = 20,
+    prompt: Annotated[list[str] | None, typer.Option(help="what to render for it; repeat for several takes")] = None,
+    guidance_scale: Annotated[float, typer.Option()] = 5.0,
+) -> None:
+    """Measure a model on a few full takes and write a recipe that was made for it."""
+    from ..cache.calibration.planned import check_budget
+    from ..pipeline.card import read_card
+
+    card = _checked(read_card, model)
+    _checked(_check_calibration, recipe, prompt, out)
+    _checked(check_budget, steps, computed)
+
+    from ..pipeline.calibrate import calibrate_planned, calibration_takes
+    from ..pipeline.files import write_atomic
+    from ..pipeline.render import Renderer
+
+    takes = calibration_takes(card, prompt or [], steps, guidance_scale)
+    made = calibrate_planned(Renderer(card), takes, computed)
+    write_atomic(out, yaml.safe_dump(made.to_dict(), sort_keys=False))
+    Console(highlight=False, soft_wrap=True).print(f"{out}: {made.name}, computes steps {made.trigger.config.computed}")
+
+
+def _check_calibration(recipe: str, prompts: list[str] | None, out: Path) -> None:
+    if recipe != "planned":
+        raise ValueError(f"Recipe '{recipe}' cannot be calibrated; known: planned.")
+    if not prompts:
+        raise ValueError("Calibration renders takes; give --prompt '...', two or three times for more of them.")
+    if not out.parent.is_dir():
+        raise ValueError(f"There is no folder '{out.parent}' to write '{out}' in; make it first.")
 
 
 @app.command()

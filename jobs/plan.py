@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cache import Recipe, load_recipe
 from ..parallel.degrees import Degrees, Demand, choose_degrees
-from ..pipeline.card import ModelCard, read_card
+from ..pipeline.card import ModelCard, model_hash, read_card
 from ..pipeline.film_key import film_key
 from ..pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
 from ..pipeline.take import Take
@@ -169,6 +169,8 @@ def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take]) -> Recipe 
     recipe = load_recipe(job.cache.recipe, job.cache.changes())
     recipe.site.build().check(card.num_layers)
     for take in takes:
+        if recipe.calibration:
+            recipe.calibration.check(model_hash(card.path), take.num_inference_steps, recipe.name)
         kept = recipe.guards.first_steps + recipe.guards.last_steps
         if take.num_inference_steps <= kept:
             raise ValueError(

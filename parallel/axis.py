@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -61,9 +62,7 @@ class Axis:
         if self.group is None:
             return parts[0]
         sizes, counts = [part.numel() for part in parts], [shape.numel() for shape in shapes]
-        sent = parts[0].new_empty(sum(sizes))
-        for part, room in zip(parts, sent.split(sizes), strict=True):
-            room.view(part.shape).copy_(part)
+        sent = _end_to_end(parts, sizes)
         received = sent.new_empty(sum(counts))
         with self._exchange("all-to-all", (sent.numel() - sizes[self.rank]) * sent.element_size()):
             dist.all_to_all_single(received, sent, counts, sizes, group=self.group)
@@ -132,3 +131,16 @@ class Axis:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             reason = re.sub(r"^\[[^\]]*\] ", "", first_line)  # gloo's own source file and line
             raise CollectiveError(f"{what} over the {self.name} axis failed on its rank {self.rank} of {self.size} ({reason})") from error
+
+
+def _end_to_end(parts: list[Tensor], sizes: list[int]) -> Tensor:
+    """All parts in one flat tensor: a view if they lie like that in memory, a copy otherwise."""
+    first = parts[0]
+    places = [first.data_ptr() + first.element_size() * offset for offset in accumulate(sizes[:-1], initial=0)]
+    storages = {part.untyped_storage().data_ptr() for part in parts}
+    if len(storages) == 1 and all(part.is_contiguous() and part.data_ptr() == place for part, place in zip(parts, places, strict=True)):
+        return first.as_strided((sum(sizes),), (1,))
+    flat = first.new_empty(sum(sizes))
+    for part, room in zip(parts, flat.split(sizes), strict=True):
+        room.view(part.shape).copy_(part)
+    return flat

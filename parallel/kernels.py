@@ -106,25 +106,34 @@ def _cuda_with_lse(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor |
 
 
 class XfuserKernel:
-    """xfuser's attention (flash-attn or torch, as xfuser finds). Raises ValueError without CUDA or without the package."""
+    """xfuser's attention (0.7 or later): its FlashAttention 3 or 2 where installed, else torch's flash kernel as xfuser calls it.
+
+    Raises ValueError without CUDA or without the package.
+    """
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
             raise ValueError("parallel.kernel is xfuser, which needs a CUDA device; set parallel.kernel=native.")
         try:
-            from yunchang.kernels import AttnType, select_flash_attn_impl
+            from xfuser.core.distributed.attention_backend import ATTENTION_FUNCTION_REGISTRY, AttentionBackendType
+            from xfuser.envs import PACKAGES_CHECKER
         except ImportError as error:
             raise ValueError(f"parallel.kernel is xfuser, which cannot be imported ({error}); pip install 'longtake[xfuser]'.") from None
-        self._forward = select_flash_attn_impl(AttnType.FA, stage="fwd-only")
+        installed = PACKAGES_CHECKER.get_packages_info()
+        wanted = (("FLASH_3", "has_flash_attn_3"), ("FLASH", "has_flash_attn"))
+        self.backend = next((name for name, package in wanted if installed.get(package)), "SDPA_FLASH")
+        self._attend = ATTENTION_FUNCTION_REGISTRY[AttentionBackendType[self.backend]]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float | None) -> Tensor:
-        return self.with_lse(query, key, value, key_mask, scale).out.to(query.dtype)
+        return self.with_lse(query, key, value, key_mask, scale).out
 
     def with_lse(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float | None) -> Attended:
         if not query.numel() or not key.numel():
             return attend_nothing(query, value)
         if key_mask is not None:
             raise ValueError("parallel.kernel=xfuser takes no key masks, which this model needs; set parallel.kernel=native.")
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        out, lse = self._forward(query, key, value, dropout_p=0.0, softmax_scale=factor, causal=False, return_softmax=False)
-        return Attended(out, lse.transpose(1, 2).float())
+        if scale is not None:
+            query = query * (scale * query.shape[-1] ** 0.5)  # xfuser always divides by the root of head_dim
+        heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        out, lse = self._attend(*heads_first, dropout_p=0.0, is_causal=False)
+        return Attended(out.transpose(1, 2), lse[..., : query.shape[1]].transpose(1, 2).float())

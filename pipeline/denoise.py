@@ -20,10 +20,13 @@ BRANCHES = ("cond", "uncond")
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step. clean: an estimate of the clean latents [1, channels, latent frames, height, width] so far."""
+    """One finished step. velocity: the guided and fused one, [1, channels, latent frames, height, width]; clean: the clean latents
+    that it points to.
+    """
 
     index: int
     num_inference_steps: int
+    velocity: Tensor
     clean: Tensor
 
 
@@ -49,18 +52,18 @@ class Denoising:
     def __iter__(self) -> Iterator[Step]:
         for index, timestep in enumerate(self._scheduler.timesteps):
             try:
-                clean = self._advance(index, timestep)
+                velocity, clean = self._advance(index, timestep)
             except CollectiveError as error:
                 raise error.at(f"step {index + 1}") from error
-            yield Step(index, self.take.num_inference_steps, clean)
+            yield Step(index, self.take.num_inference_steps, velocity, clean)
 
     @torch.no_grad()
-    def _advance(self, index: int, timestep: Tensor) -> Tensor:
-        """Take `latents` one step further; returns the clean latents that this step's velocity points to."""
+    def _advance(self, index: int, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Take `latents` one step further; returns the step's velocity and the clean latents that it points to."""
         velocity = self.timeline.predict(self.latents, lambda window, segment: self._guided(window, segment, index, timestep), self.mesh.window)
         clean = self.latents - self._scheduler.sigmas[index].to(self.latents.device) * velocity
         self.latents = self._scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
-        return clean
+        return velocity, clean
 
     def _guided(self, window: Tensor, segment: int, index: int, timestep: Tensor) -> Tensor:
         """Classifier-free guidance (arXiv 2207.12598): one call a branch, cond first, as diffusers does; or a branch a half of the gang."""

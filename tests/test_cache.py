@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from longtake.cache import Recipe, enable_cache, load_recipe
+from longtake.cache.calibration import plan_steps
+from longtake.cache.calibration.planned import DAMPINGS
 from longtake.cache.decision import Decision, Signal, ratio
+from longtake.cache.predictors import Predictor
+from longtake.cache.predictors.adams_bashforth import AdamsBashforth, AdamsBashforthConfig
+from longtake.cache.predictors.bdf_heun import BdfHeun, BdfHeunConfig
+from longtake.cache.predictors.chebyshev import Chebyshev, ChebyshevConfig
+from longtake.cache.predictors.hermite import Hermite, HermiteConfig
+from longtake.cache.predictors.taylor import Taylor, TaylorConfig
 from longtake.cache.recipe import Guards, recipe_names
+from longtake.cache.triggers import Moment
 from longtake.cache.triggers.interval import Interval, IntervalConfig
+from longtake.cache.triggers.magnitude import Magnitude, MagnitudeConfig
+from longtake.cache.triggers.mask import Mask, MaskConfig
+from longtake.cache.triggers.ranges import Ranges, RangesConfig
 from longtake.cache.triggers.relative_change import RelativeChange, RelativeChangeConfig
-from longtake.pipeline.card import read_card
+from longtake.pipeline.calibrate import calibrate_planned, calibration_takes
+from longtake.pipeline.card import model_hash, read_card
 from longtake.pipeline.render import Renderer
+from numpy.typing import NDArray
 
 from takes import tiny_take
 
 COMPUTE, REUSE = Decision.COMPUTE, Decision.REUSE
 
 
+def _moment(step: int, timestep: float = 500.0, num_inference_steps: int = 10) -> Moment:
+    return Moment(step, timestep, num_inference_steps)
+
+
 def _decisions(trigger: RelativeChange, values: list[float]) -> list[Decision]:
     decisions = []
     for step, value in enumerate(values):
         signal = trigger.signal(torch.full((1, 2, 2), value))
-        decision = trigger.decide(step, ratio(signal.sums))
+        decision = trigger.decide(_moment(step), ratio(signal.sums))
         trigger.settle(decision)
         decisions.append(decision)
     return decisions
@@ -32,7 +54,99 @@ def _decisions(trigger: RelativeChange, values: list[float]) -> list[Decision]:
 
 def test_interval_computes_every_nth_step() -> None:
     trigger = Interval(IntervalConfig(3))
-    assert [trigger.decide(step, None) for step in range(7)] == [COMPUTE, REUSE, REUSE, COMPUTE, REUSE, REUSE, COMPUTE]
+    assert [trigger.decide(_moment(step), None) for step in range(7)] == [COMPUTE, REUSE, REUSE, COMPUTE, REUSE, REUSE, COMPUTE]
+
+
+def test_mask_computes_the_listed_steps() -> None:
+    trigger = Mask(MaskConfig([0, 3, 4]))
+    assert [trigger.decide(_moment(step), None) for step in range(6)] == [COMPUTE, REUSE, REUSE, COMPUTE, COMPUTE, REUSE]
+
+
+def test_ranges_reuse_between_two_timesteps() -> None:
+    trigger = Ranges(RangesConfig(interval=2, low=100, high=850))
+    timesteps = [1000.0, 900.0, 850.0, 800.0, 500.0, 400.0, 100.0, 50.0]
+    decisions = [trigger.decide(_moment(step, timestep), None) for step, timestep in enumerate(timesteps)]
+    assert decisions == [COMPUTE, COMPUTE, COMPUTE, REUSE, COMPUTE, REUSE, COMPUTE, COMPUTE]
+
+
+def test_magnitude_adds_up_calibrated_drift() -> None:
+    # Two steps of ten are retained. Each ratio is 0.95: |1 - 0.95| = 0.05, + |1 - 0.9025| = 0.1475 >= 0.12, computed; and again.
+    trigger = Magnitude(MagnitudeConfig([0.95] * 5, threshold=0.12, max_reused_steps=4, retention=0.2))
+    decisions = []
+    for step in range(8):
+        decisions.append(trigger.decide(_moment(step), None))
+        trigger.settle(decisions[-1])
+    assert decisions == [COMPUTE, COMPUTE, REUSE, COMPUTE, REUSE, COMPUTE, REUSE, COMPUTE]
+    trigger = Magnitude(MagnitudeConfig([1.0], max_reused_steps=2, retention=0.0))
+    assert [trigger.decide(_moment(step), None) for step in range(3)] == [REUSE, REUSE, COMPUTE]
+
+
+def _polynomial(coefficients: list[float], at: float) -> torch.Tensor:
+    return torch.tensor([sum(c * at**power for power, c in enumerate(coefficients)), at], dtype=torch.float64).view(1, 2, 1)
+
+
+@settings(deadline=None)
+@given(
+    coefficients=st.lists(st.floats(-2, 2), min_size=1, max_size=4),
+    gaps=st.lists(st.integers(1, 4), min_size=5, max_size=5),
+    ahead=st.integers(1, 3),
+)
+def test_predictors_follow_polynomials_of_their_order_at_unequal_gaps(coefficients: list[float], gaps: list[int], ahead: int) -> None:
+    order = len(coefficients) - 1
+    predictors: list[Predictor] = [
+        Taylor(TaylorConfig(order)),
+        AdamsBashforth(AdamsBashforthConfig(order + 1)),
+        Chebyshev(ChebyshevConfig(degree=order, window=5, ridge=0.0)),
+    ]
+    places = [sum(gaps[: i + 1]) / 4 for i in range(5)]
+    for predictor in predictors:
+        for place in places:
+            predictor.push(place, _polynomial(coefficients, place))
+        at = places[-1] + ahead / 4
+        assert torch.allclose(predictor.predict(at)[0, 0], _polynomial(coefficients, at)[0, 0], rtol=1e-4, atol=1e-3), type(predictor).__name__
+
+
+def _number(value: float) -> torch.Tensor:
+    return torch.full((1, 1, 1), float(value))
+
+
+def test_hermite_by_hand() -> None:
+    # Values 1, 5, 4 at 0, 2, 3: divided differences -1 and -1. Two ahead with sigma 0.5: H_1(1) = 2, H_2(1) = 2.
+    predictor = Hermite(HermiteConfig(order=2, sigma=0.5))
+    for at, value in ((0, 1), (2, 5), (3, 4)):
+        predictor.push(at, _number(value))
+    assert predictor.predict(5.0).item() == pytest.approx(4 + 0.5 * 2 * -1 + 0.25 * 2 * -1)
+
+
+def test_bdf_heun_by_hand() -> None:
+    predictor = BdfHeun(BdfHeunConfig())
+    predictor.push(0, _number(1))
+    assert predictor.predict(1).item() == 1
+    predictor.push(2, _number(5))
+    # Both slopes are 2: 5 + 1/2 (2 + 2), then 5 + 2/2 (2 + 2).
+    for at, value in ((3, 7.0), (4, 9.0)):
+        feature = predictor.predict(at)
+        predictor.settle(at, feature)
+        assert feature.item() == pytest.approx(value)
+    # Computed 8 at 5: slopes (8 - 5) / 3 and (8 - 9) / 1; 8 + 2/2 (1 - 1).
+    predictor.push(5, _number(8))
+    assert predictor.predict(7).item() == pytest.approx(8.0)
+
+
+def test_adams_bashforth_looks_at_its_own_predictions() -> None:
+    predictor = AdamsBashforth(AdamsBashforthConfig(2))
+    for at in (0, 1):
+        predictor.push(at, _number(at))
+    predictor.settle(3, predictor.predict(3))
+    predictor.push(4, _number(8))
+    assert predictor.predict(5).item() == pytest.approx(13.0)  # on from 3 at 3 and 8 at 4
+
+
+def test_damping_believes_a_share_of_the_change() -> None:
+    predictor = Taylor(TaylorConfig(order=1, damping=0.25))
+    for at, value in ((0, 0), (2, 4)):
+        predictor.push(at, _number(value))
+    assert predictor.predict(4).item() == pytest.approx(5.0)
 
 
 def test_relative_change_compares_with_the_last_computed_step() -> None:
@@ -85,6 +199,11 @@ def test_every_shipped_recipe_loads_and_spells_out_its_defaults() -> None:
         ({"trigger": {"name": "interval", "interval": 0}}, "at least 1"),
         ({"trigger": {"name": "relative_change"}}, "threshold"),
         ({"guards": {"first_steps": 0}}, "at least 1"),
+        ({"abscissa": "time"}, "abscissa is 'time'; it must be one of step, sigma"),
+        ({"predictor": {"name": "taylor", "order": -1}}, "order is -1"),
+        ({"predictor": {"name": "chebyshev", "degree": 5}}, "the window must be larger than the degree"),
+        ({"trigger": {"name": "magnitude"}}, "ratios"),
+        ({"trigger": {"name": "ranges", "interval": 2, "low": 900}}, "low is 900 and high 850"),
     ],
 )
 def test_bad_recipes_are_refused(recipe: Any, message: str) -> None:
@@ -155,3 +274,76 @@ def test_cache_bytes_are_counted(tiny_wan: Path) -> None:
     rendered = Renderer(read_card(str(tiny_wan))).render(tiny_take(), load_recipe("interval"))
     tokens, dim, windows, branches = 5 * 2 * 2, 72, 3, 2
     assert rendered.cache_bytes == tokens * dim * 4 * windows * branches
+
+
+def _plan_cost(velocities: NDArray[np.float64], sigmas: NDArray[np.float64], computed: tuple[int, ...]) -> float:
+    """By the formula, gap by gap, each with its best damping."""
+    total = 0.0
+    for number, (here, there) in enumerate(pairwise(computed)):
+        errors = []
+        for damping in DAMPINGS:
+            error = np.zeros(velocities.shape[1])
+            for s in range(here + 1, there):
+                forecast = velocities[here]
+                if number:
+                    before = computed[number - 1]
+                    forecast = forecast + damping * (velocities[here] - velocities[before]) * (s - here) / (here - before)
+                error += (forecast - velocities[s]) * (sigmas[s + 1] - sigmas[s])
+            errors.append(float((error**2).mean()))
+        total += min(errors)
+    return total
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
+def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
+    rng = np.random.default_rng(seed)
+    velocities = np.cumsum(rng.standard_normal((8, 5)), axis=0)
+    sigmas = np.sort(rng.random(9))[::-1]
+    plan = plan_steps(velocities @ velocities.T / 5, sigmas, num_computed)
+    every = [(0, *middle, 7) for middle in combinations(range(1, 7), num_computed - 2)]
+    cheapest = min(_plan_cost(velocities, sigmas, computed) for computed in every)
+    assert len(plan.computed) == num_computed
+    assert plan.cost == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
+    assert _plan_cost(velocities, sigmas, plan.computed) == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
+
+
+def test_too_few_steps_are_no_plan() -> None:
+    with pytest.raises(ValueError, match="3 of 50 steps is no plan; compute between 7 and 50"):
+        plan_steps(np.eye(50), np.linspace(1, 0, 51), 3)
+
+
+def test_a_calibrated_recipe_fits_its_model_and_steps_alone(tiny_wan: Path) -> None:
+    renderer = Renderer(read_card(str(tiny_wan)))
+    takes = calibration_takes(renderer.family.card, ["a red circle", "a blue square"], 8, 4.0)
+    recipe = calibrate_planned(renderer, takes, 4)
+    assert load_recipe(recipe.to_dict()) == recipe
+    assert recipe.calibration is not None
+    model = model_hash(renderer.family.card.path)
+    recipe.calibration.check(model, 8, recipe.name)
+    with pytest.raises(ValueError, match="calibrated for another model"):
+        recipe.calibration.check("other", 8, recipe.name)
+    with pytest.raises(ValueError, match="calibrated for 8 steps, the take has 9"):
+        recipe.calibration.check(model, 9, recipe.name)
+    rendered = renderer.render(takes[0], recipe)
+    assert rendered.trace is not None
+    assert rendered.trace.summary() == {"compute": 8, "reuse": 8}
+
+
+def test_output_site_skips_the_model_and_gives_it_back(tiny_wan: Path) -> None:
+    transformer = Renderer(read_card(str(tiny_wan))).family.transformer
+    calls = []
+    transformer.patch_embedding.register_forward_hook(lambda *_: calls.append(1))
+    recipe = load_recipe({**load_recipe("interval").to_dict(), "site": {"name": "output"}})
+    cached = enable_cache(transformer, recipe, num_inference_steps=5)
+    inputs = (torch.randn(1, 4, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 2, 128))
+    outputs = []
+    with torch.no_grad():
+        for step in range(4):
+            with cached.step(step, 500.0):
+                outputs.append(transformer(*inputs, return_dict=step == 1))
+    assert len(calls) == 2
+    assert torch.equal(outputs[0][0], outputs[1].sample)
+    cached.disable()
+    transformer(*inputs)
+    assert len(calls) == 3

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from .predictor import Predictor
+from .predictor import WindowPredictor
 
 
 @dataclass(frozen=True)
@@ -14,20 +12,9 @@ class ReuseConfig:
     """Nothing to set."""
 
 
-class Reuse(Predictor):
+class Reuse(WindowPredictor):
     def __init__(self, config: ReuseConfig) -> None:
-        self._last: Tensor | None = None
+        super().__init__(1)
 
-    @property
-    def ready(self) -> bool:
-        return self._last is not None
-
-    def push(self, step: int, feature: Tensor) -> None:
-        self._last = feature
-
-    def predict(self, step: int) -> Tensor:
-        assert self._last is not None, "predict() before push()"
-        return self._last
-
-    def tensors(self) -> list[Tensor]:
-        return [] if self._last is None else [self._last]
+    def weights(self, at: float) -> list[float]:
+        return [1.0]

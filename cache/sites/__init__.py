@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from .site import Site, SiteRun
+from .output import Output, OutputConfig
+from .site import Begin, Site, SiteRun
 from .stack import Stack, StackConfig
 
 SITES: dict[str, tuple[type[Any], type[Site]]] = {
+    "output": (OutputConfig, Output),
     "stack": (StackConfig, Stack),
 }
 
-__all__ = ["SITES", "Site", "SiteRun"]
+__all__ = ["SITES", "Begin", "Site", "SiteRun"]

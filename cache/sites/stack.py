@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..decision import Decision
-from .site import Block, Site, SiteRun
+from ..stack import Block, CachedStack, RunElsewhere, block_lists
+from .site import Begin, Site, SiteRun
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,30 @@ class Stack(Site):
                 f"of {num_blocks} blocks; compute fewer than {num_blocks} at every step."
             )
 
-    def layers(self, num_blocks: int) -> str:
-        return f"{self.config.first_blocks}-{num_blocks - self.config.last_blocks - 1}"
+    def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
+        """One stack over all block lists, in the first list; the others iterate as empty."""
+        lists = block_lists(transformer)
+        if not lists:
+            raise ValueError(f"{type(transformer).__name__} has no block list to put a cache on.")
+        num_blocks = sum(map(len, lists.values()))
+        self.check(num_blocks)
+        layers = f"{self.config.first_blocks}-{num_blocks - self.config.last_blocks - 1}"
 
-    def run(self, blocks: Sequence[Block], hidden_states: Tensor, call: SiteRun) -> Tensor:
+        def run(blocks: list[Block], hidden_states: Tensor, num_text: int) -> Tensor:
+            return self._run(blocks, hidden_states, begin(layers, hidden_states.shape[1] - num_text))
+
+        first, *further = lists
+        setattr(transformer, first, CachedStack(lists[first], [lists[name] for name in further], run))
+        for name in further:
+            setattr(transformer, name, RunElsewhere(lists[name]))
+
+        def detach() -> None:
+            for name, original in lists.items():
+                setattr(transformer, name, original)
+
+        return detach
+
+    def _run(self, blocks: Sequence[Block], hidden_states: Tensor, call: SiteRun) -> Tensor:
         """With no first blocks the probe is the stack's input itself."""
         end = len(blocks) - self.config.last_blocks
         entered = hidden_states

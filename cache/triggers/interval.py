@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from ..decision import Decision
-from .trigger import Trigger
+from .trigger import Moment, Trigger
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class Interval(Trigger):
     def __init__(self, config: IntervalConfig) -> None:
         self.config = config
 
-    def decide(self, step: int, change: float | None) -> Decision:
-        return Decision.COMPUTE if step % self.config.interval == 0 else Decision.REUSE
+    def decide(self, moment: Moment, change: float | None) -> Decision:
+        return Decision.COMPUTE if moment.step % self.config.interval == 0 else Decision.REUSE

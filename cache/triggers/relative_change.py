@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from ..decision import Decision, Signal
-from .trigger import Trigger
+from .trigger import Moment, Trigger
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RelativeChange(Trigger):
         self._probe = probe
         return Signal.unknown(probe) if self._reference is None else Signal.relative_l1(probe, self._reference)
 
-    def decide(self, step: int, change: float | None) -> Decision:
+    def decide(self, moment: Moment, change: float | None) -> Decision:
         assert change is not None
         self._accumulated = self._rescaled(change) + (self._accumulated if self.config.accumulate else 0.0)
         return Decision.REUSE if self._accumulated < self.config.threshold else Decision.COMPUTE

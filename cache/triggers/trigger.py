@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..decision import Decision, Signal
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a take a model call stands. timestep: the scheduler's, 1000 for pure noise to 0."""
+
+    step: int
+    timestep: float
+    num_inference_steps: int
 
 
 class Trigger(ABC):
@@ -22,7 +32,7 @@ class Trigger(ABC):
         return None
 
     @abstractmethod
-    def decide(self, step: int, change: float | None) -> Decision:
+    def decide(self, moment: Moment, change: float | None) -> Decision:
         """Decide from the reduced signal, which is the same on every shard."""
 
     def settle(self, decision: Decision) -> None:  # noqa: B027 - schedules have nothing to settle

@@ -1,0 +1,45 @@
+"""Fit the last computed features in Chebyshev polynomials by ridge regression (Spectrum, arXiv 2603.01623; formula re-derived)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial.chebyshev import chebvander
+
+from .predictor import WindowPredictor
+
+
+@dataclass(frozen=True)
+class ChebyshevConfig:
+    """degree: of the fit, lower while there are too few features. window: features fitted. ridge: penalty of all but the constant."""
+
+    degree: int = 2
+    window: int = 5
+    ridge: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.degree < 0 or self.window <= self.degree:
+            raise ValueError(f"degree is {self.degree} and window {self.window}; the window must be larger than the degree, and that at least 0.")
+        if self.ridge < 0:
+            raise ValueError(f"ridge is {self.ridge:g}; it must not be negative.")
+
+
+class Chebyshev(WindowPredictor):
+    def __init__(self, config: ChebyshevConfig) -> None:
+        super().__init__(config.window)
+        self.config = config
+
+    def weights(self, at: float) -> list[float]:
+        """Row of the basis at `at` times the ridge solution; places are scaled so that window and `at` span -1 to 1."""
+        places = np.array(self.places)
+        low, high = min(places[0], at), max(places[-1], at)
+        degree = min(self.config.degree, len(places) - 1)
+
+        def basis(where: np.ndarray) -> np.ndarray:
+            return chebvander((2 * where - low - high) / max(high - low, 1e-12), degree)
+
+        design, row = basis(places), basis(np.array([at]))[0]
+        penalty = self.config.ridge * np.diag([0.0] + [1.0] * degree)
+        weights: list[float] = (row @ np.linalg.solve(design.T @ design + penalty, design.T)).tolist()
+        return weights

@@ -1,0 +1,29 @@
+"""Recompute at chosen steps (LeMiCa, arXiv 2511.00090; cache-dit's computation masks): a schedule, no collective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from ..decision import Decision
+from .trigger import Moment, Trigger
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """computed: the steps to compute, counted from 0, for a take of the number of steps that the mask was made for."""
+
+    computed: list[int] = MISSING
+
+    def __post_init__(self) -> None:
+        if isinstance(self.computed, list) and (not self.computed or min(self.computed) < 0):
+            raise ValueError(f"computed is {self.computed}; list at least one step, counted from 0.")
+
+
+class Mask(Trigger):
+    def __init__(self, config: MaskConfig) -> None:
+        self._computed = frozenset(config.computed)
+
+    def decide(self, moment: Moment, change: float | None) -> Decision:
+        return Decision.COMPUTE if moment.step in self._computed else Decision.REUSE
