@@ -18,6 +18,7 @@ from .triggers import TRIGGERS, Trigger
 
 Part = TypeVar("Part")
 ABSCISSAE = ("step", "sigma")
+CATEGORIES = ("static", "timestep-adaptive", "layer-adaptive", "predictive", "hybrid")  # survey arXiv 2510.19755, section 3
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,21 @@ class Choice(Generic[Part]):
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self.config)}
 
+    def __str__(self) -> str:
+        settings = ", ".join(f"{key}={value}" for key, value in asdict(self.config).items() if value not in ([], ""))
+        return f"{self.name}({settings})" if settings else self.name
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """name and paper are for people; the rest decides the film. abscissa: what predictors extrapolate along, `step` or `sigma`.
+    """name, category (of CATEGORIES) and paper are for people; the rest decides the film.
 
-    calibration: for which model and number of steps its numbers were measured; None for recipes that fit any.
+    abscissa: what predictors extrapolate along, `step` or `sigma`. calibration: for which model and number of steps its numbers were
+    measured; None for recipes that fit any.
     """
 
     name: str
+    category: str
     paper: str
     trigger: Choice[Trigger]
     site: Choice[Site]
@@ -100,8 +107,11 @@ class Recipe:
         where = f"Recipe '{raw.name}'"
         if raw.abscissa not in ABSCISSAE:
             raise ValueError(f"{where}: abscissa is '{raw.abscissa}'; it must be one of {', '.join(ABSCISSAE)}.")
+        if raw.category and raw.category not in CATEGORIES:
+            raise ValueError(f"{where}: category is '{raw.category}'; it must be one of {', '.join(CATEGORIES)}.")
         return cls(
             name=raw.name,
+            category=raw.category,
             paper=raw.paper,
             trigger=_choose(raw.trigger, TRIGGERS, f"{where}, trigger"),
             site=_choose(raw.site, SITES, f"{where}, site"),
@@ -112,16 +122,20 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All that decides the film, with every default spelt out; part of the film key."""
-        parts = {"trigger": self.trigger.to_dict(), "site": self.site.to_dict(), "predictor": self.predictor.to_dict()}
-        return {"name": self.name, "paper": self.paper, **parts, "guards": asdict(self.guards), "abscissa": self.abscissa} | (
-            {"calibration": asdict(self.calibration)} if self.calibration else {}
-        )
+        """The recipe with every default spelt out, as `from_mapping` takes it."""
+        return {"name": self.name, "category": self.category, "paper": self.paper, **self.deciding()}
+
+    def deciding(self) -> dict[str, Any]:
+        """All that decides the film; part of the film key."""
+        parts: dict[str, Any] = {"trigger": self.trigger.to_dict(), "site": self.site.to_dict(), "predictor": self.predictor.to_dict()}
+        calibration = {"calibration": asdict(self.calibration)} if self.calibration else {}
+        return {**parts, "guards": asdict(self.guards), "abscissa": self.abscissa, **calibration}
 
 
 @dataclass(frozen=True)
 class _RawRecipe:
     name: str = "unnamed"
+    category: str = ""
     paper: str = ""
     trigger: dict[str, Any] = field(default_factory=dict)
     site: dict[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.table import Column, Table
 
 app = typer.Typer(name="longtake", help="Render long video clips with diffusion transformers on Ray clusters.", no_args_is_help=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -65,6 +66,23 @@ def compare(
     result = _checked(compare_films, *films)
     worst = f"worst {result.worst_psnr:.2f} dB at frame {result.worst_frame}"
     Console(highlight=False).print(f"{result.num_frames} frames: PSNR {result.psnr:.2f} dB ({worst}), SSIM {result.ssim:.4f}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="show this one with all its settings")] = None,
+) -> None:
+    """List the cache recipes, or show one; any setting can be changed in a job: `cache: {recipe: fbcache, trigger: {threshold: 0.1}}`."""
+    from ..cache.recipe import load_recipe, recipe_names
+
+    console = Console(highlight=False, soft_wrap=True)
+    if name is not None:
+        console.print(yaml.safe_dump(_checked(load_recipe, name).to_dict(), sort_keys=False, width=120).rstrip(), markup=False)
+        return
+    table = Table(Column("recipe", no_wrap=True), Column("category", no_wrap=True), "when", "what", "how", "paper", box=None)
+    for known in map(load_recipe, recipe_names()):
+        table.add_row(known.name, known.category, *(str(part) for part in (known.trigger, known.site, known.predictor)), known.paper)
+    console.print(table)
 
 
 @app.command()

@@ -49,6 +49,7 @@ def calibrate_planned(renderer: Renderer, takes: list[Take], num_computed: int) 
     plan = plan_steps(gram, sigmas, num_computed)
     values: dict[str, Any] = {
         "name": f"planned-{num_computed}-of-{steps}",
+        "category": "predictive",
         "paper": "LeMiCa, arXiv 2511.00090, and MeanCache, arXiv 2601.19961, with the predictor inside; re-derived",
         "trigger": {"name": "mask", "computed": list(plan.computed)},
         "site": {"name": "output"},

@@ -18,5 +18,5 @@ def film_key(model: Path, take: Take, recipe: Recipe | None, dtype: str) -> str:
     """64 hex digits. A take's name is not in it: it is where the film is kept, not what it shows."""
     content = asdict(take)
     del content["name"]
-    key = {"version": _VERSION, "model": model_hash(model), "take": content, "recipe": recipe.to_dict() if recipe else None, "dtype": dtype}
+    key = {"version": _VERSION, "model": model_hash(model), "take": content, "recipe": recipe.deciding() if recipe else None, "dtype": dtype}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Recipe, enable_cache, load_recipe
@@ -28,10 +29,12 @@ from longtake.cache.triggers.magnitude import Magnitude, MagnitudeConfig
 from longtake.cache.triggers.mask import Mask, MaskConfig
 from longtake.cache.triggers.ranges import Ranges, RangesConfig
 from longtake.cache.triggers.relative_change import RelativeChange, RelativeChangeConfig
+from longtake.jobs.cli import app
 from longtake.pipeline.calibrate import calibrate_planned, calibration_takes
 from longtake.pipeline.card import model_hash, read_card
 from longtake.pipeline.render import Renderer
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from takes import tiny_take
 
@@ -184,7 +187,7 @@ def test_every_shipped_recipe_loads_and_spells_out_its_defaults() -> None:
     assert {"fbcache", "interval"} <= set(recipe_names())
     for name in recipe_names():
         recipe = load_recipe(name)
-        assert recipe.name == name and recipe.paper
+        assert recipe.name == name and recipe.paper and recipe.category
         assert load_recipe(recipe.to_dict()) == recipe
 
 
@@ -347,3 +350,13 @@ def test_output_site_skips_the_model_and_gives_it_back(tiny_wan: Path) -> None:
     cached.disable()
     transformer(*inputs)
     assert len(calls) == 3
+
+
+def test_recipes_are_listed_and_shown() -> None:
+    runner = CliRunner()
+    listed = runner.invoke(app, ["recipes"])
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in recipe_names())
+    shown = runner.invoke(app, ["recipes", "fbcache"])
+    assert Recipe.from_mapping(yaml.safe_load(shown.output)) == load_recipe("fbcache")
+    assert runner.invoke(app, ["recipes", "fbcahce"]).exit_code == 2
