@@ -5,6 +5,6 @@ A recipe combines the three. Nothing here knows models or ranks: tensors and par
 
 from .enable import Cached, enable_cache
 from .recipe import Recipe, load_recipe
-from .trace import Trace, TraceEntry
+from .trace import Replay, Trace, TraceEntry
 
-__all__ = ["Cached", "Recipe", "Trace", "TraceEntry", "enable_cache", "load_recipe"]
+__all__ = ["Cached", "Recipe", "Replay", "Trace", "TraceEntry", "enable_cache", "load_recipe"]

@@ -85,6 +85,41 @@ def recipes(
     console.print(table)
 
 
+traces = typer.Typer(help="Look at the decisions of rendered takes.", no_args_is_help=True)
+app.add_typer(traces, name="trace")
+
+
+@traces.command("show")
+def show_trace(
+    trace: Annotated[Path, typer.Argument(help="a take's folder, or its trace.json")],
+    png: Annotated[Path | None, typer.Option(help="draw it as well, here")] = None,
+) -> None:
+    """Which steps were computed (#) and which reused (.), by segment and branch."""
+    from .tracing import picture, show
+
+    loaded = _checked(_load_trace, trace)
+    for line in show(loaded):
+        Console(highlight=False, soft_wrap=True).print(line, markup=False)
+    if png is not None:
+        picture(loaded, png)
+
+
+@traces.command("diff")
+def diff_traces(a: Annotated[Path, typer.Argument(help="a take's folder, or its trace.json")], b: Annotated[Path, typer.Argument()]) -> None:
+    """The first decision in which two takes part; exit code 1 if there is one."""
+    from .tracing import diff
+
+    line = diff(_checked(_load_trace, a), _checked(_load_trace, b))
+    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+    raise typer.Exit(0 if line.startswith("equal") else 1)
+
+
+def _load_trace(path: Path) -> Any:
+    from ..cache import Trace
+
+    return Trace.load(path / "trace.json" if path.is_dir() else path)
+
+
 @app.command()
 def calibrate(
     model: Annotated[str, typer.Argument(help="'demo', or a checkpoint folder")],

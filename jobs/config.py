@@ -35,16 +35,17 @@ class TimelineConfig:
 
 @dataclass
 class CacheConfig:
-    """recipe: a name, a YAML path, or `none`. The rest changes settings of the recipe's parts."""
+    """recipe: a name, a YAML path, or `none`. replay: a trace whose decisions are made again. The rest changes the recipe's parts."""
 
     recipe: str = "none"
+    replay: str | None = None
     trigger: dict[str, Any] = field(default_factory=dict)
     site: dict[str, Any] = field(default_factory=dict)
     predictor: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, Any] = field(default_factory=dict)
 
     def changes(self) -> dict[str, dict[str, Any]]:
-        return {part: settings for part, settings in asdict(self).items() if part != "recipe" and settings}
+        return {part: settings for part, settings in asdict(self).items() if part not in ("recipe", "replay") and settings}
 
 
 @dataclass

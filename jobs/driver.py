@@ -85,7 +85,8 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
         "title": take.name,
         "comment": json.dumps({"film_key": planned.film_key, "seed": take.seed, "longtake": loaded.versions["longtake"]}),
     }
-    order = Order(take, plan.recipe, folder, plan.fps, plan.job.preview_every, plan.job.save_latents, metadata)
+    job = plan.job
+    order = Order(take, plan.recipe, plan.replay, plan.model, folder, plan.fps, job.preview_every, job.save_latents, metadata)
     try:
         finished = _watch(gang, order, reporter)
     except BaseException as error:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cache import Recipe
+from ..cache import Recipe, Replay
 from ..pipeline.take import Take
 
 
 @dataclass(frozen=True)
 class Order:
-    """One take to render, as every rank gets it. folder: where rank 0 writes; metadata: what goes into the film's container."""
+    """One take to render, as every rank gets it. model: its hash; folder: where rank 0 writes; metadata: what goes into the film's container."""
 
     take: Take
     recipe: Recipe | None
+    replay: Replay | None
+    model: str
     folder: Path
     fps: int
     preview_every: int

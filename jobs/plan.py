@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache import Recipe, load_recipe
+from ..cache import Recipe, Replay, Trace, load_recipe
 from ..parallel.degrees import Degrees, Demand, choose_degrees
 from ..pipeline.card import ModelCard, model_hash, read_card
 from ..pipeline.film_key import film_key
@@ -33,7 +33,10 @@ class PlannedTake:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job that passed every check. degrees: None where they are to be chosen for the cluster that it finds."""
+    """A job that passed every check. degrees: None where they are to be chosen for the cluster that it finds.
+
+    model: its hash. replay: the decisions to make again, None to let the recipe decide.
+    """
 
     job: JobConfig
     card: ModelCard
@@ -42,6 +45,8 @@ class Plan:
     takes: tuple[PlannedTake, ...]
     degrees: Degrees | None
     model_options: ModelOptions
+    model: str
+    replay: Replay | None
 
     def choose_degrees(self, num_ranks: int, ranks_per_node: int) -> tuple[Degrees, str]:
         """Raises ValueError if the takes cannot be shared out over so many ranks."""
@@ -64,14 +69,18 @@ def plan_job(job: JobConfig, *, force: bool = False) -> Plan:
     card = read_card(job.model.path)
     takes = resolve_takes(job, card)
     degrees = _check_parallel(job, card, takes)
-    recipe = _check_recipe(job, card, takes)
+    model = model_hash(card.path)
+    recipe = _check_recipe(job, card, takes, model)
+    replay = _check_replay(job, recipe, takes, model)
     fps = card.fps if job.fps is None else job.fps
     if fps < 1:
         raise ValueError(f"fps is {fps}; it must be at least 1.")
     output = Path(job.output)
     _check_writable(output)
-    planned = tuple(_plan_take(take, output.resolve() / take.name, film_key(card.path, take, recipe, options.dtype), force) for take in takes)
-    return Plan(job, card, recipe, fps, planned, degrees, options)
+    replayed = replay.trace if replay else None
+    keys = [film_key(model, take, recipe, options.dtype, replayed) for take in takes]
+    planned = tuple(_plan_take(take, output.resolve() / take.name, key, force) for take, key in zip(takes, keys, strict=True))
+    return Plan(job, card, recipe, fps, planned, degrees, options, model, replay)
 
 
 def _plan_take(take: Take, folder: Path, key: str, force: bool) -> PlannedTake:
@@ -161,7 +170,7 @@ def _check_degrees(degrees: Degrees, card: ModelCard, takes: list[Take]) -> None
         )
 
 
-def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take]) -> Recipe | None:
+def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take], model: str) -> Recipe | None:
     if job.cache.recipe == "none":
         if job.cache.changes():
             raise ValueError(f"cache.recipe is none, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
@@ -170,7 +179,7 @@ def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take]) -> Recipe 
     recipe.site.build().check(card.num_layers)
     for take in takes:
         if recipe.calibration:
-            recipe.calibration.check(model_hash(card.path), take.num_inference_steps, recipe.name)
+            recipe.calibration.check(model, take.num_inference_steps, recipe.name)
         kept = recipe.guards.first_steps + recipe.guards.last_steps
         if take.num_inference_steps <= kept:
             raise ValueError(
@@ -178,6 +187,26 @@ def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take]) -> Recipe 
                 f"reused. Use cache=none, more steps, or lower cache.guards.first_steps."
             )
     return recipe
+
+
+def _check_replay(job: JobConfig, recipe: Recipe | None, takes: list[Take], model: str) -> Replay | None:
+    if job.cache.replay is None:
+        return None
+    if recipe is None:
+        raise ValueError("cache.replay needs the recipe of the take that it replays; set cache.recipe.")
+    trace = Trace.load(Path(job.cache.replay))
+    if trace.model != model:
+        raise ValueError(f"The trace '{job.cache.replay}' comes from another model; replay one of this model, or drop cache.replay.")
+    for take in takes:
+        if take.num_inference_steps != trace.num_inference_steps:
+            raise ValueError(
+                f"The trace '{job.cache.replay}' is of {trace.num_inference_steps} steps, take '{take.name}' has {take.num_inference_steps}; "
+                f"make them equal."
+            )
+    sites = {entry.site for entry in trace.entries}
+    if sites != {recipe.site.name}:
+        raise ValueError(f"The trace '{job.cache.replay}' is of site {', '.join(sites)}, recipe '{recipe.name}' keeps {recipe.site.name}.")
+    return Replay(trace)
 
 
 def _check_writable(output: Path) -> None:

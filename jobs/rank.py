@@ -6,6 +6,7 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
@@ -84,7 +85,7 @@ class Rank:
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
         began = time.monotonic()
-        for step in self._renderer.steps(order.take, order.recipe):
+        for step in self._renderer.steps(order.take, order.recipe, order.replay):
             if isinstance(step, Rendered):
                 denoised = time.monotonic()
                 if self.rank == 0:
@@ -110,7 +111,7 @@ class Rank:
         if order.save_latents:
             write_atomic(folder / "latents.safetensors", save({"latents": rendered.latents.cpu().contiguous()}))
         if rendered.trace:
-            write_atomic(folder / "trace.json", rendered.trace.to_json())
+            write_atomic(folder / "trace.json", replace(rendered.trace, model=order.model).to_json())
         sheet = ContactSheet(take.num_frames)
         written = 0
         with FilmWriter(folder / "film.mp4", width=take.width, height=take.height, fps=order.fps, metadata=order.metadata) as film:

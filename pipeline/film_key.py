@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-from ..cache import Recipe
-from .card import model_hash
+from ..cache import Recipe, Trace
 from .take import Take
 
 _VERSION = 1  # raised when the same inputs come to give another film
 
 
-def film_key(model: Path, take: Take, recipe: Recipe | None, dtype: str) -> str:
-    """64 hex digits. A take's name is not in it: it is where the film is kept, not what it shows."""
+def film_key(model: str, take: Take, recipe: Recipe | None, dtype: str, replayed: Trace | None = None) -> str:
+    """64 hex digits. model: its hash. A take's name is not in it: it is where the film is kept, not what it shows."""
     content = asdict(take)
     del content["name"]
-    key = {"version": _VERSION, "model": model_hash(model), "take": content, "recipe": recipe.deciding() if recipe else None, "dtype": dtype}
+    key = {"version": _VERSION, "model": model, "take": content, "recipe": recipe.deciding() if recipe else None, "dtype": dtype}
+    if replayed is not None:
+        key["replayed"] = replayed.choices
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..cache import Cached, Recipe, Trace, enable_cache
+from ..cache import Cached, Recipe, Replay, Trace, enable_cache
 from ..parallel import Mesh, TokenShards
 from ..parallel.kernels import Kernel, NativeKernel, XfuserKernel
 from .card import ModelCard
@@ -61,10 +62,15 @@ class Renderer:
         if self.options.offload == "blocks":
             self._offloaded = offload_weights(self.family.transformer, device)
 
-    def steps(self, take: Take, recipe: Recipe | None) -> Iterator[Step | Rendered]:
-        """Denoise a take: a Step after each step, then one Rendered. Every rank of the gang must exhaust it."""
-        steps = take.num_inference_steps
-        cached = enable_cache(self.family.transformer, recipe, num_inference_steps=steps, reduce=self.mesh.sequence.sum) if recipe else None
+    def steps(self, take: Take, recipe: Recipe | None, replay: Replay | None = None) -> Iterator[Step | Rendered]:
+        """Denoise a take: a Step after each step, then one Rendered. Every rank of the gang must exhaust it.
+
+        replay: decisions to make again; the recipe says what is kept and how it is predicted.
+        """
+        cached = None
+        if recipe:
+            options: dict[str, Any] = {"num_inference_steps": take.num_inference_steps, "reduce": self.mesh.sequence.sum, "replay": replay}
+            cached = enable_cache(self.family.transformer, recipe, **options)
         self._cached = cached
         try:
             denoising = Denoising(self.family, take, cached, self.mesh)
@@ -84,8 +90,8 @@ class Renderer:
         """How many of each decision the running take has seen so far; empty without a cache."""
         return self._cached.trace.summary() if self._cached else {}
 
-    def render(self, take: Take, recipe: Recipe | None) -> Rendered:
+    def render(self, take: Take, recipe: Recipe | None, replay: Replay | None = None) -> Rendered:
         """Denoise a take without looking at its steps."""
-        *_, rendered = self.steps(take, recipe)
+        *_, rendered = self.steps(take, recipe, replay)
         assert isinstance(rendered, Rendered)
         return rendered

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longtake.cache import Recipe, enable_cache, load_recipe
+from longtake.cache import Recipe, Replay, Trace, enable_cache, load_recipe
 from longtake.cache.calibration import plan_steps
 from longtake.cache.calibration.planned import DAMPINGS
 from longtake.cache.decision import Decision, Signal, ratio
@@ -33,6 +34,7 @@ from longtake.jobs.cli import app
 from longtake.pipeline.calibrate import calibrate_planned, calibration_takes
 from longtake.pipeline.card import model_hash, read_card
 from longtake.pipeline.render import Renderer
+from longtake.pipeline.take import TimelineSettings
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -229,8 +231,10 @@ def test_stack_keeps_the_models_keys_and_gives_its_blocks_back(tiny_wan: Path) -
     assert transformer.get_submodule("blocks.1.attn1") is blocks[1].attn1
     with pytest.raises(ValueError, match="has a cache already"):
         enable_cache(transformer, "fbcache", num_inference_steps=6)
-    with pytest.raises(ValueError, match="outside `with"):
-        transformer(torch.zeros(1, 4, 1, 4, 4), torch.zeros(1), torch.zeros(1, 2, 128))
+    inputs = (torch.zeros(1, 4, 1, 4, 4), torch.full((1,), 500.0), torch.zeros(1, 2, 128))
+    transformer(*inputs)
+    with pytest.raises(ValueError, match="Two calls at timestep 500 in branch 'both'"):
+        transformer(*inputs)
     cached.disable()
     assert transformer.blocks is blocks
 
@@ -360,3 +364,72 @@ def test_recipes_are_listed_and_shown() -> None:
     shown = runner.invoke(app, ["recipes", "fbcache"])
     assert Recipe.from_mapping(yaml.safe_load(shown.output)) == load_recipe("fbcache")
     assert runner.invoke(app, ["recipes", "fbcahce"]).exit_code == 2
+
+
+def test_traces_are_shown_compared_and_replayed(tiny_wan: Path, tmp_path: Path) -> None:
+    renderer = Renderer(read_card(str(tiny_wan)))
+    recorded = renderer.render(tiny_take(), _threshold(0.3))
+    assert recorded.trace is not None
+    paths = [tmp_path / f"{name}.json" for name in ("recorded", "replayed", "other")]
+    paths[0].write_text(recorded.trace.to_json())
+    # The threshold says something else, the trace decides.
+    replayed = renderer.render(tiny_take(), _threshold(0.0), Replay(Trace.load(paths[0])))
+    assert torch.equal(replayed.latents, recorded.latents)
+    assert replayed.trace is not None
+    paths[1].write_text(replayed.trace.to_json())
+    other = renderer.render(tiny_take(), _threshold(0.0)).trace
+    assert other is not None
+    paths[2].write_text(other.to_json())
+
+    runner = CliRunner()
+    shown = runner.invoke(app, ["trace", "show", str(paths[0]), "--png", str(tmp_path / "trace.png")])
+    assert shown.exit_code == 0
+    assert shown.output.startswith("segment 0 cond stack    ##")
+    assert (tmp_path / "trace.png").stat().st_size > 0
+    equal, parted = (runner.invoke(app, ["trace", "diff", str(paths[0]), str(path)]) for path in paths[1:])
+    assert (equal.exit_code, equal.output) == (0, "equal: 36 decisions\n")
+    assert parted.exit_code == 1
+    assert parted.output.startswith("they part at step 2, segment")
+    assert "reuse" in parted.output
+    assert runner.invoke(app, ["trace", "show", str(tmp_path / "none.json")]).exit_code == 2
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no trace that this version can read"):
+        Trace.load(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("recipe", ["fbcache", "taylorseer_lite"])
+@pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
+def test_stock_pipelines_are_cached_as_our_own_loop_is(model: str, recipe: str, request: pytest.FixtureRequest) -> None:
+    """Two takes in a row, the second with one seed more."""
+    folder = request.getfixturevalue(model)
+    renderer, stock = Renderer(read_card(str(folder))), DiffusionPipeline.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    chosen = load_recipe(recipe, {"trigger": {"threshold": 0.3}} if recipe == "fbcache" else None)
+    cached = enable_cache(stock, chosen, num_inference_steps=8)
+    for seed in (3, 4):
+        take = tiny_take(
+            seed=seed,
+            num_frames=17,
+            num_inference_steps=8,
+            prompts=tiny_take().prompts[:1],
+            noise="diffusers",
+            timeline=TimelineSettings("full", 0, 0),
+        )
+        ours = renderer.render(take, chosen)
+        theirs = stock(
+            take.prompts[0].text,
+            height=32,
+            width=32,
+            num_frames=17,
+            num_inference_steps=8,
+            guidance_scale=4.0,
+            max_sequence_length=renderer.family.card.max_sequence_length,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).frames
+        assert ours.trace is not None and ours.trace.count(REUSE) > 0
+        assert cached.finish().choices == ours.trace.choices
+        assert (ours.latents - theirs).abs().max() <= 1e-4
+    with pytest.raises(ValueError, match="This is step 9 of a take"):
+        stock("a circle", height=32, width=32, num_frames=5, num_inference_steps=9, max_sequence_length=700, output_type="latent")
+    cached.disable()

@@ -76,6 +76,7 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["parallel.window_degree=2"], r"a take has only 1 window\(s\)"),
         (["parallel.ring_degree=40"], "A take has 20 tokens, too few for 80 ranks"),
         (["parallel.degrees=auto"], r"parallel.degrees is auto, but degrees are given as well \(ulysses 2\)"),
+        (["cache.replay=none.json"], "There is no trace 'none.json'"),
         (["parallel.kernel=fast"], "parallel.kernel is 'fast'; it must be one of native, xfuser"),
         (["attention_backend=flush"], "attention_backend is 'flush'; diffusers knows flash"),
         (["noise=white"], "noise is 'white'"),

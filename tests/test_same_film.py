@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from longtake.bench.pool import GlooPool
-from longtake.cache import enable_cache, load_recipe
+from longtake.cache import Replay, Trace, enable_cache, load_recipe
 from longtake.cache.decision import Signal, ratio
 from longtake.cache.recipe import recipe_names
 from longtake.parallel import CollectiveError, Degrees, Mesh
@@ -76,6 +76,24 @@ def test_hunyuan_video_is_the_same_film_on_2_and_3_ranks(gloo_pool: GlooPool, ti
             if alone.trace is not None:
                 assert alone.trace.smallest_margin > 1e-3
                 assert rendered.trace.choices == alone.trace.choices
+
+
+def _replay(mesh: Mesh, card: ModelCard, trace: Trace, dtype: str) -> Rendered:
+    """With a threshold that would decide otherwise."""
+    recipe = load_recipe("fbcache", {"trigger": {"threshold": 0.0}})
+    return Renderer(card, ModelOptions(dtype=dtype), mesh=mesh).render(tiny_take(), recipe, Replay(trace))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_replayed_trace_is_the_same_on_any_gang_in_any_dtype(gloo_pool: GlooPool, tiny_wan: Path, dtype: str) -> None:
+    card = read_card(str(tiny_wan))
+    recorded = gloo_pool.run(_render, 1, card, tiny_take(), "fbcache", 0.3)[0]
+    assert recorded.trace.summary()["reuse"] > 0
+    for degrees in (1, 3, Degrees(cfg_degree=2, ring_degree=2)):
+        for rendered in gloo_pool.run(_replay, degrees, card, recorded.trace, dtype):
+            assert rendered.trace.choices == recorded.trace.choices
+            difference = (rendered.latents - recorded.latents).abs().max().item()
+            assert difference <= (TOLERANCE if dtype == "float32" else 0.3), f"largest difference: {difference:.2e}"
 
 
 def test_demo_model_renders_the_same_film_on_2_ranks(gloo_pool: GlooPool) -> None:
