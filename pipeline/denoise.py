@@ -60,24 +60,30 @@ class Denoising:
     @torch.no_grad()
     def _advance(self, index: int, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Take `latents` one step further; returns the step's velocity and the clean latents that it points to."""
-        velocity = self.timeline.predict(self.latents, lambda window, segment: self._guided(window, segment, index, timestep), self.mesh.window)
+        velocity = self._guided(index, timestep)
         clean = self.latents - self._scheduler.sigmas[index].to(self.latents.device) * velocity
         self.latents = self._scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
         return velocity, clean
 
-    def _guided(self, window: Tensor, segment: int, index: int, timestep: Tensor) -> Tensor:
-        """Classifier-free guidance (arXiv 2207.12598): one call a branch, cond first, as diffusers does; or a branch a half of the gang."""
-
-        def call(branch: str) -> Tensor:
-            prompt = self._prompts[segment] if branch == "cond" else self._negative
-            with self.cached.step(index, timestep, branch, segment) if self.cached else nullcontext():
-                return self.family.velocity(window, timestep, prompt, self.take.guidance_scale).float()
-
+    def _guided(self, index: int, timestep: Tensor) -> Tensor:
+        """Classifier-free guidance (arXiv 2207.12598): one branch after the other, cond first as diffusers does, or a branch a half of
+        the gang and one exchange of latents.
+        """
         if not self._is_guided:
-            return call("cond")
+            return self._fused("cond", index, timestep)
         if self.mesh.cfg.size == 2:
-            mine = call(BRANCHES[self.mesh.cfg.rank])
+            mine = self._fused(BRANCHES[self.mesh.cfg.rank], index, timestep)
             cond, uncond = self.mesh.cfg.all_gather(mine, (1, 1), dim=0).chunk(2)
         else:
-            cond, uncond = map(call, BRANCHES)
+            cond, uncond = (self._fused(branch, index, timestep) for branch in BRANCHES)
         return uncond + self.take.guidance_scale * (cond - uncond)
+
+    def _fused(self, branch: str, index: int, timestep: Tensor) -> Tensor:
+        """One branch's velocity for the whole take, fused over its windows."""
+
+        def call(window: Tensor, segment: int) -> Tensor:
+            prompt = self._prompts[segment] if branch == "cond" else self._negative
+            with self.cached.step(index, timestep, branch, segment) if self.cached else nullcontext():
+                return self.family.velocity(window, timestep, prompt, self.take.guidance_scale)
+
+        return self.timeline.predict(self.latents, call, self.mesh.window)

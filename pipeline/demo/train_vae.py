@@ -40,10 +40,10 @@ def train_decoder(folder: Path, minutes: float, device: torch.device) -> Autoenc
     vae = AutoencoderKLWan.from_pretrained(folder / "vae").to(device)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
-    return Trainer("decoder", vae, Schedule(minutes, peak_lr=7e-4, final_lr=2e-5), folder).run(_loss(vae, device))
+    return Trainer("decoder", vae, Schedule(minutes, peak_lr=7e-4, final_lr=2e-5), folder).run(_loss(vae, device, abs_weight=0.2, mse_weight=10.0))
 
 
-def _loss(vae: AutoencoderKLWan, device: torch.device) -> Loss:
+def _loss(vae: AutoencoderKLWan, device: torch.device, *, abs_weight: float = 1.0, mse_weight: float = 1.0) -> Loss:
     def loss(rng: Generator, step: int) -> tuple[Tensor, dict[str, float]]:
         crop, num_frames, batch = _BATCHES[step % len(_BATCHES)]
         clips = torch.stack([_crop(rng, crop, num_frames) for _ in range(batch)]).to(device)
@@ -54,7 +54,7 @@ def _loss(vae: AutoencoderKLWan, device: torch.device) -> Loss:
         error = decoded.float() - clips
         mse = error.pow(2).mean()
         spread = (posterior.logvar.float() - 2 * math.log(_LATENT_NOISE)).pow(2).mean()
-        value = error.abs().mean() + mse + _MEAN_WEIGHT * posterior.mean.float().pow(2).mean() + _SPREAD_WEIGHT * spread
+        value = abs_weight * error.abs().mean() + mse_weight * mse + _MEAN_WEIGHT * posterior.mean.float().pow(2).mean() + _SPREAD_WEIGHT * spread
         return value, {"psnr": float(10 * torch.log10(4 / mse.detach()))}
 
     return loss
