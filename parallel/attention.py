@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +25,6 @@ class KeptContext:
     key: Tensor
     value: Tensor
     layout: Layout
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """What a rank attends with between the two all-to-alls: its share of the heads, the tokens of its place on the ring.
-
-    Blocks: [batch, tokens, heads / ulysses_degree, head_dim]. text_*: the text that every rank holds, or empty.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    text_query: Tensor
-    text_key: Tensor
-    text_value: Tensor
 
 
 class SequenceAttention:
@@ -95,25 +81,27 @@ class SequenceAttention:
         if context is not None:
             video[1], video[2] = torch.cat((video[1], context.key), dim=1), torch.cat((video[2], context.value), dim=1)
             key_layout = Layout(tuple(a + b for a, b in zip(key_layout.counts, context.layout.counts, strict=True)))
-        heads = self._to_heads(video, text, key_layout)
+            mask = None if mask is None else self._spread_mask(mask, context.layout)
+        video, text = self._to_heads(video, text, key_layout)
         if self.shards.mesh.ring.size == 1:
-            attended = self._attend_whole(heads, mask, context, scale)
+            query, key, value = (_join(*pair) for pair in zip(video, text, strict=True))
+            attended = self.kernel(query, key, value, mask, scale)
         else:
-            attended = self._attend_ring(heads, key_layout, mask, context, scale)
+            attended = self._attend_ring(video, text, key_layout, mask, scale)
         return self._to_tokens(attended, text[0].shape[1])
 
-    def _to_heads(self, video: list[Tensor], text: list[Tensor], key_layout: Layout) -> _Heads:
-        axis = self.shards.mesh.ulysses
+    def _to_heads(self, video: list[Tensor], text: list[Tensor], key_layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+        """Query, key and value of this rank's share of the heads, for all tokens at its place on the ring; and the text's."""
+        axis, place = self.shards.mesh.ulysses, self.shards.mesh.ring.rank
         if axis.size == 1:
-            return _Heads(*video, *text)
-        mine = [tensor.chunk(axis.size, dim=2)[axis.rank] for tensor in text]
+            return video, text
         exchanged = []
         for tensor, layout in zip(video, (self.shards.layout, key_layout, key_layout), strict=True):
             parts = list(tensor.chunk(axis.size, dim=2))
             batch, _, heads, head_dim = parts[0].shape
-            shapes = [torch.Size((batch, count, heads, head_dim)) for count in self._ring_counts(layout, self.shards.mesh.ring.rank)]
+            shapes = [torch.Size((batch, count, heads, head_dim)) for count in self._ring_counts(layout, place)]
             exchanged.append(axis.all_to_all(parts, shapes, dim=1))
-        return _Heads(*exchanged, *mine)
+        return exchanged, [tensor.chunk(axis.size, dim=2)[axis.rank] for tensor in text]
 
     def _to_tokens(self, attended: Tensor, num_text: int) -> Tensor:
         """[batch, the ring place's tokens + text, heads / ulysses_degree, head_dim] -> [batch, local tokens + text, heads, head_dim]."""
@@ -130,44 +118,25 @@ class SequenceAttention:
         width = self.shards.mesh.ulysses.size
         return layout.counts[place * width : (place + 1) * width]
 
-    def _attend_whole(self, heads: _Heads, mask: Tensor | None, context: KeptContext | None, scale: float | None) -> Tensor:
-        query, key, value = (torch.cat(pair, dim=1) if pair[1].shape[1] else pair[0] for pair in _pairs(heads))
-        if mask is not None and context is not None:
-            mask = self._spread_mask(mask, context.layout)
-        return self.kernel(query, key, value, mask, scale)
-
-    def _attend_ring(self, heads: _Heads, key_layout: Layout, mask: Tensor | None, context: KeptContext | None, scale: float | None) -> Tensor:
+    def _attend_ring(self, video: list[Tensor], text: list[Tensor], key_layout: Layout, mask: Tensor | None, scale: float | None) -> Tensor:
+        """Keys and values go round; the text's own, which every rank holds, are attended to with the first block."""
         ring = self.shards.mesh.ring
-        query = torch.cat((heads.query, heads.text_query), dim=1) if heads.text_query.shape[1] else heads.query
+        query, block = _join(video[0], text[0]), torch.stack(video[1:])
         sizes = [sum(self._ring_counts(key_layout, place)) for place in range(ring.size)]
-        if mask is not None and context is not None:
-            mask = self._spread_mask(mask, context.layout)
-        block = torch.stack((heads.key, heads.value))
         attended: Attended | None = None
         for turn in range(ring.size):
             place = (ring.rank - turn) % ring.size
-            if turn < ring.size - 1:
-                coming = block.new_empty((*block.shape[:2], sizes[place - 1], *block.shape[3:]))
-                with ring.pass_on(block, coming):
-                    part = self._attend_block(query, block, heads, sizes, place, mask, scale, with_text=turn == 0)
-                block = coming
-            else:
-                part = self._attend_block(query, block, heads, sizes, place, mask, scale, with_text=turn == 0)
-            attended = part if attended is None else attended.merge(part)
+            start = sum(sizes[:place])
+            key, value, seen = block[0], block[1], None if mask is None else mask[:, start : start + sizes[place]]
+            if turn == 0:
+                key, value = _join(key, text[1]), _join(value, text[2])
+                seen = None if mask is None or seen is None else torch.cat((seen, mask[:, sum(sizes) :]), dim=1)
+            coming = block.new_empty((*block.shape[:2], sizes[place - 1], *block.shape[3:]))
+            with ring.pass_on(block, coming) if turn < ring.size - 1 else nullcontext():
+                part = self.kernel.with_lse(query, key, value, seen, scale)
+            attended, block = part if attended is None else attended.merge(part), coming
         assert attended is not None
         return attended.out.to(query.dtype)
-
-    def _attend_block(
-        self, query: Tensor, block: Tensor, heads: _Heads, sizes: list[int], place: int, mask: Tensor | None, scale: float | None, *, with_text: bool
-    ) -> Attended:
-        """One block of the ring; the text's own keys, which every rank holds, go with the first."""
-        key, value = block[0], block[1]
-        start = sum(sizes[:place])
-        seen = None if mask is None else mask[:, start : start + sizes[place]]
-        if with_text and heads.text_key.shape[1]:
-            key, value = torch.cat((key, heads.text_key), dim=1), torch.cat((value, heads.text_value), dim=1)
-            seen = None if mask is None or seen is None else torch.cat((seen, mask[:, sum(sizes) :]), dim=1)
-        return self.kernel.with_lse(query, key, value, seen, scale)
 
     def _spread_mask(self, mask: Tensor, context: Layout) -> Tensor:
         """The mask of all keys with kept context, none of which is masked, behind each rank's tokens."""
@@ -176,5 +145,5 @@ class SequenceAttention:
         return torch.cat([piece for pair in zip(runs, kept, strict=True) for piece in pair] + [text], dim=1)
 
 
-def _pairs(heads: _Heads) -> list[tuple[Tensor, Tensor]]:
-    return [(heads.query, heads.text_query), (heads.key, heads.text_key), (heads.value, heads.text_value)]
+def _join(video: Tensor, text: Tensor) -> Tensor:
+    return torch.cat((video, text), dim=1) if text.shape[1] else video

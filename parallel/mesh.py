@@ -40,11 +40,6 @@ class Mesh:
         self.sequence = self._line("sequence", (2, 3))
         self.calls = self._line("calls", (0, 1))
 
-    @classmethod
-    def over(cls, group: dist.ProcessGroup) -> Mesh:
-        """All ranks of `group` side by side on the Ulysses axis."""
-        return cls(Degrees(ulysses_degree=dist.get_world_size(group)), group)
-
     @property
     def size(self) -> int:
         return self.gang.size

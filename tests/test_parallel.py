@@ -278,7 +278,7 @@ def test_the_cpu_kernel_survives_empty_and_masked_inputs(sizes: tuple[int, int, 
         if not keys or mask is nothing:
             assert (attended.out == 0).all()
             assert attended.lse.isneginf().all()
-        assert torch.equal(kernel(query, key, value, mask, None), attended.out) or (mask is None and keys > 0)
+        assert torch.allclose(kernel(query, key, value, mask, None), attended.out, atol=1e-6)
 
 
 @settings(deadline=None)
