@@ -69,10 +69,7 @@ def main() -> None:
         "cache_ssim": round(comparison.ssim, 4),
         "score_clips": score.num_clips,
     }
-    path = write_results("demo", bars, raw)
-    for name, bar in bars.items():
-        print(f"{name}: {bar.value:g} {bar.unit} ({'at least' if bar.at_least else 'at most'} {bar.bar:g}) {'holds' if bar.holds else 'FAILS'}")
-    print(path)
+    write_results("demo", bars, raw)
 
 
 def _time_demo(job: str, folder: str) -> float:

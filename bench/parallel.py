@@ -5,7 +5,7 @@ diffusers' own Ulysses over ours, the same model and ranks. overhead_1_rank: the
 one rank through our family over the bare transformer's.
 bytes_ulysses, bytes_ring: bytes that a rank sends in one attention layer over the formula in SequenceAttention, the one of 3 ranks
 farther from 1. parity_max_diff: the largest difference of latents against one rank's, over random sizes, ranks, degrees and layouts,
-the demo model with its cache. Times are medians of interleaved rounds; the raw figures hold them all.
+the demo model with the recipe `interval`. Times are medians of interleaved rounds; the raw figures hold them all.
 """
 
 from __future__ import annotations
@@ -57,10 +57,7 @@ def main() -> None:
         "parity_max_diff": Bar(max(draw["difference"] for draw in parity), "latent units", 1e-4, at_least=False),
     }
     raw = {"seconds_a_call": calls, "seconds_a_call_at_1_rank": one_rank, "bytes_over_formula": sent, "parity": parity}
-    path = write_results("parallel", bars, raw)
-    for name, bar in bars.items():
-        print(f"{name}: {bar.value:g} {bar.unit} ({'at least' if bar.at_least else 'at most'} {bar.bar:g}) {'holds' if bar.holds else 'FAILS'}")
-    print(path)
+    write_results("parallel", bars, raw)
 
 
 def _wan_shaped() -> WanTransformer3DModel:

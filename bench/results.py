@@ -33,8 +33,8 @@ class Bar:
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
 
-def write_results(name: str, bars: dict[str, Bar], raw: dict[str, Any]) -> Path:
-    """bench/results/NAME.json; raw: whatever the bars were worked out from."""
+def write_results(name: str, bars: dict[str, Bar], raw: dict[str, Any]) -> None:
+    """Write bench/results/NAME.json and print the bars; raw: whatever the bars were worked out from."""
     RESULTS.mkdir(exist_ok=True)
     content = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,7 +48,9 @@ def write_results(name: str, bars: dict[str, Bar], raw: dict[str, Any]) -> Path:
     }
     path = RESULTS / f"{name}.json"
     write_atomic(path, json.dumps(content, indent=2) + "\n")
-    return path
+    for key, bar in bars.items():
+        print(f"{key}: {bar.value:g} {bar.unit} ({'at least' if bar.at_least else 'at most'} {bar.bar:g}) {'holds' if bar.holds else 'FAILS'}")
+    print(path)
 
 
 def read_bars() -> dict[str, dict[str, Bar]]:
