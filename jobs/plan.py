@@ -69,6 +69,8 @@ def plan_job(job: JobConfig, *, force: bool = False) -> Plan:
     card = read_card(job.model.path)
     takes = resolve_takes(job, card)
     degrees = _check_parallel(job, card, takes)
+    if degrees:
+        options.check(degrees.sequence_degree)
     model = model_hash(card.path)
     recipe = _check_recipe(job, card, takes, model)
     replay = _check_replay(job, recipe, takes, model)
@@ -103,14 +105,10 @@ def _check_options(job: JobConfig) -> ModelOptions:
     for name, value, known in choices:
         if value not in known:
             raise ValueError(f"{name} is '{value}'; it must be one of {', '.join(known)}.")
-    if job.model.shard == "gang" and job.model.offload == "blocks":
-        raise ValueError("model.shard is gang and model.offload is blocks; choose one of them.")
     if job.attention_backend is not None:
         from ..parallel.kernels import NativeKernel  # diffusers, which takes seconds to import
 
         NativeKernel(job.attention_backend)
-        if job.parallel.kernel == "xfuser":
-            raise ValueError(f"attention_backend is '{job.attention_backend}' and parallel.kernel is xfuser; choose one of them.")
     return ModelOptions(job.model.dtype, job.parallel.layout, job.parallel.kernel, job.attention_backend, job.model.shard, job.model.offload)
 
 
@@ -146,8 +144,6 @@ def _check_parallel(job: JobConfig, card: ModelCard, takes: list[Take]) -> Degre
             f"make them agree, or set parallel=auto."
         )
     _check_degrees(degrees, card, takes)
-    if job.model.shard == "gang" and degrees.sequence_degree == 1:
-        raise ValueError("model.shard is gang, but no ranks share tokens; set parallel.ulysses_degree or parallel.ring_degree above 1.")
     return degrees
 
 

@@ -26,3 +26,12 @@ class ModelOptions:
     attention_backend: str | None = None
     shard: str = "none"
     offload: str = "none"
+
+    def check(self, sequence_degree: int) -> None:
+        """Raise ValueError, with the mend, for options that exclude each other. sequence_degree: ranks that share tokens."""
+        if self.shard == "gang" and sequence_degree == 1:
+            raise ValueError("model.shard is gang, but no ranks share tokens; set parallel.ulysses_degree or parallel.ring_degree above 1.")
+        if self.shard == "gang" and self.offload == "blocks":
+            raise ValueError("model.shard is gang and model.offload is blocks; choose one of them.")
+        if self.attention_backend is not None and self.kernel == "xfuser":
+            raise ValueError(f"attention_backend is '{self.attention_backend}' and parallel.kernel is xfuser; choose one of them.")

@@ -38,23 +38,17 @@ class Renderer:
         self.mesh = mesh or Mesh()
         self._cached: Cached | None = None
         kernel: Kernel = XfuserKernel() if self.options.kernel == "xfuser" else NativeKernel(self.options.attention_backend)
-        self._check()
+        self.options.check(self.mesh.sequence.size)
         where = torch.device(device)
         held = torch.device("cpu") if self.options.shard == "gang" or self.options.offload == "blocks" else where
         self.family = FAMILIES[card.family].load(card, getattr(torch, self.options.dtype), where, held)
         self._place_weights(where)
+        if self.options.attention_backend is not None:  # for cross-attention as well, which is never sharded
+            self.family.transformer.set_attention_backend(self.options.attention_backend)
         if self.mesh.sequence.size > 1 or self.options.kernel == "xfuser":
             self.family.shard(self.family.transformer, TokenShards(self.mesh, by_frames=self.options.layout == "frames"), kernel)
-        elif self.options.attention_backend is not None:
-            self.family.transformer.set_attention_backend(self.options.attention_backend)
         if self.mesh.size > 1:
             self.family.share_rows(self.mesh.gang)
-
-    def _check(self) -> None:
-        if self.options.shard == "gang" and self.mesh.sequence.size == 1:
-            raise ValueError("model.shard is gang, but no ranks share tokens; set parallel.ulysses_degree or ring_degree above 1.")
-        if self.options.shard == "gang" and self.options.offload == "blocks":
-            raise ValueError("model.shard is gang and model.offload is blocks; choose one of them.")
 
     def _place_weights(self, device: torch.device) -> None:
         if self.options.shard == "gang":

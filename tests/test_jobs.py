@@ -70,6 +70,8 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["model.dtype=float8"], "model.dtype is 'float8'"),
         (["model.shard=gnag"], "model.shard is 'gnag'; it must be one of none, gang"),
         (["model.shard=gang", "parallel.ulysses_degree=1"], "no ranks share tokens"),
+        (["model.shard=gang", "model.offload=blocks"], "choose one of them"),
+        (["attention_backend=native", "parallel.kernel=xfuser"], "attention_backend is 'native' and parallel.kernel is xfuser"),
         (["parallel.num_ranks=3"], r"parallel.num_ranks is 3, but the degrees \(ulysses 2\) multiply to 2"),
         (["parallel.cfg_degree=3"], "parallel.cfg_degree is 3, but there are two branches at most"),
         (["parallel.cfg_degree=2", "guidance_scale=1"], "not every take has a second branch"),
