@@ -97,10 +97,6 @@ class Trace:
     def segments(self) -> list[int]:
         return sorted({entry.segment for entry in self.entries})
 
-    @property
-    def branches(self) -> list[str]:
-        return sorted({entry.branch for entry in self.entries})
-
     def count(self, decision: Decision) -> int:
         return sum(entry.decision == decision.value for entry in self.entries)
 

@@ -13,28 +13,13 @@ from ..cache.calibration import plan_steps
 from .card import ModelCard, model_hash
 from .denoise import Step
 from .render import Renderer
-from .take import PromptAt, Take, TimelineSettings
+from .take import Take
 
 
 def calibration_takes(card: ModelCard, prompts: Iterable[str], num_inference_steps: int, guidance_scale: float) -> list[Take]:
     """One take of the model's own clip length a prompt."""
-    return [
-        Take(
-            name=f"calibration-{index}",
-            prompts=(PromptAt(0, prompt),),
-            negative_prompt="",
-            seed=index,
-            num_frames=card.trained_frames,
-            height=card.height,
-            width=card.width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            flow_shift=None,
-            timeline=TimelineSettings("full", 0, 0),
-            noise="frame",
-        )
-        for index, prompt in enumerate(prompts)
-    ]
+    settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    return [Take.clip(card, f"calibration-{index}", prompt, seed=index, **settings) for index, prompt in enumerate(prompts)]
 
 
 def calibrate_planned(renderer: Renderer, takes: list[Take], num_computed: int) -> Recipe:

@@ -43,6 +43,24 @@ class Take:
     timeline: TimelineSettings
     noise: str
 
+    @classmethod
+    def clip(cls, card: ModelCard, name: str, prompt: str, *, seed: int, num_inference_steps: int, guidance_scale: float) -> Take:
+        """One clip of the model's own length and size, rendered whole."""
+        return cls(
+            name=name,
+            prompts=(PromptAt(0, prompt),),
+            negative_prompt="",
+            seed=seed,
+            num_frames=card.trained_frames,
+            height=card.height,
+            width=card.width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            flow_shift=None,
+            timeline=TimelineSettings("full", 0, 0),
+            noise="frame",
+        )
+
     def check(self, card: ModelCard) -> None:
         """Raise ValueError, with the value and the mend, for what this model cannot render."""
         where = f"Take '{self.name}'"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from longtake.pipeline.take import PromptAt, Take, TimelineSettings
+from torch import Tensor
 
 WINDOWS = TimelineSettings("windows", 5, 2)
 
@@ -23,6 +25,29 @@ TINY_TAKE = Take(
     timeline=WINDOWS,
     noise="frame",
 )
+
+
+def stock_latents(stock: Any, take: Take, max_sequence_length: int) -> Tensor:
+    """What a stock diffusers pipeline makes of a take of one prompt with `noise: diffusers`."""
+    stock.set_progress_bar_config(disable=True)
+    latents: Tensor = stock(
+        take.prompts[0].text,
+        negative_prompt=take.negative_prompt,
+        height=take.height,
+        width=take.width,
+        num_frames=take.num_frames,
+        num_inference_steps=take.num_inference_steps,
+        guidance_scale=take.guidance_scale,
+        max_sequence_length=max_sequence_length,
+        generator=torch.Generator().manual_seed(take.seed),
+        output_type="latent",
+    ).frames
+    return latents
+
+
+def stock_take(**changes: Any) -> Take:
+    """A take that a stock pipeline can render as well: one window, one prompt, its noise."""
+    return tiny_take(num_frames=17, prompts=TINY_TAKE.prompts[:1], noise="diffusers", timeline=TimelineSettings("full", 0, 0), **changes)
 
 
 def tiny_take(**changes: Any) -> Take:

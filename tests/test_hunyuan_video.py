@@ -9,27 +9,14 @@ from diffusers import HunyuanVideoPipeline
 from longtake.cache import enable_cache, load_recipe
 from longtake.pipeline.card import read_card
 from longtake.pipeline.render import Renderer
-from longtake.pipeline.take import TimelineSettings
 
-from takes import tiny_take
+from takes import stock_latents, stock_take
 
 
 def test_one_rank_equals_the_stock_pipeline(tiny_hunyuan: Path) -> None:
-    take = tiny_take(num_frames=17, prompts=tiny_take().prompts[:1], noise="diffusers", timeline=TimelineSettings("full", 0, 0))
-    ours = Renderer(read_card(str(tiny_hunyuan))).render(take, None).latents
-    stock = HunyuanVideoPipeline.from_pretrained(tiny_hunyuan)
-    stock.set_progress_bar_config(disable=True)
-    theirs = stock(
-        take.prompts[0].text,
-        height=32,
-        width=32,
-        num_frames=17,
-        num_inference_steps=take.num_inference_steps,
-        guidance_scale=take.guidance_scale,
-        max_sequence_length=700,
-        generator=torch.Generator().manual_seed(take.seed),
-        output_type="latent",
-    ).frames
+    card, take = read_card(str(tiny_hunyuan)), stock_take()
+    ours = Renderer(card).render(take, None).latents
+    theirs = stock_latents(HunyuanVideoPipeline.from_pretrained(tiny_hunyuan), take, card.max_sequence_length)
     difference = (ours - theirs).abs().max().item()
     assert difference <= 1e-4, f"largest difference {difference:.2e}"
 

@@ -14,39 +14,17 @@ from longtake.pipeline.card import read_card
 from longtake.pipeline.demo.scene import draw, sample_scene
 from longtake.pipeline.preview import Preview
 from longtake.pipeline.render import Renderer
-from longtake.pipeline.take import TimelineSettings
 from PIL import Image
 
-from takes import tiny_take
-
-TOLERANCE = 1e-4
+from takes import stock_latents, stock_take
 
 
 def test_one_rank_equals_the_stock_pipeline(tiny_wan: Path) -> None:
-    take = tiny_take(
-        num_frames=17,
-        prompts=tiny_take().prompts[:1],
-        negative_prompt="a blue square",
-        noise="diffusers",
-        timeline=TimelineSettings("full", 0, 0),
-    )
-    ours = Renderer(read_card(str(tiny_wan))).render(take, None).latents
-    stock = WanPipeline.from_pretrained(tiny_wan)
-    stock.set_progress_bar_config(disable=True)
-    theirs = stock(
-        take.prompts[0].text,
-        negative_prompt=take.negative_prompt,
-        height=32,
-        width=32,
-        num_frames=17,
-        num_inference_steps=take.num_inference_steps,
-        guidance_scale=take.guidance_scale,
-        max_sequence_length=32,
-        generator=torch.Generator().manual_seed(take.seed),
-        output_type="latent",
-    ).frames
+    card, take = read_card(str(tiny_wan)), stock_take(negative_prompt="a blue square")
+    ours = Renderer(card).render(take, None).latents
+    theirs = stock_latents(WanPipeline.from_pretrained(tiny_wan), take, card.max_sequence_length)
     difference = (ours - theirs).abs().max().item()
-    assert difference <= TOLERANCE, f"largest difference {difference:.2e}"
+    assert difference <= 1e-4, f"largest difference {difference:.2e}"
 
 
 def test_streamed_decoding_equals_decoding_the_whole(tiny_wan: Path) -> None:

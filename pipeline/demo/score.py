@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...cache import Recipe, load_recipe
-from ..card import ModelCard, read_card
+from ..card import read_card
 from ..render import Renderer
-from ..take import PromptAt, Take, TimelineSettings
+from ..take import Take
 from .analyse import Verdict, judge
-from .scene import Scene, sample_scene, sentence
+from .scene import sample_scene, sentence
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,12 @@ class Score:
         return cls(num_clips=len(verdicts), **shares)
 
 
-def scoring_take(card: ModelCard, scene: Scene, seed: int, num_inference_steps: int) -> Take:
-    """The take that a scene is asked for with: its plainest sentence, one clip of the trained length."""
-    return Take(
-        name=f"scene-{seed}",
-        prompts=(PromptAt(0, sentence(scene)),),
-        negative_prompt="",
-        seed=seed,
-        num_frames=card.trained_frames,
-        height=card.height,
-        width=card.width,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=4.0,
-        flow_shift=None,
-        timeline=TimelineSettings("full", 0, 0),
-        noise="frame",
-    )
-
-
 def score_clips(renderer: Renderer, num_clips: int, *, num_inference_steps: int = 30, recipe: Recipe | None = None) -> Iterator[ScoredClip]:
     """Render and judge held-out scenes 0 to `num_clips`; the same scenes and seeds at every call."""
     for index in range(num_clips):
         scene = sample_scene(np.random.default_rng((11, index)), held_out=True)
-        take = scoring_take(renderer.family.card, scene, index, num_inference_steps)
+        settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": 4.0}
+        take = Take.clip(renderer.family.card, f"scene-{index}", sentence(scene), seed=index, **settings)
         latents = renderer.render(take, recipe).latents
         frames = torch.cat(list(renderer.family.decode(latents))).mul(255).round().byte().cpu().numpy()
         yield ScoredClip(take.prompts[0].text, judge(frames, scene), frames)
