@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,31 +13,39 @@ from torch import nn
 
 
 class Clock:
-    """Counts a transformer's steps while a stock pipeline, or any loop from high timesteps to low ones, calls it.
+    """Counts the steps of one or two transformers (Wan 2.2's experts) while a stock pipeline, or any loop from high timesteps to low ones,
+    calls them.
 
     A call's branch is the name of the `cache_context` that it is made in, `both` outside of one. A timestep above a branch's last one
     begins a new take: `on_new_take` is called.
     """
 
-    def __init__(self, transformer: Any, num_inference_steps: int, on_new_take: Callable[[], None]) -> None:
+    def __init__(self, transformers: Sequence[Any], num_inference_steps: int, on_new_take: Callable[[], None]) -> None:
         self._num_inference_steps, self._on_new_take = num_inference_steps, on_new_take
-        self._signature = inspect.signature(type(transformer).forward)
         self._branch = "both"
         self._timestep: torch.Tensor | float | None = None
         self._last: dict[str, tuple[float, int]] = {}
-        self._hook = transformer.register_forward_pre_hook(self._note, with_kwargs=True)
-        self._transformer = transformer
-        self._contexts = getattr(transformer, "cache_context", None)
-        if self._contexts is not None:
-            transformer.cache_context = self._name_branch
+        self._now: tuple[int, float, str] | None = None
+        self._undo: list[Callable[[], None]] = []
+        for transformer in transformers:
+            signature = inspect.signature(type(transformer).forward)
+            self._undo.append(transformer.register_forward_pre_hook(partial(self._note, signature), with_kwargs=True).remove)
+            contexts = getattr(transformer, "cache_context", None)
+            if contexts is not None:
+                transformer.cache_context = partial(self._name_branch, contexts)
+                self._undo.append(partial(delattr, transformer, "cache_context"))
 
     def detach(self) -> None:
-        self._hook.remove()
-        if self._contexts is not None:
-            del self._transformer.cache_context
+        for undo in self._undo:
+            undo()
 
     def now(self) -> tuple[int, float, str]:
         """Step, timestep and branch of the call that is being made. Raises ValueError where they cannot be told."""
+        if self._now is None:
+            self._now = self._count()
+        return self._now
+
+    def _count(self) -> tuple[int, float, str]:
         branch = self._branch
         if self._timestep is None:
             raise ValueError("The cache cannot tell the step of this call; make it inside `with cached.step(index, timestep, branch=...)`.")
@@ -56,15 +65,15 @@ class Clock:
             raise ValueError(f"This is step {index + 2} of a take; enable_cache was told num_inference_steps={self._num_inference_steps}.")
         return index + 1, timestep, branch
 
-    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._timestep = self._signature.bind_partial(module, *args, **kwargs).arguments.get("timestep")
+    def _note(self, signature: inspect.Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._timestep = signature.bind_partial(module, *args, **kwargs).arguments.get("timestep")
+        self._now = None
 
     @contextmanager
-    def _name_branch(self, name: str, **kwargs: Any) -> Iterator[None]:
-        assert self._contexts is not None
+    def _name_branch(self, contexts: Callable[..., Any], name: str, **kwargs: Any) -> Iterator[None]:
         before, self._branch = self._branch, name
         try:
-            with self._contexts(name, **kwargs):
+            with contexts(name, **kwargs):
                 yield
         finally:
             self._branch = before

@@ -1,7 +1,8 @@
-"""What a trigger measures and what is decided from it."""
+"""What is decided for a model call, and the sums that decisions are made from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -12,30 +13,33 @@ from torch import Tensor
 class Decision(Enum):
     COMPUTE = "compute"
     REUSE = "reuse"
+    PARTIAL = "partial"
 
 
 @dataclass(frozen=True)
-class Signal:
-    """Partial sums over the tokens at hand, never a ratio: means of shards' ratios are wrong when shards are uneven.
+class Verdict:
+    """What a call does at a site. reused: the site's units (0 to its number) that are not computed; all of them for REUSE."""
 
-    sums: [2], fp64: numerator and denominator.
+    decision: Decision
+    reused: frozenset[int]
+
+    @classmethod
+    def of(cls, reused: frozenset[int], num_units: int) -> Verdict:
+        decision = Decision.COMPUTE if not reused else Decision.REUSE if len(reused) == num_units else Decision.PARTIAL
+        return cls(decision, reused)
+
+
+def l1_sums(now: Tensor, before: Tensor | None) -> Tensor:
+    """Partial sums of ||now - before||_1 / ||before||_1 over the tokens at hand: [2], fp64; zeros where there is no `before`.
+
+    Never a ratio: means of shards' ratios are wrong when shards are uneven.
     """
-
-    sums: Tensor
-
-    @classmethod
-    def relative_l1(cls, now: Tensor, before: Tensor) -> Signal:
-        """||now - before||_1 / ||before||_1."""
-        numerator = (now - before).abs().sum(dtype=torch.float64)
-        return cls(torch.stack((numerator, before.abs().sum(dtype=torch.float64))))
-
-    @classmethod
-    def unknown(cls, like: Tensor) -> Signal:
-        """Nothing to compare with yet. Takes part in the reduction all the same, so that every decision has one."""
-        return cls(torch.zeros(2, dtype=torch.float64, device=like.device))
+    if before is None:
+        return torch.zeros(2, dtype=torch.float64, device=now.device)
+    return torch.stack(((now - before).abs().sum(dtype=torch.float64), before.abs().sum(dtype=torch.float64)))
 
 
-def ratio(sums: Tensor) -> float:
+def ratio(sums: Sequence[float] | Tensor) -> float:
     """Numerator over denominator of reduced sums; infinite where there was nothing to compare with."""
-    numerator, denominator = sums.tolist()
+    numerator, denominator = map(float, sums)
     return numerator / denominator if denominator > 0 else float("inf")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
+from math import ceil
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
+from omegaconf import MISSING
 
 from .config import read_config, suggestion
-from .decision import Decision
 from .predictors import PREDICTORS, Predictor
-from .sites import SITES, Site
-from .triggers import TRIGGERS, Trigger
+from .sites import SITES, ModelShape, Site
+from .storage import DTYPES
+from .triggers import TRIGGERS, Moment, Trigger
 
-Part = TypeVar("Part")
+Kind = TypeVar("Kind")
 ABSCISSAE = ("step", "sigma")
+# each: every branch for itself; cond: the conditional one for both (EasyCache); joint: from the signals of both, before either runs.
+BRANCHES = ("each", "cond", "joint")
 CATEGORIES = ("static", "timestep-adaptive", "layer-adaptive", "predictive", "hybrid")  # survey arXiv 2510.19755, section 3
 
 
@@ -25,24 +29,34 @@ CATEGORIES = ("static", "timestep-adaptive", "layer-adaptive", "predictive", "hy
 class Guards:
     """Common to all recipes: steps that are computed whatever the trigger says.
 
-    first_steps, last_steps: computed at the start and the end of a take. max_reused_steps: longest run of reuse (0: no limit).
+    first_steps, last_steps: computed at the start and the end of a take; below 1 they are shares of its steps. max_reused_steps: longest
+    run of reuse (0: no limit). max_risk: a predictor's own doubt (RACER's relative disagreement) from which a step is computed; the next
+    step that the trigger would have computed is then reused instead, unless it is in doubt as well (0: no limit).
     """
 
-    first_steps: int = 1
-    last_steps: int = 1
+    first_steps: float = 1
+    last_steps: float = 1
     max_reused_steps: int = 0
+    max_risk: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.first_steps < 1:
-            raise ValueError(f"first_steps is {self.first_steps}; the first step can only be computed, so at least 1.")
-        if min(self.last_steps, self.max_reused_steps) < 0:
-            raise ValueError(f"last_steps={self.last_steps} and max_reused_steps={self.max_reused_steps} must not be negative.")
+        if self.first_steps <= 0:
+            raise ValueError(f"first_steps is {self.first_steps:g}; the first step can only be computed, so at least 1.")
+        if min(self.last_steps, self.max_reused_steps, self.max_risk) < 0:
+            raise ValueError(
+                f"last_steps={self.last_steps:g}, max_reused_steps={self.max_reused_steps} and max_risk={self.max_risk:g} must not be negative."
+            )
 
-    def apply(self, wish: Decision, step: int, num_inference_steps: int, reused_run: int) -> Decision:
-        """reused_run: how many steps in a row were reused just before this one."""
-        forced = step < self.first_steps or step >= num_inference_steps - self.last_steps
+    def num_computed(self, num_inference_steps: int) -> tuple[int, int]:
+        """How many first and last steps of a take are computed."""
+        first, last = (ceil(n * num_inference_steps) if n < 1 else int(n) for n in (self.first_steps, self.last_steps))
+        return first, last
+
+    def compel(self, moment: Moment, reused_run: int) -> bool:
+        """Whether this step must be computed. reused_run: how many steps in a row were reused just before it."""
+        first, last = self.num_computed(moment.num_inference_steps)
         too_long = 0 < self.max_reused_steps <= reused_run
-        return Decision.COMPUTE if forced or too_long else wish
+        return too_long or moment.step < first or moment.step >= moment.num_inference_steps - last
 
 
 @dataclass(frozen=True)
@@ -64,15 +78,33 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Choice(Generic[Part]):
+class Fit:
+    """Published numbers for one model, told by its width and number of blocks: changes to the recipe's parts."""
+
+    model: str = MISSING
+    dim: int = MISSING
+    num_blocks: int = MISSING
+    trigger: dict[str, Any] = field(default_factory=dict)
+    site: dict[str, Any] = field(default_factory=dict)
+    predictor: dict[str, Any] = field(default_factory=dict)
+    guards: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> dict[str, dict[str, Any]]:
+        every = {"trigger": self.trigger, "site": self.site, "predictor": self.predictor, "guards": self.guards}
+        return {part: settings for part, settings in every.items() if settings}
+
+
+@dataclass(frozen=True)
+class Choice(Generic[Kind]):
     """One registered part with its settings; `build` makes a fresh one."""
 
     name: str
     config: Any
-    part: type[Part]
+    kind: type[Kind]
 
-    def build(self) -> Part:
-        return self.part(self.config)  # type: ignore[call-arg]
+    def build(self) -> Kind:
+        return self.kind(self.config)  # type: ignore[call-arg]
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self.config)}
@@ -83,75 +115,145 @@ class Choice(Generic[Part]):
 
 
 @dataclass(frozen=True)
+class Part:
+    """One trigger at work on one site."""
+
+    trigger: Choice[Trigger]
+    site: Choice[Site]
+    predictor: Choice[Predictor]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"trigger": self.trigger.to_dict(), "site": self.site.to_dict(), "predictor": self.predictor.to_dict()}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """name, category (of CATEGORIES) and paper are for people; the rest decides the film.
 
-    abscissa: what predictors extrapolate along, `step` or `sigma`. calibration: for which model and number of steps its numbers were
-    measured; None for recipes that fit any.
+    parts: one as a rule; several where a method treats parts of the model differently. abscissa: what predictors extrapolate along,
+    `step` or `sigma`. branches: of BRANCHES, who decides. dtype: of DTYPES in storage.py, how features are kept. calibration: for which
+    model and number of steps its numbers were measured. calibrated: whether its numbers belong to a model, so that without a
+    calibration it is but a form. fits: numbers for known models, which `fitted` puts in.
     """
 
     name: str
     category: str
     paper: str
-    trigger: Choice[Trigger]
-    site: Choice[Site]
-    predictor: Choice[Predictor]
+    parts: tuple[Part, ...]
     guards: Guards
     abscissa: str = "step"
+    branches: str = "each"
+    dtype: str = "model"
     calibration: Calibration | None = None
+    calibrated: bool = False
+    fits: tuple[Fit, ...] = ()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Recipe:
         """Raises ValueError for unknown parts and settings, with the nearest known one."""
         raw = read_config(_RawRecipe, values, "The recipe")
         where = f"Recipe '{raw.name}'"
-        if raw.abscissa not in ABSCISSAE:
-            raise ValueError(f"{where}: abscissa is '{raw.abscissa}'; it must be one of {', '.join(ABSCISSAE)}.")
+        choices = (("abscissa", raw.abscissa, ABSCISSAE), ("branches", raw.branches, BRANCHES), ("dtype", raw.dtype, tuple(DTYPES)))
+        for setting, value, known in choices:
+            if value not in known:
+                raise ValueError(f"{where}: {setting} is '{value}'; it must be one of {', '.join(known)}.")
         if raw.category and raw.category not in CATEGORIES:
             raise ValueError(f"{where}: category is '{raw.category}'; it must be one of {', '.join(CATEGORIES)}.")
+        if raw.parts and (raw.trigger or raw.site or raw.predictor):
+            raise ValueError(f"{where} has both parts and a trigger, site or predictor of its own; put these into a part.")
+        alone = {"trigger": raw.trigger, "site": raw.site, "predictor": raw.predictor}
         return cls(
             name=raw.name,
             category=raw.category,
             paper=raw.paper,
-            trigger=_choose(raw.trigger, TRIGGERS, f"{where}, trigger"),
-            site=_choose(raw.site, SITES, f"{where}, site"),
-            predictor=_choose(raw.predictor, PREDICTORS, f"{where}, predictor"),
+            parts=tuple(_read_part(part, where) for part in (raw.parts or [alone])),
             guards=read_config(Guards, raw.guards, f"{where}, guards"),
             abscissa=raw.abscissa,
+            branches=raw.branches,
+            dtype=raw.dtype,
             calibration=read_config(Calibration, raw.calibration, f"{where}, calibration") if raw.calibration else None,
+            calibrated=raw.calibrated,
+            fits=tuple(read_config(Fit, fit, f"{where}, fits") for fit in raw.fits),
         )
+
+    def fitted(self, dim: int, num_blocks: int) -> Recipe:
+        """The recipe for a model of that width and number of blocks, with its published numbers where there are some.
+
+        Raises ValueError, naming the command, if it needs numbers for the model and has none.
+        """
+        fit = next((fit for fit in self.fits if (fit.dim, fit.num_blocks) == (dim, num_blocks)), None)
+        if fit is not None:
+            return replace(load_recipe(self, fit.changes), calibrated=False, fits=())
+        if self.calibrated and self.calibration is None:
+            raise ValueError(
+                f"Recipe '{self.name}' needs numbers that are measured on the model, and has none for this one ({num_blocks} blocks, dim {dim}); run "
+                f"`longtake calibrate MODEL --recipe {self.name} --out {self.name}.yaml` and use that file."
+            )
+        return replace(self, fits=())
+
+    def check(self, shape: ModelShape, num_inference_steps: int) -> None:
+        """Raise ValueError if the recipe cannot work on such a model, or would reuse nothing in so few steps."""
+        for part in self.parts:
+            part.site.build().check(shape)
+        kept = sum(self.guards.num_computed(num_inference_steps))
+        if num_inference_steps <= kept:
+            raise ValueError(
+                f"The take has {num_inference_steps} steps and recipe '{self.name}' always computes {kept}: nothing would be reused. Use no "
+                f"cache, more steps, or lower guards.first_steps."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe with every default spelt out, as `from_mapping` takes it."""
-        return {"name": self.name, "category": self.category, "paper": self.paper, **self.deciding()}
+        fits = {"fits": [asdict(fit) for fit in self.fits]} if self.fits else {}
+        about = {"name": self.name, "category": self.category, "paper": self.paper, "calibrated": self.calibrated}
+        return {**about, **self.deciding(), **fits}
 
     def deciding(self) -> dict[str, Any]:
         """All that decides the film; part of the film key."""
-        parts: dict[str, Any] = {"trigger": self.trigger.to_dict(), "site": self.site.to_dict(), "predictor": self.predictor.to_dict()}
+        parts = self.parts[0].to_dict() if len(self.parts) == 1 else {"parts": [part.to_dict() for part in self.parts]}
         calibration = {"calibration": asdict(self.calibration)} if self.calibration else {}
-        return {**parts, "guards": asdict(self.guards), "abscissa": self.abscissa, **calibration}
+        common = {"abscissa": self.abscissa, "branches": self.branches, "dtype": self.dtype}
+        return {**parts, "guards": asdict(self.guards), **common, **calibration}
 
 
 @dataclass(frozen=True)
-class _RawRecipe:
-    name: str = "unnamed"
-    category: str = ""
-    paper: str = ""
+class _RawPart:
     trigger: dict[str, Any] = field(default_factory=dict)
     site: dict[str, Any] = field(default_factory=dict)
     predictor: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _RawRecipe(_RawPart):
+    name: str = "unnamed"
+    category: str = ""
+    paper: str = ""
+    parts: list[dict[str, Any]] = field(default_factory=list)
     guards: dict[str, Any] = field(default_factory=dict)
     abscissa: str = "step"
+    branches: str = "each"
+    dtype: str = "model"
     calibration: dict[str, Any] = field(default_factory=dict)
+    calibrated: bool = False
+    fits: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _choose(values: Mapping[str, Any], registry: Mapping[str, tuple[type[Any], type[Part]]], where: str) -> Choice[Part]:
+def _read_part(values: Mapping[str, Any], where: str) -> Part:
+    raw = read_config(_RawPart, values, f"{where}, parts")
+    return Part(
+        trigger=_choose(raw.trigger, TRIGGERS, f"{where}, trigger"),
+        site=_choose(raw.site, SITES, f"{where}, site"),
+        predictor=_choose(raw.predictor, PREDICTORS, f"{where}, predictor"),
+    )
+
+
+def _choose(values: Mapping[str, Any], registry: Mapping[str, tuple[type[Any], type[Kind]]], where: str) -> Choice[Kind]:
     settings = dict(values)
     name = str(settings.pop("name", ""))
     if name not in registry:
         raise ValueError(f"{where}: unknown name '{name}'. {suggestion(name, list(registry))}")
-    config_class, part = registry[name]
-    return Choice(name, read_config(config_class, settings, f"{where} '{name}'"), part)
+    config_class, kind = registry[name]
+    return Choice(name, read_config(config_class, settings, f"{where} '{name}'"), kind)
 
 
 def recipe_names() -> list[str]:
@@ -169,7 +271,10 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, changes: Mappin
     else:
         values = _read_yaml(str(recipe))
     for part, settings in (changes or {}).items():
-        values[part] = {**values.get(part, {}), **settings}
+        if "parts" in values and part != "guards":
+            raise ValueError(f"Recipe '{values.get('name')}' has several parts, so that {part} is not one; change them in a YAML file of your own.")
+        for place in (values, *values.get("fits", ())):
+            place[part] = {**place.get(part, {}), **settings}
     return Recipe.from_mapping(values)
 
 

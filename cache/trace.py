@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .decision import Decision, ratio
+from .decision import Decision, Verdict, ratio
 
 _VERSION = 2
-_Place = tuple[int, int, str, str]
+Place = tuple[int, int, str, str]
 
 
 @dataclass
@@ -33,6 +34,10 @@ class TraceEntry:
     value: float | None
     margin: float | None
     forecast_error: float | None = None
+
+    @property
+    def place(self) -> Place:
+        return (self.segment, self.step, self.branch, self.site)
 
     @property
     def choice(self) -> tuple[int, int, str, str, str, str]:
@@ -66,17 +71,22 @@ class Trace:
 
     @classmethod
     def joined(cls, parts: list[Trace]) -> Trace:
-        """One trace of calls that were made in different places, in the order in which one place makes them all."""
-        entries = [entry for part in parts for entry in part.entries]
+        """One trace of calls that were made in different places, in the order in which one place makes them all; decisions that places
+        made together count once.
+        """
+        by_place = {entry.place: entry for part in reversed(parts) for entry in part.entries}
         first = parts[0]
-        return cls(first.recipe, first.num_inference_steps, first.model, sorted(entries, key=lambda entry: (entry.step, entry.segment, entry.branch)))
+        entries = sorted(by_place.values(), key=lambda entry: (entry.step, entry.segment, entry.branch))
+        return cls(first.recipe, first.num_inference_steps, first.model, entries)
 
-    def add(self, entry: TraceEntry) -> None:
+    def add(self, entry: TraceEntry) -> int:
+        """Returns the entry's index."""
         self.entries.append(entry)
+        return len(self.entries) - 1
 
-    def add_forecast(self, sums: Tensor) -> None:
-        """Partial sums [2] of the forecast error of the last entry."""
-        self._forecasts[len(self.entries) - 1] = sums
+    def add_forecast(self, index: int, sums: Tensor) -> None:
+        """Partial sums [2] of the forecast error of an entry, added to those of its other features."""
+        self._forecasts[index] = self._forecasts[index] + sums if index in self._forecasts else sums
 
     def finish(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Reduce all forecast errors of the take at once; called on every shard, when the take is through."""
@@ -101,7 +111,9 @@ class Trace:
         return sum(entry.decision == decision.value for entry in self.entries)
 
     def summary(self) -> dict[str, int]:
-        return {decision.value: self.count(decision) for decision in Decision}
+        """How many of each decision; partial ones only where there are some."""
+        counts = {decision.value: self.count(decision) for decision in Decision}
+        return {name: count for name, count in counts.items() if count or name != Decision.PARTIAL.value}
 
     def parting(self, other: Trace) -> tuple[TraceEntry | None, TraceEntry | None] | None:
         """The first decisions in which two takes differ (None where one of them has ended); None if they never do."""
@@ -129,14 +141,33 @@ class Replay:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self._decisions: dict[_Place, Decision] = {
-            (entry.segment, entry.step, entry.branch, entry.site): Decision(entry.decision) for entry in trace.entries
-        }
+        self._entries = {entry.place: entry for entry in trace.entries}
         self._last_segment = max(trace.segments, default=0)
 
-    def decision(self, segment: int, step: int, branch: str, site: str) -> Decision:
+    def verdict(self, place: Place, units: Sequence[range]) -> Verdict:
         """Raises ValueError where the trace says nothing of such a call."""
-        place = (min(segment, self._last_segment), step, branch, site)
-        if place not in self._decisions:
+        segment, step, branch, site = place
+        entry = self._entries.get((min(segment, self._last_segment), step, branch, site))
+        if entry is None:
             raise ValueError(f"The replayed trace has no decision for step {step}, branch {branch}, site {site}; it belongs to another kind of take.")
-        return self._decisions[place]
+        if entry.decision == Decision.COMPUTE.value:
+            return Verdict.of(frozenset(), len(units))
+        named = name_layers(units) == entry.layers
+        blocks = set(chain(*_read_layers(entry.layers)))
+        return Verdict.of(frozenset(unit for unit, run in enumerate(units) if named or blocks.issuperset(run)), len(units))
+
+
+def name_layers(runs: Sequence[range]) -> str:
+    """Runs of blocks as people write them, neighbours joined: `0-3,7`; `all` for a model's output."""
+    if not any(runs):
+        return "all"
+    joined: list[range] = []
+    for run in runs:
+        joined = [*joined[:-1], range(joined[-1].start, run.stop)] if joined and joined[-1].stop == run.start else [*joined, run]
+    return ",".join(str(run.start) if len(run) == 1 else f"{run.start}-{run.stop - 1}" for run in joined)
+
+
+def _read_layers(layers: str) -> Iterator[range]:
+    for run in layers.split(",") if layers != "all" else ():
+        first, _, last = run.partition("-")
+        yield range(int(first), int(last or first) + 1)

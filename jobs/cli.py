@@ -73,16 +73,20 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="show this one with all its settings")] = None,
 ) -> None:
     """List the cache recipes, or show one; any setting can be changed in a job: `cache: {recipe: fbcache, trigger: {threshold: 0.1}}`."""
+    from ..cache.budget import describe_collectives, describe_memory
     from ..cache.recipe import load_recipe, recipe_names
 
     console = Console(highlight=False, soft_wrap=True)
     if name is not None:
         console.print(yaml.safe_dump(_checked(load_recipe, name).to_dict(), sort_keys=False, width=120).rstrip(), markup=False)
         return
-    table = Table(Column("recipe", no_wrap=True), Column("category", no_wrap=True), "when", "what", "how", "paper", box=None)
+    first = (Column(title, no_wrap=True) for title in ("recipe", "class", "memory a branch", "collectives"))
+    table = Table(*first, "when", "what", "how", "paper", box=None)
     for known in map(load_recipe, recipe_names()):
-        table.add_row(known.name, known.category, *(str(part) for part in (known.trigger, known.site, known.predictor)), known.paper)
+        parts = ("\n".join(str(getattr(part, what)) for part in known.parts) for what in ("trigger", "site", "predictor"))
+        table.add_row(known.name, known.category, describe_memory(known), describe_collectives(known), *parts, known.paper)
     console.print(table)
+    console.print("H: one tensor of the hidden states, tokens x dim. L: blocks of the model. latent: one of the model's input.")
 
 
 traces = typer.Typer(help="Look at the decisions of rendered takes.", no_args_is_help=True)
@@ -145,7 +149,7 @@ def calibrate(
     takes = calibration_takes(card, prompt or [], steps, guidance_scale)
     made = calibrate_planned(Renderer(card), takes, computed)
     write_atomic(out, yaml.safe_dump(made.to_dict(), sort_keys=False))
-    Console(highlight=False, soft_wrap=True).print(f"{out}: {made.name}, computes steps {made.trigger.config.computed}")
+    Console(highlight=False, soft_wrap=True).print(f"{out}: {made.name}, computes steps {made.parts[0].trigger.config.computed}")
 
 
 def _check_calibration(recipe: str, prompts: list[str] | None, out: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..cache import Recipe, Replay, Trace, load_recipe
 from ..parallel.degrees import Degrees, Demand, choose_degrees
+from ..pipeline.caching import check_recipe
 from ..pipeline.card import ModelCard, model_hash, read_card
 from ..pipeline.film_key import film_key
 from ..pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
@@ -72,7 +73,7 @@ def plan_job(job: JobConfig, *, force: bool = False) -> Plan:
     if degrees:
         options.check(degrees.sequence_degree)
     model = model_hash(card.path)
-    recipe = _check_recipe(job, card, takes, model)
+    recipe = _check_recipe(job, card, takes, model, degrees)
     replay = _check_replay(job, recipe, takes, model)
     fps = card.fps if job.fps is None else job.fps
     if fps < 1:
@@ -166,22 +167,14 @@ def _check_degrees(degrees: Degrees, card: ModelCard, takes: list[Take]) -> None
         )
 
 
-def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take], model: str) -> Recipe | None:
+def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take], model: str, degrees: Degrees | None) -> Recipe | None:
     if job.cache.recipe == "none":
         if job.cache.changes():
             raise ValueError(f"cache.recipe is none, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
         return None
-    recipe = load_recipe(job.cache.recipe, job.cache.changes())
-    recipe.site.build().check(card.num_layers)
+    recipe = load_recipe(job.cache.recipe, job.cache.changes()).fitted(card.dim, card.num_layers)
     for take in takes:
-        if recipe.calibration:
-            recipe.calibration.check(model, take.num_inference_steps, recipe.name)
-        kept = recipe.guards.first_steps + recipe.guards.last_steps
-        if take.num_inference_steps <= kept:
-            raise ValueError(
-                f"Take '{take.name}' has {take.num_inference_steps} steps and recipe '{recipe.name}' always computes {kept}: nothing would be "
-                f"reused. Use cache=none, more steps, or lower cache.guards.first_steps."
-            )
+        check_recipe(recipe, card, take, model, degrees)
     return recipe
 
 
@@ -199,9 +192,9 @@ def _check_replay(job: JobConfig, recipe: Recipe | None, takes: list[Take], mode
                 f"The trace '{job.cache.replay}' is of {trace.num_inference_steps} steps, take '{take.name}' has {take.num_inference_steps}; "
                 f"make them equal."
             )
-    sites = {entry.site for entry in trace.entries}
-    if sites != {recipe.site.name}:
-        raise ValueError(f"The trace '{job.cache.replay}' is of site {', '.join(sites)}, recipe '{recipe.name}' keeps {recipe.site.name}.")
+    traced, kept = {entry.site for entry in trace.entries}, {part.site.build().label for part in recipe.parts}
+    if traced != kept:
+        raise ValueError(f"The trace '{job.cache.replay}' is of {', '.join(traced)}, recipe '{recipe.name}' keeps {', '.join(kept)}.")
     return Replay(trace)
 
 

@@ -17,7 +17,8 @@ class Mesh:
     There is no module-level state: drop a mesh and build another one in the same process. The groups of its axes end with the
     default process group (destroying one earlier would let torch give its name to the next, which then hangs).
     gang: all ranks; cfg, window, ring, ulysses: this rank's own line along each axis; sequence: ring and ulysses together, over
-    which the tokens of a model call are sharded; calls: cfg and window together, over which different model calls are spread.
+    which the tokens of a model call are sharded; branches: these and cfg, both branches of one window; calls: cfg and window together,
+    over which different model calls are spread.
     """
 
     def __init__(self, degrees: Degrees | None = None, group: dist.ProcessGroup | None = None) -> None:
@@ -38,6 +39,7 @@ class Mesh:
         self.gang = Axis("gang", self.rank, num_ranks, group if num_ranks > 1 else None, self.traffic)
         self.cfg, self.window, self.ring, self.ulysses = (self._line(name, (axis,)) for axis, name in enumerate(AXES))
         self.sequence = self._line("sequence", (2, 3))
+        self.branches = self._line("branches", (0, 2, 3))
         self.calls = self._line("calls", (0, 1))
 
     @property

@@ -33,13 +33,16 @@ class ModelCard:
     """family: how it is called. Sizes in pixels and frames; strides in pixels (or frames) a latent cell.
 
     size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for.
-    num_layers: blocks in all. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
+    num_layers: blocks in all; num_joint_layers: those that keep the text beside the video (HunyuanVideo's first list; 0 where blocks
+    carry no text). dim: width of the hidden states. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
     """
 
     path: Path
     family: str
     num_heads: int
     num_layers: int
+    num_joint_layers: int
+    dim: int
     latent_channels: int
     patch_size: tuple[int, int, int]
     spatial_stride: int
@@ -87,6 +90,8 @@ def read_card(model: str) -> ModelCard:
         family=family,
         num_heads=transformer["num_attention_heads"],
         num_layers=transformer["num_layers"] + transformer.get("num_single_layers", 0),
+        num_joint_layers=transformer["num_layers"] if family == "hunyuan_video" else 0,
+        dim=transformer["num_attention_heads"] * transformer["attention_head_dim"],
         latent_channels=transformer["in_channels"],
         patch_size=_patch_size(transformer),
         spatial_stride=vae.get("scale_factor_spatial", vae.get("spatial_compression_ratio", 8)),

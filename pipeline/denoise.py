@@ -44,6 +44,7 @@ class Denoising:
         self._prompts = [family.encode_prompt(take.prompt_at(window.centre, card)) for window in self.timeline.windows]
         self._is_guided = take.is_guided(card)
         self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
+        self._both = [{name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for prompt in self._prompts]
         self._scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
         draw = NOISES[take.noise]
         noise = draw(take.seed, self.timeline.num_latent_frames, card.latent_channels, take.height // stride, take.width // stride)
@@ -66,24 +67,27 @@ class Denoising:
         return velocity, clean
 
     def _guided(self, index: int, timestep: Tensor) -> Tensor:
-        """Classifier-free guidance (arXiv 2207.12598): one branch after the other, cond first as diffusers does, or a branch a half of
-        the gang and one exchange of latents.
+        """Classifier-free guidance (arXiv 2207.12598): one branch after the other, cond first as diffusers does; or a branch a half of
+        the gang and one exchange of latents; or both in a batch, where the cache decides from both before either runs.
         """
         if not self._is_guided:
             return self._fused("cond", index, timestep)
         if self.mesh.cfg.size == 2:
             mine = self._fused(BRANCHES[self.mesh.cfg.rank], index, timestep)
             cond, uncond = self.mesh.cfg.all_gather(mine, (1, 1), dim=0).chunk(2)
+        elif self.cached and self.cached.recipe.branches == "joint":
+            cond, uncond = self._fused("both", index, timestep).chunk(2)
         else:
             cond, uncond = (self._fused(branch, index, timestep) for branch in BRANCHES)
         return uncond + self.take.guidance_scale * (cond - uncond)
 
     def _fused(self, branch: str, index: int, timestep: Tensor) -> Tensor:
-        """One branch's velocity for the whole take, fused over its windows."""
+        """One branch's velocity for the whole take, fused over its windows; a batch of both for branch `both`."""
 
         def call(window: Tensor, segment: int) -> Tensor:
-            prompt = self._prompts[segment] if branch == "cond" else self._negative
+            prompt = {"cond": self._prompts[segment], "uncond": self._negative}.get(branch) or self._both[segment]
             with self.cached.step(index, timestep, branch, segment) if self.cached else nullcontext():
                 return self.family.velocity(window, timestep, prompt, self.take.guidance_scale)
 
-        return self.timeline.predict(self.latents, call, self.mesh.window)
+        latents = self.latents.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
+        return self.timeline.predict(latents, call, self.mesh.window)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import Cached, Recipe, Replay, Trace, enable_cache
+from ..cache import Cached, Recipe, Replay, Shards, Trace, enable_cache
 from ..parallel import Mesh, TokenShards
 from ..parallel.kernels import Kernel, NativeKernel, XfuserKernel
 from .card import ModelCard
@@ -63,7 +63,8 @@ class Renderer:
         """
         cached = None
         if recipe:
-            options: dict[str, Any] = {"num_inference_steps": take.num_inference_steps, "reduce": self.mesh.sequence.sum, "replay": replay}
+            shards = Shards(self.mesh.sequence.sum, self.mesh.branches.sum if self.mesh.cfg.size == 2 else None)
+            options: dict[str, Any] = {"num_inference_steps": take.num_inference_steps, "shards": shards, "replay": replay}
             cached = enable_cache(self.family.transformer, recipe, **options)
         self._cached = cached
         try:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from longtake.cache import Recipe, load_recipe
 from longtake.pipeline.take import PromptAt, Take, TimelineSettings
 from torch import Tensor
 
@@ -48,6 +49,47 @@ def stock_latents(stock: Any, take: Take, max_sequence_length: int) -> Tensor:
 def stock_take(**changes: Any) -> Take:
     """A take that a stock pipeline can render as well: one window, one prompt, its noise."""
     return tiny_take(num_frames=17, prompts=TINY_TAKE.prompts[:1], noise="diffusers", timeline=TimelineSettings("full", 0, 0), **changes)
+
+
+_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "wan": {
+        "dbcache": {"trigger": {"threshold": 0.2}},
+        "dicache": {"trigger": {"threshold": 0.08}},
+        "fbcache": {"trigger": {"threshold": 0.2}},
+        "foresight": {"trigger": {"codebook": [[1.0, 2]]}},
+        "racer": {"guards": {"max_risk": 0.2}},
+        "seacache": {"trigger": {"threshold": 0.3}},
+        "teacache": {"trigger": {"threshold": 0.15}},
+    },
+    "hunyuan_video": {
+        "dbcache": {"trigger": {"threshold": 0.4}},
+        "dicache": {"trigger": {"threshold": 0.05}},
+        "fbcache": {"trigger": {"threshold": 0.4}},
+        "foresight": {"trigger": {"codebook": [[2.0, 2]]}},
+        "racer": {"guards": {"max_risk": 0.5}},
+        "seacache": {"trigger": {"threshold": 0.4}},
+        "teacache": {"trigger": {"threshold": 0.05}},
+    },
+}
+_CHANGES_FOR_BOTH: dict[str, dict[str, dict[str, Any]]] = {
+    "adacache": {"trigger": {"codebook": [[0.3, 3], [0.4, 2]]}},
+    "bwcache": {"trigger": {"codebook": [[0.1, 3]]}},
+    "easycache": {"trigger": {"threshold": 0.5}},
+    "ra_cfgcache": {"trigger": {"threshold": 0.35}},
+    "speca": {"trigger": {"threshold": 1.0, "unchecked_steps": 0}},
+}
+
+
+def tiny_recipe(name: str, family: str = "wan") -> Recipe:
+    """A shipped recipe with numbers at which it computes some of 8 steps of a tiny model and reuses others, none of them a close call."""
+    recipe = load_recipe(name, {**_CHANGES_FOR_BOTH, **_CHANGES[family]}.get(name))
+    if not recipe.calibrated:
+        return recipe
+    values = {**recipe.to_dict(), "calibrated": False}
+    for part in values.get("parts", [values]):
+        if part["trigger"]["name"] == "mask":
+            part["trigger"]["computed"] = [0, 1, 4, 7]
+    return load_recipe(values)
 
 
 def tiny_take(**changes: Any) -> Take:

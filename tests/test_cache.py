@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from longtake.cache import Recipe, Replay, Trace, enable_cache, load_recipe
 from longtake.cache.calibration import plan_steps
 from longtake.cache.calibration.planned import DAMPINGS
-from longtake.cache.decision import Decision, Signal, ratio
+from longtake.cache.decision import Decision, l1_sums, ratio
 from longtake.cache.predictors import Predictor
 from longtake.cache.predictors.adams_bashforth import AdamsBashforth, AdamsBashforthConfig
 from longtake.cache.predictors.bdf_heun import BdfHeun, BdfHeunConfig
@@ -50,7 +50,7 @@ def _decisions(trigger: RelativeChange, values: list[float]) -> list[Decision]:
     decisions = []
     for step, value in enumerate(values):
         signal = trigger.signal(torch.full((1, 2, 2), value))
-        decision = trigger.decide(_moment(step), ratio(signal.sums))
+        decision = trigger.decide(_moment(step), signal.tolist())
         trigger.settle(decision)
         decisions.append(decision)
     return decisions
@@ -58,18 +58,18 @@ def _decisions(trigger: RelativeChange, values: list[float]) -> list[Decision]:
 
 def test_interval_computes_every_nth_step() -> None:
     trigger = Interval(IntervalConfig(3))
-    assert [trigger.decide(_moment(step), None) for step in range(7)] == [COMPUTE, REUSE, REUSE, COMPUTE, REUSE, REUSE, COMPUTE]
+    assert [trigger.decide(_moment(step), []) for step in range(7)] == [COMPUTE, REUSE, REUSE, COMPUTE, REUSE, REUSE, COMPUTE]
 
 
 def test_mask_computes_the_listed_steps() -> None:
     trigger = Mask(MaskConfig([0, 3, 4]))
-    assert [trigger.decide(_moment(step), None) for step in range(6)] == [COMPUTE, REUSE, REUSE, COMPUTE, COMPUTE, REUSE]
+    assert [trigger.decide(_moment(step), []) for step in range(6)] == [COMPUTE, REUSE, REUSE, COMPUTE, COMPUTE, REUSE]
 
 
 def test_ranges_reuse_between_two_timesteps() -> None:
     trigger = Ranges(RangesConfig(interval=2, low=100, high=850))
     timesteps = [1000.0, 900.0, 850.0, 800.0, 500.0, 400.0, 100.0, 50.0]
-    decisions = [trigger.decide(_moment(step, timestep), None) for step, timestep in enumerate(timesteps)]
+    decisions = [trigger.decide(_moment(step, timestep), []) for step, timestep in enumerate(timesteps)]
     assert decisions == [COMPUTE, COMPUTE, COMPUTE, REUSE, COMPUTE, REUSE, COMPUTE, COMPUTE]
 
 
@@ -78,11 +78,11 @@ def test_magnitude_adds_up_calibrated_drift() -> None:
     trigger = Magnitude(MagnitudeConfig([0.95] * 5, threshold=0.12, max_reused_steps=4, retention=0.2))
     decisions = []
     for step in range(8):
-        decisions.append(trigger.decide(_moment(step), None))
+        decisions.append(trigger.decide(_moment(step), []))
         trigger.settle(decisions[-1])
     assert decisions == [COMPUTE, COMPUTE, REUSE, COMPUTE, REUSE, COMPUTE, REUSE, COMPUTE]
     trigger = Magnitude(MagnitudeConfig([1.0], max_reused_steps=2, retention=0.0))
-    assert [trigger.decide(_moment(step), None) for step in range(3)] == [REUSE, REUSE, COMPUTE]
+    assert [trigger.decide(_moment(step), []) for step in range(3)] == [REUSE, REUSE, COMPUTE]
 
 
 def _polynomial(coefficients: list[float], at: float) -> torch.Tensor:
@@ -167,21 +167,15 @@ def test_relative_change_accumulates_rescaled_changes() -> None:
 
 def test_sums_of_uneven_shards_give_the_ratio_of_the_whole() -> None:
     now, before = torch.randn(1, 7, 3), torch.randn(1, 7, 3)
-    whole = ratio(Signal.relative_l1(now, before).sums)
-    parts = sum(Signal.relative_l1(now[:, cut], before[:, cut]).sums for cut in (slice(0, 2), slice(2, 7)))
+    whole = ratio(l1_sums(now, before))
+    parts = torch.stack([l1_sums(now[:, cut], before[:, cut]) for cut in (slice(0, 2), slice(2, 7))]).sum(0)
     assert ratio(parts) == pytest.approx(whole, rel=1e-6)
 
 
 def test_guards() -> None:
-    guards = Guards(first_steps=2, last_steps=1, max_reused_steps=2)
-    assert [guards.apply(REUSE, step, 10, run) for step, run in [(0, 0), (1, 0), (2, 0), (3, 1), (4, 2), (9, 0)]] == [
-        COMPUTE,
-        COMPUTE,
-        REUSE,
-        REUSE,
-        COMPUTE,
-        COMPUTE,
-    ]
+    guards = Guards(first_steps=2, last_steps=0.05, max_reused_steps=2)
+    compelled = [guards.compel(_moment(step), run) for step, run in [(0, 0), (1, 0), (2, 0), (3, 1), (4, 2), (9, 0)]]
+    assert compelled == [True, True, False, False, True, True]
 
 
 def test_every_shipped_recipe_loads_and_spells_out_its_defaults() -> None:

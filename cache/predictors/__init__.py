@@ -3,20 +3,28 @@
 from typing import Any
 
 from .adams_bashforth import AdamsBashforth, AdamsBashforthConfig
+from .align import Align, AlignConfig
 from .bdf_heun import BdfHeun, BdfHeunConfig
 from .chebyshev import Chebyshev, ChebyshevConfig
+from .dmd import Dmd, DmdConfig
 from .hermite import Hermite, HermiteConfig
+from .mean_velocity import MeanVelocity, MeanVelocityConfig
 from .predictor import Predictor
+from .racer import Racer, RacerConfig
 from .reuse import Reuse, ReuseConfig
 from .taylor import Taylor, TaylorConfig
 
 PREDICTORS: dict[str, tuple[type[Any], type[Predictor]]] = {
-    "reuse": (ReuseConfig, Reuse),
-    "taylor": (TaylorConfig, Taylor),
-    "hermite": (HermiteConfig, Hermite),
     "adams_bashforth": (AdamsBashforthConfig, AdamsBashforth),
+    "align": (AlignConfig, Align),
     "bdf_heun": (BdfHeunConfig, BdfHeun),
     "chebyshev": (ChebyshevConfig, Chebyshev),
+    "dmd": (DmdConfig, Dmd),
+    "hermite": (HermiteConfig, Hermite),
+    "mean_velocity": (MeanVelocityConfig, MeanVelocity),
+    "racer": (RacerConfig, Racer),
+    "reuse": (ReuseConfig, Reuse),
+    "taylor": (TaylorConfig, Taylor),
 }
 
 __all__ = ["PREDICTORS", "Predictor"]

@@ -31,4 +31,4 @@ class AdamsBashforth(WindowPredictor):
         return lagrange_weights(self.places, at)
 
     def settle(self, at: float, feature: Tensor) -> None:
-        self._window.append((at, feature))
+        self.push(at, feature)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..storage import Kept
 from .predictor import Predictor, weighted_sum
 
 
@@ -21,20 +22,25 @@ class BdfHeunConfig:
 
 class BdfHeun(Predictor):
     def __init__(self, config: BdfHeunConfig) -> None:
-        self._computed: list[tuple[float, Tensor]] = []
-        self._latest: list[tuple[float, Tensor]] = []
+        super().__init__()
+        self._computed: list[tuple[float, Kept]] = []
+        self._latest: list[tuple[float, Kept]] = []
+
+    @property
+    def num_kept(self) -> int:
+        return 4
 
     @property
     def ready(self) -> bool:
         return bool(self._computed)
 
     def push(self, at: float, feature: Tensor) -> None:
-        self._computed = [*self._computed[-1:], (at, feature)]
-        self.settle(at, feature)
+        self._computed = [*self._computed[-1:], (at, self.storage.put(feature))]
+        self._latest = [*self._latest[-1:], self._computed[-1]]
 
     def predict(self, at: float) -> Tensor:
         if len(self._computed) < 2:
-            return self._computed[-1][1]
+            return self._computed[-1][1].get()
         (a1, computed_1), (a0, computed_0) = self._computed
         (k1, latest_1), (k0, latest_0) = self._latest
         half = (at - a0) / 2
@@ -43,7 +49,4 @@ class BdfHeun(Predictor):
         return weighted_sum([computed_0, computed_1, latest_0, latest_1], [1 + slope_a, -slope_a, slope_p, -slope_p])
 
     def settle(self, at: float, feature: Tensor) -> None:
-        self._latest = [*self._latest[-1:], (at, feature)]
-
-    def tensors(self) -> list[Tensor]:
-        return [feature for _, feature in (*self._computed, *self._latest)]
+        self._latest = [*self._latest[-1:], (at, self.storage.put(feature))]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
+from numpy.typing import NDArray
 
 from .predictor import WindowPredictor
 
@@ -31,15 +33,18 @@ class Chebyshev(WindowPredictor):
         self.config = config
 
     def weights(self, at: float) -> list[float]:
-        """Row of the basis at `at` times the ridge solution; places are scaled so that window and `at` span -1 to 1."""
-        places = np.array(self.places)
-        low, high = min(places[0], at), max(places[-1], at)
-        degree = min(self.config.degree, len(places) - 1)
+        return chebyshev_weights(self.places, at, self.config)
 
-        def basis(where: np.ndarray) -> np.ndarray:
-            return chebvander((2 * where - low - high) / max(high - low, 1e-12), degree)
 
-        design, row = basis(places), basis(np.array([at]))[0]
-        penalty = self.config.ridge * np.diag([0.0] + [1.0] * degree)
-        weights: list[float] = (row @ np.linalg.solve(design.T @ design + penalty, design.T)).tolist()
-        return weights
+def chebyshev_weights(places: Sequence[float], at: float, config: ChebyshevConfig) -> list[float]:
+    """Row of the basis at `at` times the ridge solution; places are scaled so that window and `at` span -1 to 1."""
+    low, high = min(places[0], at), max(places[-1], at)
+    degree = min(config.degree, len(places) - 1)
+
+    def basis(where: Sequence[float]) -> NDArray[np.floating]:
+        return chebvander((2 * np.array(where) - low - high) / max(high - low, 1e-12), degree)
+
+    design, row = basis(places), basis([at])[0]
+    penalty = config.ridge * np.diag([0.0] + [1.0] * degree)
+    weights: list[float] = (row @ np.linalg.solve(design.T @ design + penalty, design.T)).tolist()
+    return weights

@@ -9,17 +9,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..storage import Kept, Storage
+
 
 class Predictor(ABC):
     """Foretells one feature of one segment and branch from its computed past; made anew for each take.
 
-    `at` is where a feature lies on the recipe's abscissa: steps are not evenly spaced once a trigger picks them.
+    `at` is where a feature lies on the recipe's abscissa: steps are not evenly spaced once a trigger picks them. All that a predictor
+    holds besides its config is plain data, so that it can be saved. storage: how its features are kept. span: how long the abscissa is,
+    from noise to film. measured: the part of dim 1 that sums are of (the rest is text, which every shard holds). risk: how much the
+    forecast of the step at hand is to be doubted, for guards; None where it is not known. measures: whether `measure` gives sums.
     """
+
+    measures = False
+
+    def __init__(self) -> None:
+        self.storage = Storage()
+        self.span = 1.0
+        self.measured = slice(None)
+        self.risk: float | None = None
+
+    @property
+    @abstractmethod
+    def num_kept(self) -> int:
+        """The most features that it holds at once."""
+
+    @property
+    def num_probes(self) -> int:
+        """The most probes that it holds at once."""
+        return 0
 
     @property
     @abstractmethod
     def ready(self) -> bool:
         """Whether enough was pushed to predict from; depends on how often, never on values."""
+
+    def measure(self, at: float, probe: Tensor) -> Tensor | None:
+        """Partial sums, fp64, that the forecast for `at` needs of all shards; None for predictors that need none.
+
+        Called before each decision with the site's probe of the same call. Its length depends on class and config alone.
+        """
+        return None
+
+    def take(self, sums: Sequence[float]) -> None:  # noqa: B027 - most measure nothing
+        """Take in what `measure` gave, reduced."""
 
     @abstractmethod
     def push(self, at: float, feature: Tensor) -> None:
@@ -32,16 +65,18 @@ class Predictor(ABC):
     def settle(self, at: float, feature: Tensor) -> None:  # noqa: B027 - most have nothing to settle
         """Take note that `feature`, predicted for `at`, was used instead of a computed one."""
 
-    @abstractmethod
-    def tensors(self) -> list[Tensor]:
-        """What the predictor holds on to between steps."""
-
 
 class WindowPredictor(Predictor):
     """Predicts a weighted sum of the last few computed features; a subclass gives the weights."""
 
     def __init__(self, length: int) -> None:
-        self._window: deque[tuple[float, Tensor]] = deque(maxlen=length)
+        super().__init__()
+        self._length = length
+        self._window: deque[tuple[float, Kept]] = deque(maxlen=length)
+
+    @property
+    def num_kept(self) -> int:
+        return self._length
 
     @property
     def ready(self) -> bool:
@@ -53,7 +88,7 @@ class WindowPredictor(Predictor):
         return [at for at, _ in self._window]
 
     def push(self, at: float, feature: Tensor) -> None:
-        self._window.append((at, feature))
+        self._window.append((at, self.storage.put(feature)))
 
     @abstractmethod
     def weights(self, at: float) -> Sequence[float]:
@@ -61,22 +96,20 @@ class WindowPredictor(Predictor):
 
     def predict(self, at: float) -> Tensor:
         assert self._window, "predict() before push()"
-        weights = self.weights(at)
-        return weighted_sum([feature for _, feature in self._window], weights)
-
-    def tensors(self) -> list[Tensor]:
-        return [feature for _, feature in self._window]
+        return weighted_sum([kept for _, kept in self._window], self.weights(at))
 
 
-def weighted_sum(features: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_sum(features: Sequence[Kept], weights: Sequence[float]) -> Tensor:
     """sum_j weights[j] features[j], in the features' dtype but summed in fp32; weight 1 on one of them alone gives it back as it is."""
-    used = [(weight, feature) for weight, feature in zip(weights, features, strict=True) if weight != 0.0]
+    used = [(weight, kept) for weight, kept in zip(weights, features, strict=True) if weight != 0.0]
     if len(used) == 1 and used[0][0] == 1.0:
-        return used[0][1]
-    total = torch.zeros_like(features[0], dtype=torch.float32)
-    for weight, feature in used:
-        total.add_(feature, alpha=weight)
-    return total.to(features[0].dtype)
+        return used[0][1].get()
+    total: Tensor | None = None
+    for weight, kept in used:
+        feature = kept.get()
+        total = feature.float() * weight if total is None else total.add_(feature, alpha=weight)
+    first = features[0]
+    return total.to(first.dtype) if total is not None else torch.zeros_like(first.get())
 
 
 def lagrange_weights(places: Sequence[float], at: float) -> list[float]:

@@ -2,13 +2,19 @@
 
 from typing import Any
 
+from .blocks import Blocks, BlocksConfig
+from .guidance import Guidance, GuidanceConfig
+from .modules import Modules, ModulesConfig
 from .output import Output, OutputConfig
-from .site import Begin, Site, SiteRun
+from .site import Begin, ModelShape, Site, SiteRun
 from .stack import Stack, StackConfig
 
 SITES: dict[str, tuple[type[Any], type[Site]]] = {
+    "blocks": (BlocksConfig, Blocks),
+    "guidance": (GuidanceConfig, Guidance),
+    "modules": (ModulesConfig, Modules),
     "output": (OutputConfig, Output),
     "stack": (StackConfig, Stack),
 }
 
-__all__ = ["SITES", "Begin", "Site", "SiteRun"]
+__all__ = ["SITES", "Begin", "ModelShape", "Site", "SiteRun"]

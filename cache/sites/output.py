@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,41 +10,52 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from ..decision import Decision
-from .site import Begin, Site
+from .site import Begin, ModelShape, Site, replace_forward
+from .stack import KINDS
 
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """Nothing to set."""
+    """keep: the output's `value`, or its `residual` over the latents that went in (EasyCache, ERTACache)."""
+
+    keep: str = "value"
+
+    def __post_init__(self) -> None:
+        if self.keep not in KINDS:
+            raise ValueError(f"keep is '{self.keep}'; it must be one of {', '.join(KINDS)}.")
 
 
 class Output(Site):
     """The probe is the model's input, the latents. Where tokens are sharded inside the model, both are whole on every shard."""
 
+    label = "output"
+    sharded = False
+    watches_tokens = False
+
     def __init__(self, config: OutputConfig) -> None:
         self.config = config
 
-    def check(self, num_blocks: int) -> None:
+    def check(self, shape: ModelShape) -> None:
         return None
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
         original = transformer.forward
-        hooked = transformer.__dict__.get("forward")  # offloading puts its own there
+        adds = self.config.keep == "residual"
 
         def forward(hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-            call = begin("all", None)
-            if call.decide(hidden_states) is Decision.REUSE:
-                sample = call.recall()
+            call = begin([range(0)], None)
+            if call.decide(hidden_states).decision is Decision.REUSE:
+                recalled = call.recall()
+                sample = hidden_states[:, : recalled.shape[1]] + recalled if adds else recalled
             else:
                 sample = original(hidden_states, *args, return_dict=False, **kwargs)[0]
-                call.keep(sample)
+                call.keep(sample - hidden_states[:, : sample.shape[1]] if adds else sample, learnt=sample)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-        def detach() -> None:
-            if hooked is None:
-                del transformer.forward
-            else:
-                transformer.forward = hooked
+        return replace_forward(transformer, forward)
 
-        transformer.forward = forward
-        return detach
+    def feature_values(self, shape: ModelShape) -> Iterator[int]:
+        yield shape.latents * shape.batch
+
+    def probe_values(self, shape: ModelShape) -> tuple[int, int]:
+        return shape.latents * shape.batch, shape.latents * shape.batch

@@ -3,42 +3,121 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..decision import Decision
+from ..decision import Verdict
+from ..predictors import Predictor
+from ..triggers import Moment, Trigger
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a cache's size follows from. tokens: of one model call, this shard's; text_tokens: those that joint blocks carry beside them.
+
+    dim: width of the hidden states. latents: values of the model's input. num_joint: of the `num_blocks`, how many keep the text apart
+    (HunyuanVideo's first list); all others of a text-carrying model join it. batch: samples of a call.
+    """
+
+    tokens: int
+    text_tokens: int
+    dim: int
+    latents: int
+    num_blocks: int
+    num_joint: int
+    batch: int = 1
 
 
 class SiteRun(Protocol):
     """One model call as a site sees it."""
 
-    def decide(self, probe: Tensor) -> Decision:
-        """The common decision for this call; probe: what the trigger is to measure, this shard's [batch, tokens, dim] or latents."""
+    def decide(self, probe: Tensor, beside: Tensor | None = None) -> Verdict:
+        """The common verdict for this call. probe: what the trigger is to measure, this shard's [batch, tokens, dim] without the text, or latents.
 
-    def keep(self, feature: Tensor) -> None:
-        """Hand over what was computed, for later steps."""
+        beside: what predictors are to measure, if not the probe.
+        """
 
-    def recall(self) -> Tensor:
+    def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> None:
+        """Hand over what a unit computed, for later steps. name: of this feature among the unit's. learnt: what triggers are to learn
+        from, if not the feature. num_text: of this feature, if not as many of its last tokens are text as `begin` was told.
+        """
+
+    def recall(self, unit: int = 0, name: str = "") -> Tensor:
         """What to use instead of computing."""
+
+    def check(self, real: Tensor, draft: Tensor) -> None:
+        """Show the trigger what was computed and what had been forecast of it."""
+
+    @property
+    def moment(self) -> Moment: ...
+
+    @property
+    def branch(self) -> str: ...
+
+    @property
+    def segment(self) -> int: ...
+
+    @property
+    def reused_run(self) -> int:
+        """Steps reused in a row before this one; with this one, once that is decided."""
 
 
 class Begin(Protocol):
-    """Starts a model call's run. layers: what a REUSE leaves out, for the trace. num_tokens: how many of the probe's and the
-    features' tokens signals are of (the rest is text, which every shard holds); None for all.
+    """Starts a model call's run. units: the blocks that each unit stands for (empty ranges for the model whole), for the trace.
+    num_text: how many of the features' last tokens are text, which every shard holds; None where features are no tokens.
     """
 
-    def __call__(self, layers: str, num_tokens: int | None) -> SiteRun: ...
+    def __call__(self, units: Sequence[range], num_text: int | None) -> SiteRun: ...
 
 
 class Site(ABC):
-    """Runs a model with something of it kept from step to step."""
+    """Runs a model with something of it kept from step to step.
+
+    label: names it in traces, apart from the recipe's other sites. sharded: whether its features are tokens, which shards share out.
+    watches_tokens: whether the trigger's probe is.
+    """
+
+    label: str
+    sharded = True
+    watches_tokens = True
+
+    def reduces_signal(self, trigger: type[Trigger]) -> bool:
+        """Whether a trigger's sums here are partial, so that shards must add them up; others are the same on every shard."""
+        return trigger.measures and (self.watches_tokens or (trigger.learns and self.sharded))
+
+    def reduces(self, trigger: type[Trigger], predictor: type[Predictor]) -> bool:
+        """Whether a decision here takes a collective."""
+        return self.reduces_signal(trigger) or (predictor.measures and self.sharded)
 
     @abstractmethod
-    def check(self, num_blocks: int) -> None:
-        """Raise ValueError if the site does not fit a model of so many blocks."""
+    def check(self, shape: ModelShape) -> None:
+        """Raise ValueError if the site does not fit such a model."""
 
     @abstractmethod
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
         """Take the transformer's calls over; returns what gives them back. Raises ValueError for a transformer that it cannot."""
+
+    @abstractmethod
+    def feature_values(self, shape: ModelShape) -> Iterator[int]:
+        """How many values each feature that it keeps has, one after another."""
+
+    @abstractmethod
+    def probe_values(self, shape: ModelShape) -> tuple[int, int]:
+        """How many values the trigger's probe has, and the predictor's."""
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., object]) -> Callable[[], None]:
+    """Put `forward` in the place of a module's own; returns what undoes it."""
+    hooked = module.__dict__.get("forward")  # offloading puts its own there
+    module.forward = forward  # type: ignore[assignment]
+
+    def undo() -> None:
+        if hooked is None:
+            del module.forward
+        else:
+            module.forward = hooked
+
+    return undo

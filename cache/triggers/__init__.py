@@ -2,19 +2,27 @@
 
 from typing import Any
 
+from .guided_change import GuidedChange, GuidedChangeConfig
 from .interval import Interval, IntervalConfig
+from .layerwise import Layerwise, LayerwiseConfig
 from .magnitude import Magnitude, MagnitudeConfig
 from .mask import Mask, MaskConfig
 from .ranges import Ranges, RangesConfig
+from .rate import Rate, RateConfig
 from .relative_change import RelativeChange, RelativeChangeConfig
 from .trigger import Moment, Trigger
+from .verify import Verify, VerifyConfig
 
 TRIGGERS: dict[str, tuple[type[Any], type[Trigger]]] = {
+    "guided_change": (GuidedChangeConfig, GuidedChange),
     "interval": (IntervalConfig, Interval),
+    "layerwise": (LayerwiseConfig, Layerwise),
     "magnitude": (MagnitudeConfig, Magnitude),
     "mask": (MaskConfig, Mask),
     "ranges": (RangesConfig, Ranges),
+    "rate": (RateConfig, Rate),
     "relative_change": (RelativeChangeConfig, RelativeChange),
+    "verify": (VerifyConfig, Verify),
 }
 
 __all__ = ["TRIGGERS", "Moment", "Trigger"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -23,7 +24,8 @@ class IntervalConfig:
 
 class Interval(Trigger):
     def __init__(self, config: IntervalConfig) -> None:
+        super().__init__()
         self.config = config
 
-    def decide(self, moment: Moment, change: float | None) -> Decision:
+    def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
         return Decision.COMPUTE if moment.step % self.config.interval == 0 else Decision.REUSE

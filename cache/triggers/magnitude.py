@@ -6,6 +6,7 @@ while the error stays below the threshold and the run is no longer than `max_reu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -38,10 +39,11 @@ class MagnitudeConfig:
 
 class Magnitude(Trigger):
     def __init__(self, config: MagnitudeConfig) -> None:
+        super().__init__()
         self.config = config
         self._ratio, self._error, self._run = 1.0, 0.0, 0
 
-    def decide(self, moment: Moment, change: float | None) -> Decision:
+    def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
         config = self.config
         if moment.step < int(moment.num_inference_steps * config.retention):
             return Decision.COMPUTE

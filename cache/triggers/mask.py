@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -23,7 +24,8 @@ class MaskConfig:
 
 class Mask(Trigger):
     def __init__(self, config: MaskConfig) -> None:
-        self._computed = frozenset(config.computed)
+        super().__init__()
+        self.config = config
 
-    def decide(self, moment: Moment, change: float | None) -> Decision:
-        return Decision.COMPUTE if moment.step in self._computed else Decision.REUSE
+    def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
+        return Decision.COMPUTE if moment.step in self.config.computed else Decision.REUSE

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 from torch import Tensor
 
-from ..decision import Decision, Signal
+from ..decision import Decision, l1_sums, ratio
 from .trigger import Moment, Trigger
 
 
@@ -29,20 +30,24 @@ class RelativeChangeConfig:
 
 
 class RelativeChange(Trigger):
+    measures = True
+    num_probes = 1
+
     def __init__(self, config: RelativeChangeConfig) -> None:
+        super().__init__()
         self.config = config
         self.threshold = config.threshold
         self._probe: Tensor | None = None
         self._reference: Tensor | None = None
         self._accumulated = 0.0
 
-    def signal(self, probe: Tensor) -> Signal:
+    def signal(self, probe: Tensor) -> Tensor:
         self._probe = probe
-        return Signal.unknown(probe) if self._reference is None else Signal.relative_l1(probe, self._reference)
+        return l1_sums(probe, self._reference)
 
-    def decide(self, moment: Moment, change: float | None) -> Decision:
-        assert change is not None
-        self._accumulated = self._rescaled(change) + (self._accumulated if self.config.accumulate else 0.0)
+    def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
+        self._accumulated = self._rescaled(ratio(sums)) + (self._accumulated if self.config.accumulate else 0.0)
+        self.value = self._accumulated
         return Decision.REUSE if self._accumulated < self.config.threshold else Decision.COMPUTE
 
     def settle(self, decision: Decision) -> None:
@@ -52,11 +57,8 @@ class RelativeChange(Trigger):
             self._reference = self._probe
         self._probe = None
 
-    def tensors(self) -> list[Tensor]:
-        return [tensor for tensor in (self._probe, self._reference) if tensor is not None]
-
     def _rescaled(self, change: float) -> float:
-        if not self.config.rescale:
+        if not self.config.rescale or change == float("inf"):
             return change
         value = 0.0
         for coefficient in self.config.rescale:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..decision import Decision, Signal
+from ..decision import Decision
 
 
 @dataclass(frozen=True)
@@ -20,24 +21,42 @@ class Moment:
 
 
 class Trigger(ABC):
-    """Decides for one segment and branch of one take; made anew for each. Sees numbers and tensors, never a model or a rank."""
+    """Decides for one segment and branch of one take; made anew for each. Sees numbers and tensors, never a model or a rank.
 
-    threshold: float | None = None
+    All that it holds besides its config is plain data (numbers, tensors, lists, dicts), so that it can be saved.
+    threshold, value: what the last decision compared, for the trace; None for schedules. num_units: how many parts of the model the
+    site keeps apart. measures: whether `signal` gives sums. num_probes: the most probes that it holds at once. learns: whether it wants
+    `learn` called for all that is computed. by_branch: whether a joint decision hands it each branch's sums in turn (cond first)
+    instead of their total.
+    """
 
-    def signal(self, probe: Tensor) -> Signal | None:
-        """Partial sums of this shard's probe [batch, tokens, dim]; None where the trigger is a schedule and measures nothing.
+    measures = False
+    num_probes = 0
+    learns = False
+    by_branch = False
 
-        Whether it is None depends on the trigger's class alone, so that all shards reduce, or none does.
+    def __init__(self) -> None:
+        self.threshold: float | None = None
+        self.value: float | None = None
+        self.num_units = 1
+
+    def signal(self, probe: Tensor) -> Tensor | None:
+        """Partial sums, fp64, over this shard's probe, [batch, tokens, dim] or latents; None where nothing is measured.
+
+        Its length depends on the trigger's class and `num_units` alone, so that all shards reduce alike.
         """
         return None
 
     @abstractmethod
-    def decide(self, moment: Moment, change: float | None) -> Decision:
-        """Decide from the reduced signal, which is the same on every shard."""
+    def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
+        """Decide from the reduced signal, which is the same on every shard; empty for a schedule."""
+
+    def reused_units(self) -> frozenset[int]:
+        """Which units the last decision, PARTIAL, leaves out."""
+        raise NotImplementedError(f"{type(self).__name__} decided PARTIAL without saying what of")
+
+    def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:  # noqa: B027 - most learn nothing
+        """Take in what a unit really made, and the forecast of it if there was one. Sums of it go into the next `signal`."""
 
     def settle(self, decision: Decision) -> None:  # noqa: B027 - schedules have nothing to settle
         """Take note of the decision that was carried out in the end (guards may have overruled this trigger)."""
-
-    def tensors(self) -> list[Tensor]:
-        """What the trigger holds on to between steps."""
-        return []

@@ -39,7 +39,7 @@ class Family(ABC):
 
     @abstractmethod
     def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
-        """One model call. latents: [1, channels, latent frames, height, width]; timestep: scalar.
+        """One model call. latents: [batch, channels, latent frames, height, width]; timestep: scalar; prompt: of the same batch.
 
         guidance_scale: an input of models with guidance embedded; the others take no notice of it.
         """

@@ -49,8 +49,9 @@ class HunyuanVideo(Family):
 
     def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
         dtype = self.transformer.dtype
-        guidance = torch.tensor([guidance_scale], dtype=dtype, device=self.device) * 1000.0
-        steps = timestep.expand(1).to(latents.dtype)
+        batch = latents.shape[0]
+        guidance = torch.full((batch,), guidance_scale, dtype=dtype, device=self.device) * 1000.0
+        steps = timestep.expand(batch).to(latents.dtype)
         velocity: Tensor = self.transformer(latents.to(dtype), steps, guidance=guidance, return_dict=False, **prompt)[0]
         return velocity
 

@@ -49,9 +49,8 @@ class Wan(Family):
         return self._prompts[prompt]
 
     def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
-        batch = latents.shape[0]
-        text = prompt["encoder_hidden_states"].expand(batch, -1, -1)
-        velocity: Tensor = self.transformer(latents.to(self.transformer.dtype), timestep.expand(batch), text, return_dict=False)[0]
+        steps = timestep.expand(latents.shape[0])
+        velocity: Tensor = self.transformer(latents.to(self.transformer.dtype), steps, return_dict=False, **prompt)[0]
         return velocity
 
     @torch.no_grad()

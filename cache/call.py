@@ -1,0 +1,182 @@
+"""One model call at one site: from what is measured to what is decided, kept and recalled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .decision import Decision, Verdict, l1_sums
+from .predictors import Predictor
+from .sites import Site
+from .state import Slot
+from .trace import TraceEntry, name_layers
+from .triggers import Moment
+
+if TYPE_CHECKING:
+    from .enable import Cached
+
+_BRANCHES = ("cond", "uncond")
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """at: the step's place on the recipe's abscissa."""
+
+    segment: int
+    moment: Moment
+    branch: str
+    at: float
+
+
+class Call:
+    """What a site asks for (SiteRun).
+
+    A joint decision is made for the branch `both`: in a batch of them, or by branches that run at once in different places. Where the
+    conditional branch decides for both, the other follows it; where they run at once, its sums count alone.
+    """
+
+    def __init__(self, cached: Cached, cursor: Cursor, part: int, site: Site, units: Sequence[range], num_text: int | None) -> None:
+        mode, at_once = cached.recipe.branches, cached.shards.branches is not None
+        if mode == "joint" and cursor.branch != "both" and not at_once:
+            raise ValueError(
+                f"Recipe '{cached.recipe.name}' decides from both branches before either runs, but this loop calls one after the other: call "
+                f"the model on a batch of both, use longtake's own loop, or a recipe whose branches decide for themselves."
+            )
+        self.moment, self.segment = cursor.moment, cursor.segment
+        self.branch = "both" if mode == "joint" else cursor.branch
+        self._cached, self._at, self._units = cached, cursor.at, units
+        self._part, self._site, self._num_text = part, site, num_text or 0
+        self._row = _BRANCHES.index(cursor.branch) if at_once and mode != "each" else None
+        self._follows = mode == "cond" and cursor.branch == "uncond" and not at_once
+        self._slot: Slot = cached.state.slot(part, cursor.segment, self.branch, len(units))
+        self._place = (cursor.segment, cursor.moment.step, self.branch, site.label)
+        self._beside: Tensor | None = None
+        self._entry = -1
+
+    @property
+    def reused_run(self) -> int:
+        return self._slot.reused_run
+
+    @property
+    def _risk(self) -> float:
+        return max(predictor.risk or 0.0 for predictor in self._slot.predictors.values())
+
+    def decide(self, probe: Tensor, beside: Tensor | None = None) -> Verdict:
+        """One reduction a decision whatever it will be: a branch that guards a collective is decided from reduced data alone."""
+        cached, slot = self._cached, self._slot
+        self._beside = probe if beside is None else beside
+        trigger = None if cached.replay or self._follows else slot.trigger
+        signal = trigger.signal(probe) if trigger else None
+        needs = [predictor.measure(self._at, self._beside) for predictor in slot.predictors.values()]
+        sums = self._reduce(signal, needs)
+        for predictor, reduced in zip(slot.predictors.values(), sums[1:], strict=True):
+            predictor.take(reduced)
+        if cached.replay:
+            verdict = cached.replay.verdict(self._place, self._units)
+        elif self._follows:
+            verdict = cached.state.verdicts[(self._part, self.segment)]
+        else:
+            verdict = self._judge(sums[0])
+            slot.trigger.settle(verdict.decision)
+        cached.state.verdicts[(self._part, self.segment)] = verdict
+        slot.reused_run = slot.reused_run + 1 if verdict.decision is Decision.REUSE else 0
+        self._record(verdict, trigger is not None)
+        return verdict
+
+    def _measured(self, tensor: Tensor, num_text: int | None = None) -> Tensor:
+        """Without the text, which every shard holds."""
+        text = self._num_text if num_text is None else num_text
+        return tensor[:, : tensor.shape[1] - text] if text and tensor.ndim == 3 else tensor
+
+    def _reduce(self, signal: Tensor | None, needs: list[Tensor | None]) -> list[Sequence[float]]:
+        """The signal's reduced sums, then each predictor's, in at most one collective; empty where nothing was measured."""
+        pieces = [signal, *needs]
+        spread = self._row is not None and signal is not None
+        local = [spread or self._site.reduces_signal(type(self._slot.trigger)), *(self._site.sharded for _ in needs)]
+        common = [piece for piece, is_local in zip(pieces, local, strict=True) if piece is not None and is_local]
+        if not common:
+            return [[] if piece is None else piece.tolist() for piece in pieces]
+        reduced = (self._reduce_branches(common) if spread else self._cached.shards.tokens(torch.cat(common))).tolist()
+        results: list[Sequence[float]] = []
+        for index, (piece, is_local) in enumerate(zip(pieces, local, strict=True)):
+            if piece is None or not is_local:
+                results.append([] if piece is None else piece.tolist())
+                continue
+            length = 2 * len(piece) if spread and index == 0 and self._slot.trigger.by_branch else len(piece)
+            results.append(reduced[:length])
+            reduced = reduced[length:]
+        return results
+
+    def _reduce_branches(self, common: list[Tensor]) -> Tensor:
+        """Signal first: both branches' own, or their total; then what the predictors of this branch need, apart from the other's."""
+        assert self._row is not None and self._cached.shards.branches is not None
+        signal, rest = common[0], torch.cat(common[1:]) if common[1:] else common[0][:0]
+        counts = self._cached.recipe.branches == "joint" or self._row == 0
+        own = signal if counts else torch.zeros_like(signal)
+        rows = [[torch.zeros_like(own), torch.zeros_like(rest)] for _ in _BRANCHES]
+        rows[self._row] = [own, rest]
+        signals = [row[0] for row in rows] if self._slot.trigger.by_branch else [own]
+        reduced = self._cached.shards.branches(torch.cat([*signals, *(row[1] for row in rows)]))
+        start = sum(map(len, signals))
+        mine = start + self._row * len(rest)
+        return torch.cat((reduced[:start], reduced[mine : mine + len(rest)]))
+
+    def _judge(self, sums: Sequence[float]) -> Verdict:
+        """The trigger's wish, overruled by the guards."""
+        slot, guards = self._slot, self._cached.recipe.guards
+        wish = slot.trigger.decide(self.moment, sums)
+        if guards.compel(self.moment, slot.reused_run) or not slot.ready:
+            wish = Decision.COMPUTE
+        elif guards.max_risk:
+            in_doubt = self._risk >= guards.max_risk
+            if wish is not Decision.COMPUTE and in_doubt:
+                wish, slot.owed = Decision.COMPUTE, slot.owed + 1
+            elif wish is Decision.COMPUTE and slot.owed and not in_doubt:
+                wish, slot.owed = Decision.REUSE, slot.owed - 1
+        everything = frozenset(range(len(self._units)))
+        reused = {Decision.COMPUTE: frozenset[int](), Decision.REUSE: everything}.get(wish)
+        return Verdict.of(slot.trigger.reused_units() if reused is None else reused, len(self._units))
+
+    def _record(self, verdict: Verdict, judged: bool) -> None:
+        trigger = self._slot.trigger
+        value = trigger.value if judged and trigger.value is not None and abs(trigger.value) < float("inf") else None
+        margin = abs(value - trigger.threshold) if value is not None and trigger.threshold is not None else None
+        if self._cached.recipe.guards.max_risk and judged and self._slot.ready:
+            value, margin = self._risk, abs(self._risk - self._cached.recipe.guards.max_risk)
+        layers = name_layers([run for unit, run in enumerate(self._units) if unit in verdict.reused or verdict.decision is not Decision.PARTIAL])
+        self._entry = self._cached.trace.add(TraceEntry(*self._place, layers, verdict.decision.value, value=value, margin=margin))
+
+    def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> None:
+        predictor = self._predictor(unit, name, num_text)
+        forecast = predictor.predict(self._at) if predictor.ready else None
+        measured = self._measured(feature, num_text)
+        if forecast is not None:
+            forecast = self._measured(forecast, num_text)
+            self._cached.trace.add_forecast(self._entry, l1_sums(forecast, measured))
+        if self._slot.trigger.learns and not self._cached.replay and not self._follows:
+            self._slot.trigger.learn(unit, measured if learnt is None else learnt, forecast)
+        predictor.push(self._at, feature)
+
+    def _predictor(self, unit: int, name: str, num_text: int | None) -> Predictor:
+        key = f"{unit}.{name}"
+        if key not in self._slot.predictors:
+            predictor = self._cached.state.predictor(self._cached.recipe.parts[self._part])
+            text = self._num_text if num_text is None else num_text
+            predictor.measured = slice(None, -text if text else None)
+            assert self._beside is not None, "keep() before decide()"
+            predictor.measure(self._at, self._beside)  # it was not there yet when the others measured
+            self._slot.predictors[key] = predictor
+        return self._slot.predictors[key]
+
+    def recall(self, unit: int = 0, name: str = "") -> Tensor:
+        predictor = self._slot.predictors[f"{unit}.{name}"]
+        feature = predictor.predict(self._at)
+        predictor.settle(self._at, feature)
+        return feature
+
+    def check(self, real: Tensor, draft: Tensor) -> None:
+        self._slot.trigger.learn(0, self._measured(real), self._measured(draft))

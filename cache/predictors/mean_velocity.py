@@ -1,0 +1,76 @@
+"""Correct a velocity by the trajectory's mean acceleration, read off the latents (MeanCache, arXiv 2601.19961; re-derived).
+
+t is the last computed place and r the one before; z the latents there, v the velocity. On the sigma abscissa
+JVP = [z_t - z_r - (t - r) v_r] / (t - r)^2 is half of the acceleration since r, and the velocity to go on with from s is v_t + 2 (s - t) JVP.
+The guided v_r, which moved the latents, is read off their first step after r, so that branches need not know each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..storage import Kept
+from .predictor import Predictor
+
+
+@dataclass(frozen=True)
+class MeanVelocityConfig:
+    """damping: share of the correction that is believed, 1 for all of it, 0 for plain reuse."""
+
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damping <= 1:
+            raise ValueError(f"damping is {self.damping:g}; it must lie between 0 and 1.")
+
+
+class MeanVelocity(Predictor):
+    """For the site `output`, whose probe is the latents, on the abscissa `sigma`; the sampler must step by velocity times sigma."""
+
+    def __init__(self, config: MeanVelocityConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._last: tuple[float, Tensor] | None = None  # latents of the call at hand
+        self._computed: tuple[float, Tensor] | None = None  # latents at the last computed place
+        self._moved: tuple[float, Tensor] | None = None  # the latents' slope just behind it
+        self._velocity: Kept | None = None
+        self._correction: Tensor | None = None
+
+    @property
+    def num_kept(self) -> int:
+        return 1
+
+    @property
+    def num_probes(self) -> int:
+        return 3
+
+    @property
+    def ready(self) -> bool:
+        return self._velocity is not None
+
+    def measure(self, at: float, probe: Tensor) -> None:
+        if self._computed is not None and self._moved is None and at > self._computed[0]:
+            place, latents = self._computed
+            self._moved = (place, (probe - latents) / (at - place))
+        self._last = (at, probe)
+
+    def push(self, at: float, feature: Tensor) -> None:
+        assert self._last is not None and self._last[0] == at, "push() before measure()"
+        if self._computed is not None and self._moved is not None:
+            gap = at - self._computed[0]
+            self._correction = (self._last[1] - self._computed[1] - gap * self._moved[1]) / gap**2
+        self._computed, self._moved, self._last = self._last, None, None
+        self._velocity = self.storage.put(feature)
+
+    def settle(self, at: float, feature: Tensor) -> None:
+        self._last = None
+
+    def predict(self, at: float) -> Tensor:
+        """The abscissa runs against sigma, so that the latents' slope along it is the velocity over minus its span."""
+        assert self._velocity is not None and self._computed is not None, "predict() before push()"
+        velocity = self._velocity.get()
+        if self._correction is None or not self.config.damping:
+            return velocity
+        return velocity - 2 * self.span * self.config.damping * (at - self._computed[0]) * self._correction.to(velocity.dtype)

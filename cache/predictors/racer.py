@@ -1,0 +1,66 @@
+"""Two forecasts of one past, the second to doubt the first by (RACER, arXiv 2608.01740; formula re-derived).
+
+Chebyshev's forecast h and Taylor's g disagree by r = ||h - g||_1 / ||h||_1. What is used is a + kappa (h - a), a the last computed feature,
+with kappa = 1 / (1 + caution r k), k steps ahead: the less, the farther and the more in doubt. r is the forecast's risk, for guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..decision import l1_sums, ratio
+from .chebyshev import ChebyshevConfig, chebyshev_weights
+from .predictor import WindowPredictor, lagrange_weights, weighted_sum
+
+
+@dataclass(frozen=True)
+class RacerConfig:
+    """degree, window, ridge: Chebyshev's. order: Taylor's. caution: how fast doubt shortens the forecast; 0 never does."""
+
+    degree: int = 2
+    window: int = 5
+    ridge: float = 1e-3
+    order: int = 1
+    caution: float = 1.0
+
+    def __post_init__(self) -> None:
+        ChebyshevConfig(self.degree, self.window, self.ridge)
+        if not 0 <= self.order < self.window or self.caution < 0:
+            raise ValueError(f"order is {self.order} and caution {self.caution:g}; they must be 0 <= order < window, and caution not negative.")
+
+
+class Racer(WindowPredictor):
+    measures = True
+
+    def __init__(self, config: RacerConfig) -> None:
+        super().__init__(config.window)
+        self.config = config
+        self._chebyshev = ChebyshevConfig(config.degree, config.window, config.ridge)
+
+    def measure(self, at: float, probe: Tensor) -> Tensor:
+        """How far the two forecasts are apart; nothing while there is one feature alone."""
+        if len(self._window) < 2:
+            return torch.zeros(2, dtype=torch.float64, device=probe.device)
+        features = [kept for _, kept in self._window]
+        forecasts = (weighted_sum(features, weights)[:, self.measured] for weights in (self._taylor(at), self._chebyshev_at(at)))
+        return l1_sums(*forecasts)
+
+    def take(self, sums: Sequence[float]) -> None:
+        self.risk = ratio(sums) if sums[1] > 0 else 0.0
+
+    def _chebyshev_at(self, at: float) -> list[float]:
+        return chebyshev_weights(self.places, at, self._chebyshev)
+
+    def _taylor(self, at: float) -> list[float]:
+        last = self.places[-self.config.order - 1 :]
+        return [0.0] * (len(self._window) - len(last)) + lagrange_weights(last, at)
+
+    def weights(self, at: float) -> list[float]:
+        kappa = 1 / (1 + self.config.caution * (self.risk or 0.0) * (at - self.places[-1]))
+        weights = [kappa * weight for weight in self._chebyshev_at(at)]
+        weights[-1] += 1 - kappa
+        return weights

@@ -1,0 +1,93 @@
+"""Derive the unconditional branch from the conditional one (FasterCache's CFG-Cache, arXiv 2410.19355).
+
+At computed steps the difference d = uncond - cond is kept; at others uncond = cond + w_l L(d) + w_h (d - L(d)), L a low-pass over each
+latent frame. Published on spectra; the transform is linear, so that the difference of latents serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from ..decision import Decision
+from .site import Begin, ModelShape, Site, SiteRun, replace_forward
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """radius: of the low-pass, as a share of a latent frame's smaller side. growth: factor that a weight grows by with each reused step
+    in a row. low_until: share of the take until which the low frequencies' weight grows; high_from: from which the high ones' does.
+    """
+
+    radius: float = 0.2
+    growth: float = 1.1
+    low_until: float = 0.8
+    high_from: float = 0.6
+
+    def __post_init__(self) -> None:
+        for name in ("radius", "low_until", "high_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name):g}; it must lie between 0 and 1.")
+        if self.growth <= 0:
+            raise ValueError(f"growth is {self.growth:g}; it must be above 0.")
+
+
+class Guidance(Site):
+    """The branches must be called one after the other, cond first. The probe is the latents."""
+
+    label = "guidance"
+    sharded = False
+    watches_tokens = False
+
+    def __init__(self, config: GuidanceConfig) -> None:
+        self.config = config
+        self._cond: dict[int, Tensor] = {}
+
+    def check(self, shape: ModelShape) -> None:
+        return None
+
+    def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
+        original = transformer.forward
+
+        def forward(hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+            call = begin([range(0)], None)
+            if call.branch == "both":
+                raise ValueError("The recipe derives one branch from the other, but this loop calls the model on both at once; use another recipe.")
+            if call.branch == "uncond" and call.decide(hidden_states).decision is Decision.REUSE:
+                sample = self._derived(self._cond.pop(call.segment), call)
+            else:
+                sample = original(hidden_states, *args, return_dict=False, **kwargs)[0]
+                if call.branch == "cond":
+                    self._cond[call.segment] = sample
+                else:
+                    call.keep(sample - self._cond.pop(call.segment), learnt=sample)
+            return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+        return replace_forward(transformer, forward)
+
+    def _derived(self, cond: Tensor, call: SiteRun) -> Tensor:
+        config, difference = self.config, call.recall()
+        low = low_pass(difference, config.radius)
+        progress, grown = call.moment.step / call.moment.num_inference_steps, config.growth**call.reused_run
+        low_weight = grown if progress <= config.low_until else 1.0
+        high_weight = grown if progress >= config.high_from else 1.0
+        return cond + low_weight * low + high_weight * (difference - low)
+
+    def feature_values(self, shape: ModelShape) -> Iterator[int]:
+        yield shape.latents * shape.batch
+
+    def probe_values(self, shape: ModelShape) -> tuple[int, int]:
+        return shape.latents * shape.batch, shape.latents * shape.batch
+
+
+def low_pass(latents: Tensor, radius: float) -> Tensor:
+    """Frequencies within a disk, of `radius` times the smaller side, of each latent frame [..., height, width]."""
+    height, width = latents.shape[-2:]
+    vertical, horizontal = (torch.fft.fftfreq(size, 1 / size, device=latents.device) for size in (height, width))
+    inside = vertical[:, None] ** 2 + horizontal[None, :] ** 2 <= (radius * min(height, width)) ** 2
+    return torch.fft.ifft2(torch.fft.fft2(latents.float()) * inside).real.to(latents.dtype)

@@ -1,0 +1,126 @@
+"""Reuse each part of the model for as long as its own change allows (AdaCache, arXiv 2411.02397; Foresight, arXiv 2506.00329; BWCache,
+arXiv 2509.13789): a vector of signals, one entry a unit, in one collective.
+
+When a unit is computed, its change against what was kept of it says, through a codebook, after how many steps it is due again. AdaCache
+takes the mean over the units, by the gap, and a codebook of many rungs; BWCache the mean and one rung; Foresight each unit for itself,
+its mean square change as a multiple of the one that the unit showed in a warm-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+
+from ..decision import Decision, l1_sums, ratio
+from .trigger import Moment, Trigger
+
+
+@dataclass(frozen=True)
+class LayerwiseConfig:
+    """codebook: [bound, interval] pairs, bounds ascending: a change of at most `bound` makes the unit due after `interval` steps (1: the
+    next one, as beyond the last bound).
+
+    measure: `l1` (relative L1) or `mse` of a unit's change. aggregate: `each` unit for itself or all by their `mean`. per_gap: divide the
+    change by the steps that it took. warmup: share of first steps that are computed. relative: bounds are multiples of the change in the
+    warm-up (the sum of its MSEs, each weighted a tenth of the next; from the last two steps on down that is Foresight's lambda).
+    tail: once something was reused with k steps to go, the last `tail` k steps are computed.
+    """
+
+    codebook: list[list[float]] = MISSING
+    measure: str = "l1"
+    aggregate: str = "mean"
+    per_gap: bool = False
+    warmup: float = 0.0
+    relative: bool = False
+    tail: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.measure not in ("l1", "mse") or self.aggregate not in ("each", "mean"):
+            raise ValueError(f"measure is '{self.measure}' (l1 or mse) and aggregate '{self.aggregate}' (each or mean).")
+        if isinstance(self.codebook, list):
+            bounds = [rung[0] for rung in self.codebook]
+            if any(len(rung) != 2 or rung[1] < 1 for rung in self.codebook) or bounds != sorted(bounds):
+                raise ValueError(f"codebook is {self.codebook}; it must list [bound, interval] pairs with ascending bounds and intervals from 1.")
+        if not (0 <= self.warmup <= 1 and 0 <= self.tail <= 1):
+            raise ValueError(f"warmup is {self.warmup:g} and tail {self.tail:g}; both are shares between 0 and 1.")
+
+
+class Layerwise(Trigger):
+    measures = True
+    learns = True
+
+    def __init__(self, config: LayerwiseConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._pending: dict[int, Tensor] = {}
+        self._change: dict[int, float] = {}
+        self._usual: dict[int, float] = {}
+        self._computed: dict[int, int] = {}  # step at which a unit was last computed
+        self._gap: dict[int, int] = {}
+        self._reused: list[int] = []
+        self._step, self._tail_from = 0, -1
+
+    def signal(self, probe: Tensor) -> Tensor:
+        nothing = torch.zeros(2, dtype=torch.float64, device=probe.device)
+        sums = [self._pending.get(unit, nothing) for unit in range(self.num_units)]
+        self._pending = {}
+        return torch.cat(sums)
+
+    def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
+        self._step = moment.step
+        for unit in range(self.num_units):
+            pair = sums[2 * unit : 2 * unit + 2]
+            if pair[1] > 0:
+                change = ratio(pair)
+                self._usual[unit] = self._usual.get(unit, 0.0) / 10 + change if self._warms_up(moment, 1) else self._usual.get(unit, 0.0)
+                self._change[unit] = change / self._gap[unit] if self.config.per_gap else change
+        if self._warms_up(moment, 0) or 0 <= self._tail_from <= moment.step:
+            return Decision.COMPUTE
+        self.value, self.threshold = None, None
+        self._reused = [unit for unit in range(self.num_units) if moment.step < self._due(unit)]
+        if not self._reused:
+            return Decision.COMPUTE
+        if self.config.tail and self._tail_from < 0:
+            left = moment.num_inference_steps - moment.step
+            self._tail_from = moment.num_inference_steps - int(self.config.tail * left)
+        return Decision.REUSE if len(self._reused) == self.num_units else Decision.PARTIAL
+
+    def _warms_up(self, moment: Moment, steps_ago: int) -> bool:
+        """A usual change takes three steps to know."""
+        steps = max(int(self.config.warmup * moment.num_inference_steps), 3 if self.config.relative else 0)
+        return moment.step - steps_ago < steps
+
+    def _due(self, unit: int) -> int:
+        """The step at which a unit must be computed again."""
+        if unit not in self._change:
+            return -1
+        units = [unit] if self.config.aggregate == "each" else sorted(self._change)
+        scale = sum(self._usual[one] for one in units) if self.config.relative else float(len(units))
+        change = sum(self._change[one] for one in units) / scale if scale > 0 else float("inf")
+        self._note_closest(change)
+        return self._computed[unit] + next((int(interval) for bound, interval in self.config.codebook if change <= bound), 1)
+
+    def _note_closest(self, change: float) -> None:
+        """Keep the change that is nearest to a bound, for the trace."""
+        bound = min((rung[0] for rung in self.config.codebook), key=lambda bound: abs(change - bound))
+        if self.value is None or self.threshold is None or abs(change - bound) < abs(self.value - self.threshold):
+            self.value, self.threshold = change, bound
+
+    def reused_units(self) -> frozenset[int]:
+        return frozenset(self._reused)
+
+    def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:
+        self._gap[unit] = self._step - self._computed.get(unit, self._step)
+        self._computed[unit] = self._step
+        if before is None:
+            return
+        if self.config.measure == "l1":
+            sums = l1_sums(now, before)
+        else:
+            squared = (now - before).float().pow(2).sum(dtype=torch.float64)
+            sums = torch.stack((squared, torch.full_like(squared, now.numel())))
+        self._pending[unit] = self._pending[unit] + sums if unit in self._pending else sums

@@ -1,0 +1,51 @@
+"""What a recipe comes to on a model: whether it fits, and how many bytes it will hold. Knows cards and takes, loads nothing."""
+
+from __future__ import annotations
+
+from ..cache import Recipe
+from ..cache.budget import predict_bytes
+from ..cache.sites import ModelShape
+from ..parallel import Degrees, Layout
+from .card import ModelCard
+from .options import ModelOptions
+from .take import Take
+
+
+def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degrees: Degrees | None = None) -> None:
+    """Raise ValueError, with the mend, if a recipe cannot work on this model, take or gang. model: the model's hash."""
+    recipe.check(model_shape(card, take), take.num_inference_steps)
+    if recipe.calibration:
+        recipe.calibration.check(model, take.num_inference_steps, recipe.name)
+    derives = any(part.site.name == "guidance" for part in recipe.parts)
+    if (derives or recipe.branches == "joint") and not take.is_guided(card):
+        raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
+    if derives and degrees is not None and degrees.cfg_degree > 1:
+        raise ValueError(
+            f"Recipe '{recipe.name}' derives one guidance branch from the other, which saves nothing while both run at once; set "
+            f"parallel.cfg_degree to 1."
+        )
+
+
+def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, by_frames: bool = False) -> ModelShape:
+    """One model call of a take, of its longest window. ranks: that share tokens, of which this is the shape on one."""
+    frames = max(window.stop - window.start for window in take.timeline_for(card).windows)
+    tokens = card.num_tokens(frames, take.height, take.width)
+    steps = frames // card.patch_size[0]
+    layout = Layout.frames(steps, tokens // steps, ranks) if by_frames and steps > 1 else Layout.even(tokens, ranks)
+    return ModelShape(
+        tokens=layout.counts[rank],
+        text_tokens=card.max_sequence_length if card.num_joint_layers else 0,
+        dim=card.dim,
+        latents=card.latent_channels * frames * (take.height // card.spatial_stride) * (take.width // card.spatial_stride),
+        num_blocks=card.num_layers,
+        num_joint=card.num_joint_layers,
+    )
+
+
+def cache_bytes(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, options: ModelOptions) -> int:
+    """The most bytes that one rank's cache will hold during a take: rank 0's, which has as many tokens and windows as any."""
+    shape = model_shape(card, take, degrees.sequence_degree, by_frames=options.layout == "frames")
+    windows = -(-len(take.timeline_for(card).windows) // degrees.window_degree)
+    branches = 2 if take.is_guided(card) and degrees.cfg_degree == 1 else 1
+    itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[options.dtype]
+    return predict_bytes(recipe, shape, windows, branches, itemsize)
