@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .call import Call, Cursor
 from .clock import Clock
 from .recipe import Recipe, load_recipe
+from .saving import Alone, Relay, load_state, save_state
 from .sites import Site, SiteRun
 from .stack import block_lists
 from .state import CacheState
@@ -117,6 +120,33 @@ class Cached:
         """Complete the take's trace (forecast errors are reduced here, in one collective, so call it on every shard)."""
         self.trace.finish(self.shards.tokens)
         return self.trace
+
+    def save(self, path: Path, relay: Relay | None = None) -> None:
+        """Write what is kept, and the trace so far, as a safetensors file, between two steps. relay: for sharded models, where every
+        shard calls it and the first one writes.
+        """
+        relay = relay or Alone()
+        places = relay.collect(({"trace": self.finish().to_json()}, {}))
+        trace = Trace.joined([Trace.from_json(said["trace"]) for said, _ in places])
+        about = {"recipe": json.dumps(self.recipe.deciding()), "branches": self._arrangement, "trace": trace.to_json()}
+        save_state(self.state, path, relay, about)
+
+    def load(self, path: Path, relay: Relay | None = None, device: torch.device | None = None) -> None:
+        """Go on from a file that `save` wrote, on any number of shards. Raises ValueError if another recipe wrote it, or a gang that
+        called a joint decision's branches in another way.
+        """
+        about = load_state(self.state, path, relay or Alone(), device or torch.device("cpu"))
+        if json.loads(about["recipe"]) != self.recipe.deciding():
+            raise ValueError(f"The cache in '{path}' was kept by another recipe than '{self.recipe.name}'; go on with the one that it was made with.")
+        if about["branches"] != self._arrangement:
+            raise ValueError(f"The cache in '{path}' decided {about['branches']}, this gang does {self._arrangement}; keep parallel.cfg_degree.")
+        self.trace = Trace.from_json(about["trace"])
+
+    @property
+    def _arrangement(self) -> str:
+        """How branches that decide together are called: the state of such decisions cannot move between the two."""
+        together = self.recipe.branches != "each" and self.shards.branches is not None
+        return "with both branches at once" if together else "branch by branch"
 
     def reset(self) -> None:
         """Forget all; call it before each take."""

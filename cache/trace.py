@@ -59,15 +59,22 @@ class Trace:
     def load(cls, path: Path) -> Trace:
         """Raises ValueError, with the mend, for a file that is no trace of this version."""
         try:
-            content = json.loads(path.read_text())
-            if content["schema_version"] != _VERSION:
-                raise ValueError(f"it has schema version {content['schema_version']}, not {_VERSION}")
-            entries = [TraceEntry(**entry) for entry in content["entries"]]
-            return cls(content["recipe"], content["num_inference_steps"], content["model"], entries)
+            return cls.from_json(path.read_text())
         except FileNotFoundError:
             raise ValueError(f"There is no trace '{path}'; a take's folder holds its own, trace.json.") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"'{path}' is no trace that this version can read ({error}); render the take again.") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        content = json.loads(text)
+        if content["schema_version"] != _VERSION:
+            raise ValueError(f"it has schema version {content['schema_version']}, not {_VERSION}")
+        entries = [TraceEntry(**entry) for entry in content["entries"]]
+        return cls(content["recipe"], content["num_inference_steps"], content["model"], entries)
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.to_json())
 
     @classmethod
     def joined(cls, parts: list[Trace]) -> Trace:

@@ -33,7 +33,8 @@ class Step:
 class Denoising:
     """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike.
 
-    cached: the cache on this family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
+    index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. cached: the cache on this
+    family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
     are spread over its axes here, tokens inside the family.
     """
 
@@ -45,25 +46,28 @@ class Denoising:
         self._is_guided = take.is_guided(card)
         self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
         self._both = [{name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for prompt in self._prompts]
-        self._scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
+        self.scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
         draw = NOISES[take.noise]
         noise = draw(take.seed, self.timeline.num_latent_frames, card.latent_channels, take.height // stride, take.width // stride)
         self.latents = noise.to(family.device)
+        self.index = 0
 
     def __iter__(self) -> Iterator[Step]:
-        for index, timestep in enumerate(self._scheduler.timesteps):
+        while self.index < len(self.scheduler.timesteps):
+            index, timestep = self.index, self.scheduler.timesteps[self.index]
             try:
                 velocity, clean = self._advance(index, timestep)
             except CollectiveError as error:
                 raise error.at(f"step {index + 1}") from error
+            self.index += 1
             yield Step(index, self.take.num_inference_steps, velocity, clean)
 
     @torch.no_grad()
     def _advance(self, index: int, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Take `latents` one step further; returns the step's velocity and the clean latents that it points to."""
         velocity = self._guided(index, timestep)
-        clean = self.latents - self._scheduler.sigmas[index].to(self.latents.device) * velocity
-        self.latents = self._scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
+        clean = self.latents - self.scheduler.sigmas[index].to(self.latents.device) * velocity
+        self.latents = self.scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
         return velocity, clean
 
     def _guided(self, index: int, timestep: Tensor) -> Tensor:

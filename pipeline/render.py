@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .card import ModelCard
 from .denoise import Denoising, Step
 from .families import FAMILIES
 from .options import ModelOptions
+from .snapshot import MeshRelay, load_snapshot, save_snapshot
 from .take import Take
 from .weights import offload_weights, shard_weights
 
@@ -56,25 +58,38 @@ class Renderer:
         if self.options.offload == "blocks":
             self._offloaded = offload_weights(self.family.transformer, device)
 
-    def steps(self, take: Take, recipe: Recipe | None, replay: Replay | None = None) -> Iterator[Step | Rendered]:
+    def steps(
+        self, take: Take, recipe: Recipe | None, replay: Replay | None = None, *, place: str = "device", snapshot: Path | None = None
+    ) -> Iterator[Step | Rendered]:
         """Denoise a take: a Step after each step, then one Rendered. Every rank of the gang must exhaust it.
 
-        replay: decisions to make again; the recipe says what is kept and how it is predicted.
+        replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
+        or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from.
         """
         cached = None
         if recipe:
             shards = Shards(self.mesh.sequence.sum, self.mesh.branches.sum if self.mesh.cfg.size == 2 else None)
-            options: dict[str, Any] = {"num_inference_steps": take.num_inference_steps, "shards": shards, "replay": replay}
+            options: dict[str, Any] = {"num_inference_steps": take.num_inference_steps, "shards": shards, "replay": replay, "place": place}
             cached = enable_cache(self.family.transformer, recipe, **options)
         self._cached = cached
         try:
-            denoising = Denoising(self.family, take, cached, self.mesh)
+            self._denoising = denoising = Denoising(self.family, take, cached, self.mesh)
+            if snapshot is not None:
+                load_snapshot(snapshot, denoising, cached, self._relay(take))
             yield from denoising
             yield Rendered(denoising.latents, self._whole_trace(cached) if cached else None, cached.state.num_bytes if cached else 0)
         finally:
             self._cached = None
             if cached:
                 cached.disable()
+
+    def save(self, folder: Path) -> None:
+        """Write a snapshot of the running take, between two of its steps; called on every rank."""
+        save_snapshot(folder, self._denoising, self._cached, self._relay(self._denoising.take))
+
+    def _relay(self, take: Take) -> MeshRelay:
+        by_frames = self.options.layout == "frames"
+        return MeshRelay(self.mesh, self.family.card.num_tokens(self.family.card.patch_size[0], take.height, take.width) if by_frames else 0)
 
     def _whole_trace(self, cached: Cached) -> Trace:
         """The take's trace, with the calls that other lines of the mesh made (other branches, other windows)."""
