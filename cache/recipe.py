@@ -262,8 +262,13 @@ def recipe_names() -> list[str]:
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, changes: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
-    """A recipe by name, YAML path or mapping, with `changes` merged into its parts ({"trigger": {"threshold": 0.1}})."""
+def load_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe, changes: Mapping[str, Mapping[str, Any]] | None = None, dtype: str | None = None
+) -> Recipe:
+    """A recipe by name, YAML path or mapping, with `changes` merged into its parts ({"trigger": {"threshold": 0.1}}).
+
+    dtype: how features are kept, instead of what the recipe says.
+    """
     if isinstance(recipe, Recipe):
         values: dict[str, Any] = recipe.to_dict()
     elif isinstance(recipe, Mapping):
@@ -275,7 +280,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, changes: Mappin
             raise ValueError(f"Recipe '{values.get('name')}' has several parts, so that {part} is not one; change them in a YAML file of your own.")
         for place in (values, *values.get("fits", ())):
             place[part] = {**place.get(part, {}), **settings}
-    return Recipe.from_mapping(values)
+    return Recipe.from_mapping(values if dtype is None else {**values, "dtype": dtype})
 
 
 def _read_yaml(name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,23 @@ class TimelineConfig:
 
 @dataclass
 class CacheConfig:
-    """recipe: a name, a YAML path, or `none`. replay: a trace whose decisions are made again. The rest changes the recipe's parts."""
+    """recipe: a name, a YAML path, or `none`. replay: a trace whose decisions are made again. dtype: how features are kept: `model`,
+    `bfloat16`, `float16` or `float8`. budget_gb: the most that a rank's cache may hold, in 1e9 bytes; over_budget: what to do with one
+    that would hold more, `refuse` it or keep it on the `host`. The rest changes the recipe's parts.
+    """
 
     recipe: str = "none"
     replay: str | None = None
+    dtype: str | None = None
+    budget_gb: float | None = None
+    over_budget: str = "refuse"
     trigger: dict[str, Any] = field(default_factory=dict)
     site: dict[str, Any] = field(default_factory=dict)
     predictor: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, Any] = field(default_factory=dict)
 
     def changes(self) -> dict[str, dict[str, Any]]:
-        return {part: settings for part, settings in asdict(self).items() if part not in ("recipe", "replay") and settings}
+        return {part: settings for part in ("trigger", "site", "predictor", "guards") if (settings := getattr(self, part))}
 
 
 @dataclass

@@ -71,6 +71,8 @@ def _shape(plan: Plan, reporter: Reporter) -> tuple[str, Degrees]:
     num_ranks = plan.job.parallel.num_ranks or sum(per_node)
     try:
         degrees, why = plan.choose_degrees(num_ranks, max(1, *per_node))
+        for planned in plan.takes:
+            plan.choose_place(planned.take, degrees)
     except ValueError as error:
         raise GangError(str(error)) from None
     reporter.say(f"parallel=auto: {why}")
@@ -86,7 +88,8 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
         "comment": json.dumps({"film_key": planned.film_key, "seed": take.seed, "longtake": loaded.versions["longtake"]}),
     }
     job = plan.job
-    order = Order(take, plan.recipe, plan.replay, plan.model, folder, plan.fps, job.preview_every, job.save_latents, metadata)
+    place = plan.choose_place(take, gang.degrees)
+    order = Order(take, plan.recipe, plan.replay, place, plan.model, folder, plan.fps, job.preview_every, job.save_latents, metadata)
     try:
         finished = _watch(gang, order, reporter)
     except BaseException as error:

@@ -11,11 +11,14 @@ from ..pipeline.take import Take
 
 @dataclass(frozen=True)
 class Order:
-    """One take to render, as every rank gets it. model: its hash; folder: where rank 0 writes; metadata: what goes into the film's container."""
+    """One take to render, as every rank gets it. place: where the cache keeps what it keeps; model: its hash; folder: where rank 0 writes;
+    metadata: what goes into the film's container.
+    """
 
     take: Take
     recipe: Recipe | None
     replay: Replay | None
+    place: str
     model: str
     folder: Path
     fps: int

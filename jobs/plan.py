@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cache import Recipe, Replay, Trace, load_recipe
 from ..parallel.degrees import Degrees, Demand, choose_degrees
-from ..pipeline.caching import check_recipe
+from ..pipeline.caching import Budget, check_recipe, choose_place
 from ..pipeline.card import ModelCard, model_hash, read_card
 from ..pipeline.film_key import film_key
 from ..pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
@@ -49,6 +49,12 @@ class Plan:
     model: str
     replay: Replay | None
 
+    def choose_place(self, take: Take, degrees: Degrees) -> str:
+        """Where a take's cache is kept. Raises ValueError if it is over the job's budget."""
+        if self.recipe is None:
+            return "device"
+        return choose_place(self.recipe, self.card, take, degrees, self.model_options, _budget(self.job))
+
     def choose_degrees(self, num_ranks: int, ranks_per_node: int) -> tuple[Degrees, str]:
         """Raises ValueError if the takes cannot be shared out over so many ranks."""
         return choose_degrees(num_ranks, _demand(self.card, [planned.take for planned in self.takes]), ranks_per_node)
@@ -74,6 +80,9 @@ def plan_job(job: JobConfig, *, force: bool = False) -> Plan:
         options.check(degrees.sequence_degree)
     model = model_hash(card.path)
     recipe = _check_recipe(job, card, takes, model, degrees)
+    if recipe is not None and degrees is not None:
+        for take in takes:
+            choose_place(recipe, card, take, degrees, options, _budget(job))
     replay = _check_replay(job, recipe, takes, model)
     fps = card.fps if job.fps is None else job.fps
     if fps < 1:
@@ -172,10 +181,18 @@ def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take], model: str
         if job.cache.changes():
             raise ValueError(f"cache.recipe is none, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
         return None
-    recipe = load_recipe(job.cache.recipe, job.cache.changes()).fitted(card.dim, card.num_layers)
+    recipe = load_recipe(job.cache.recipe, job.cache.changes(), job.cache.dtype).fitted(card.dim, card.num_layers)
     for take in takes:
         check_recipe(recipe, card, take, model, degrees)
     return recipe
+
+
+def _budget(job: JobConfig) -> Budget:
+    if job.cache.over_budget not in ("refuse", "host"):
+        raise ValueError(f"cache.over_budget is '{job.cache.over_budget}'; it must be refuse or host.")
+    if job.cache.over_budget == "host" and job.device == "cpu":
+        raise ValueError("cache.over_budget is host and device is cpu, whose memory is the host's; set cache.over_budget=refuse.")
+    return Budget(job.cache.budget_gb, job.cache.over_budget)
 
 
 def _check_replay(job: JobConfig, recipe: Recipe | None, takes: list[Take], model: str) -> Replay | None:

@@ -85,7 +85,7 @@ class Rank:
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
         began = time.monotonic()
-        for step in self._renderer.steps(order.take, order.recipe, order.replay):
+        for step in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place):
             if isinstance(step, Rendered):
                 denoised = time.monotonic()
                 if self.rank == 0:

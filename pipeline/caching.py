@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..cache import Recipe
 from ..cache.budget import predict_bytes
 from ..cache.sites import ModelShape
@@ -9,6 +11,14 @@ from ..parallel import Degrees, Layout
 from .card import ModelCard
 from .options import ModelOptions
 from .take import Take
+
+
+@dataclass(frozen=True)
+class Budget:
+    """gigabytes: the most that a rank's cache may hold, 1e9 bytes each; None for no limit. over: `refuse` or `host`."""
+
+    gigabytes: float | None = None
+    over: str = "refuse"
 
 
 def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degrees: Degrees | None = None) -> None:
@@ -39,6 +49,19 @@ def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, b
         latents=card.latent_channels * frames * (take.height // card.spatial_stride) * (take.width // card.spatial_stride),
         num_blocks=card.num_layers,
         num_joint=card.num_joint_layers,
+    )
+
+
+def choose_place(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, options: ModelOptions, budget: Budget) -> str:
+    """Where the cache is to keep what it keeps, `device` or `host`. Raises ValueError, with the mend, for one over a budget that refuses."""
+    needed = cache_bytes(recipe, card, take, degrees, options) / 1e9
+    if budget.gigabytes is None or needed <= budget.gigabytes:
+        return "device"
+    if budget.over == "host":
+        return "host"
+    raise ValueError(
+        f"Recipe '{recipe.name}' would hold {needed:.3g} GB on a rank for take '{take.name}', and cache.budget_gb is {budget.gigabytes:g}; set "
+        f"cache.over_budget=host or cache.dtype=bfloat16, use more ranks, or a smaller recipe (`longtake recipes` lists their memory)."
     )
 
 

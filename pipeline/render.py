@@ -38,7 +38,7 @@ class Renderer:
         """Raises ValueError, before any weight is read, for options that this machine or mesh does not allow."""
         self.options = options or ModelOptions()
         self.mesh = mesh or Mesh()
-        self._cached: Cached | None = None
+        self.cached: Cached | None = None  # of the running take
         kernel: Kernel = XfuserKernel() if self.options.kernel == "xfuser" else NativeKernel(self.options.attention_backend)
         self.options.check(self.mesh.sequence.size)
         where = torch.device(device)
@@ -71,7 +71,7 @@ class Renderer:
             shards = Shards(self.mesh.sequence.sum, self.mesh.branches.sum if self.mesh.cfg.size == 2 else None)
             options: dict[str, Any] = {"num_inference_steps": take.num_inference_steps, "shards": shards, "replay": replay, "place": place}
             cached = enable_cache(self.family.transformer, recipe, **options)
-        self._cached = cached
+        self.cached = cached
         try:
             self._denoising = denoising = Denoising(self.family, take, cached, self.mesh)
             if snapshot is not None:
@@ -79,13 +79,13 @@ class Renderer:
             yield from denoising
             yield Rendered(denoising.latents, self._whole_trace(cached) if cached else None, cached.state.num_bytes if cached else 0)
         finally:
-            self._cached = None
+            self.cached = None
             if cached:
                 cached.disable()
 
     def save(self, folder: Path) -> None:
         """Write a snapshot of the running take, between two of its steps; called on every rank."""
-        save_snapshot(folder, self._denoising, self._cached, self._relay(self._denoising.take))
+        save_snapshot(folder, self._denoising, self.cached, self._relay(self._denoising.take))
 
     def _relay(self, take: Take) -> MeshRelay:
         by_frames = self.options.layout == "frames"
@@ -98,7 +98,7 @@ class Renderer:
     @property
     def decisions(self) -> dict[str, int]:
         """How many of each decision the running take has seen so far; empty without a cache."""
-        return self._cached.trace.summary() if self._cached else {}
+        return self.cached.trace.summary() if self.cached else {}
 
     def render(self, take: Take, recipe: Recipe | None, replay: Replay | None = None) -> Rendered:
         """Denoise a take without looking at its steps."""

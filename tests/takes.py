@@ -51,6 +51,8 @@ def stock_take(**changes: Any) -> Take:
     return tiny_take(num_frames=17, prompts=TINY_TAKE.prompts[:1], noise="diffusers", timeline=TimelineSettings("full", 0, 0), **changes)
 
 
+REFUSED_BY_HUNYUAN = ("fastercache", "pab", "ra_cfgcache", "smoothcache", "t_gate")  # no cross-attention apart, no second branch
+
 _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "wan": {
         "dbcache": {"trigger": {"threshold": 0.2}},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,39 @@ from longtake.cache.calibration.planned import DAMPINGS
 from longtake.cache.decision import Decision, l1_sums, ratio
 from longtake.cache.predictors import Predictor
 from longtake.cache.predictors.adams_bashforth import AdamsBashforth, AdamsBashforthConfig
+from longtake.cache.predictors.align import Align, AlignConfig
 from longtake.cache.predictors.bdf_heun import BdfHeun, BdfHeunConfig
 from longtake.cache.predictors.chebyshev import Chebyshev, ChebyshevConfig
+from longtake.cache.predictors.dmd import Dmd, DmdConfig
 from longtake.cache.predictors.hermite import Hermite, HermiteConfig
+from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
+from longtake.cache.predictors.racer import Racer, RacerConfig
 from longtake.cache.predictors.taylor import Taylor, TaylorConfig
 from longtake.cache.recipe import Guards, recipe_names
-from longtake.cache.triggers import Moment
+from longtake.cache.stack import CachedStack
+from longtake.cache.triggers import Moment, Trigger
+from longtake.cache.triggers.guided_change import GuidedChange, GuidedChangeConfig
 from longtake.cache.triggers.interval import Interval, IntervalConfig
+from longtake.cache.triggers.layerwise import Layerwise, LayerwiseConfig
 from longtake.cache.triggers.magnitude import Magnitude, MagnitudeConfig
 from longtake.cache.triggers.mask import Mask, MaskConfig
 from longtake.cache.triggers.ranges import Ranges, RangesConfig
+from longtake.cache.triggers.rate import Rate, RateConfig
 from longtake.cache.triggers.relative_change import RelativeChange, RelativeChangeConfig
+from longtake.cache.triggers.verify import Verify, VerifyConfig
 from longtake.jobs.cli import app
+from longtake.parallel import Degrees
+from longtake.pipeline.caching import cache_bytes, check_recipe
 from longtake.pipeline.calibrate import calibrate_planned, calibration_takes
 from longtake.pipeline.card import model_hash, read_card
 from longtake.pipeline.render import Renderer
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from takes import stock_latents, stock_take, tiny_take
+from takes import REFUSED_BY_HUNYUAN, stock_latents, stock_take, tiny_recipe, tiny_take
 
 COMPUTE, REUSE = Decision.COMPUTE, Decision.REUSE
+ONE_PROMPT = tiny_take().prompts[:1]
 
 
 def _moment(step: int, timestep: float = 500.0, num_inference_steps: int = 10) -> Moment:
@@ -146,6 +158,60 @@ def test_adams_bashforth_looks_at_its_own_predictions() -> None:
     assert predictor.predict(5).item() == pytest.approx(13.0)  # on from 3 at 3 and 8 at 4
 
 
+def test_align_goes_on_as_far_as_the_probe_has() -> None:
+    # Probes 1, 3 at the computed steps, now 4: gamma = |4 - 1| / |3 - 1| = 1.5, and 2 + 1.5 (6 - 2); clipped, and not beyond.
+    predictor = Align(AlignConfig())
+    for at, probe, feature in ((0, 1, 2), (2, 3, 6)):
+        predictor.take(predictor.measure(at, _number(probe)).tolist())
+        predictor.push(at, _number(feature))
+    for probe, expected in ((4.0, 8.0), (9.0, 8.0), (1.5, 6.0)):
+        predictor.take(predictor.measure(3, _number(probe)).tolist())
+        assert predictor.predict(3).item() == pytest.approx(expected)
+
+
+def test_mean_velocity_by_hand() -> None:
+    # Four steps of a span of 4: sigma falls by 1 / 4 a step. At constant acceleration the velocity is 8 - 2 at, the latents' slope a quarter
+    # of minus that: z = -2 at + at^2 / 4.
+    predictor = MeanVelocity(MeanVelocityConfig())
+    predictor.span = 4.0
+
+    def latents(at: float) -> torch.Tensor:
+        return _number(-2 * at + at**2 / 4)
+
+    predictor.measure(0, latents(0))
+    predictor.push(0, _number(8))
+    assert predictor.predict(1).item() == 8
+    predictor.settle(1, predictor.predict(1))
+    predictor.measure(1, latents(0) - _number(8 / 4))  # Euler: the first step went with the velocity at 0
+    predictor.settle(1, predictor.predict(1))
+    predictor.measure(2, latents(2))
+    predictor.push(2, _number(4))
+    # JVP_at = (z_2 - z_0 - 2 * -2) / 4 = (-3 + 4) / 4 = 1/4; two steps on: 4 - 4 * 2 * 2 * 1/4.
+    predictor.measure(4, latents(4))
+    assert predictor.predict(4).item() == pytest.approx(0.0)
+
+
+def test_dmd_follows_oscillations_that_polynomials_miss() -> None:
+    predictor, steps = Dmd(DmdConfig()), torch.arange(12, dtype=torch.float64)
+    waves = torch.stack((torch.cos(0.7 * steps) * 0.95**steps, torch.sin(0.7 * steps) * 0.95**steps, 0.9**steps), dim=-1)
+    for at in range(8):
+        predictor.take(predictor.measure(at, waves).tolist())
+        predictor.push(at, waves[None, at : at + 1])
+    predictor.take(predictor.measure(8, waves).tolist())
+    for at in (8, 10):
+        assert torch.allclose(predictor.predict(at)[0, 0], waves[at], atol=1e-6)
+
+
+def test_racer_believes_a_forecast_as_far_as_two_agree() -> None:
+    predictor = Racer(RacerConfig(degree=2, window=3, ridge=0.0, order=1, caution=0.5))
+    for at, value in ((0, 0), (1, 1), (2, 4)):
+        predictor.push(at, _number(value))
+    predictor.take(predictor.measure(4, _number(0)).tolist())
+    # Parabola 16, line 10: r = 6 / 16; kappa = 1 / (1 + 0.5 * 0.375 * 2).
+    assert predictor.risk == pytest.approx(0.375)
+    assert predictor.predict(4).item() == pytest.approx(4 + 12 / 1.375)
+
+
 def test_damping_believes_a_share_of_the_change() -> None:
     predictor = Taylor(TaylorConfig(order=1, damping=0.25))
     for at, value in ((0, 0), (2, 4)):
@@ -163,6 +229,108 @@ def test_relative_change_accumulates_rescaled_changes() -> None:
     # Steps change by 0.1, rescaled 2x - 0.05 = 0.15 each: 0.15, 0.3 >= 0.25 computed, 0.15.
     config = RelativeChangeConfig(0.25, accumulate=True, rescale=[2.0, -0.05])
     assert _decisions(RelativeChange(config), [1.0, 1.1, 1.21, 1.331]) == [COMPUTE, REUSE, COMPUTE, REUSE]
+
+
+def _run(trigger: Trigger, step: int, probe: float, num_inference_steps: int = 10) -> Decision:
+    signal = trigger.signal(_number(probe))
+    assert signal is not None
+    decision = trigger.decide(_moment(step, num_inference_steps=num_inference_steps), signal.tolist())
+    trigger.settle(decision)
+    return decision
+
+
+def test_rate_expects_changes_of_the_output_from_the_latents() -> None:
+    trigger = Rate(RateConfig(threshold=0.2))
+    assert _run(trigger, 0, 10.0) is COMPUTE
+    trigger.learn(0, _number(4), None)
+    assert _run(trigger, 1, 9.0) is COMPUTE  # no rate yet
+    trigger.learn(0, _number(5), None)  # k = |5 - 4| / |9 - 10| = 1
+    assert _run(trigger, 2, 8.5) is REUSE  # E = 1 * 0.5 / 5
+    assert trigger.value == pytest.approx(0.1)
+    assert _run(trigger, 3, 8.0) is COMPUTE  # 0.2 is not below 0.2
+    trigger.learn(0, _number(7), None)  # k = |7 - 5| / |8 - 9| = 2
+    assert _run(trigger, 4, 7.5) is REUSE
+    assert trigger.value == pytest.approx(2 * 0.5 / 7)
+
+
+def test_layerwise_looks_each_units_change_up_in_the_codebook() -> None:
+    trigger = Layerwise(LayerwiseConfig(codebook=[[0.1, 3], [0.3, 2]], aggregate="each", per_gap=True))
+    trigger.num_units = 2
+    for step, now, before in ((0, (10.0, 10.0), None), (1, (10.5, 14.0), (10.0, 10.0))):
+        assert _run(trigger, step, 0.0) is COMPUTE
+        for unit in range(2):
+            trigger.learn(unit, _number(now[unit]), _number(before[unit]) if before else None)
+    # Changes 0.05 and 0.4 in one step: due after 3 and at once.
+    assert _run(trigger, 2, 0.0) is Decision.PARTIAL
+    assert trigger.reused_units() == {0}
+    assert (trigger.value, trigger.threshold) == (pytest.approx(0.05), 0.1)
+    trigger.learn(1, _number(16.8), _number(14.0))  # 0.2: due after 2
+    assert _run(trigger, 3, 0.0) is REUSE
+    assert _run(trigger, 4, 0.0) is COMPUTE
+
+
+def test_layerwise_takes_the_warm_up_for_a_measure() -> None:
+    trigger = Layerwise(LayerwiseConfig(codebook=[[0.5, 2]], measure="mse", aggregate="each", relative=True, warmup=0.4))
+    for step, now, before in ((0, 0.0, None), (1, 1.0, 0.0), (2, 3.0, 1.0), (3, 5.0, 3.0)):
+        assert _run(trigger, step, 0.0) is COMPUTE
+        trigger.learn(0, _number(now), None if before is None else _number(before))
+    # Changes 1, 4, 4: lambda = 1 / 100 + 4 / 10 + 4, of which the last is more than half.
+    assert _run(trigger, 4, 0.0) is COMPUTE
+    assert trigger.value == pytest.approx(4 / 4.41)
+    trigger.learn(0, _number(6.0), _number(5.0))
+    assert _run(trigger, 5, 0.0) is REUSE
+    assert trigger.value == pytest.approx(1 / 4.41)
+
+
+def test_layerwise_computes_the_tail() -> None:
+    trigger = Layerwise(LayerwiseConfig(codebook=[[0.5, 9]], tail=0.5))
+    for step in range(2):
+        assert _run(trigger, step, 0.0) is COMPUTE
+        trigger.learn(0, _number(1.0), _number(1.0) if step else None)
+    # Reused with 8 of 10 steps to go: the last 4 are computed.
+    assert [_run(trigger, step, 0.0) for step in range(2, 10)] == [REUSE] * 4 + [COMPUTE] * 4
+
+
+def test_verify_allows_less_and_less_error() -> None:
+    trigger = Verify(VerifyConfig(threshold=1.0, decay=0.1, floor=0.2, unchecked_steps=1))
+    decisions = []
+    for step, draft in enumerate((1.5, 1.5, 1.5, 1.4, 1.25, 1.25, 1.25)):
+        decisions.append(_run(trigger, step, 0.0))
+        trigger.learn(0, _number(1.0), _number(draft))
+    # Errors lag a step: 0.5, 0.5, 0.5, 0.4, 0.25, 0.25 against 0.79, 0.63, 0.50, 0.40, 0.32, 0.25.
+    assert decisions == [REUSE, REUSE, REUSE, REUSE, COMPUTE, REUSE, REUSE]
+
+
+def test_guided_change_weighs_the_branches_by_the_guidance() -> None:
+    config = GuidedChangeConfig(threshold=0.5, guidance_scale=3.0, correlation=0.5, gain=1.0, exponent=1.0, offset=0.0)
+    trigger = GuidedChange(config)
+    for step, (cond, uncond) in enumerate(((1.0, 1.0), (1.1, 1.2), (1.1, 1.2))):
+        signal = trigger.signal(torch.tensor([cond, uncond]).view(2, 1, 1))
+        decision = trigger.decide(_moment(step), signal.tolist())
+        trigger.settle(decision)
+        assert decision is (COMPUTE if step == 0 else REUSE)
+    # r^2 = 4 * 0.04 + 9 * 0.01 - 2 * 3 * 2 * 0.5 * 0.2 * 0.1, times a gain of 0.9; then nothing changed.
+    assert trigger.value == pytest.approx(0.9 * 0.13**0.5)
+
+
+def test_ranges_keep_one_end_of_the_model_above_a_turn() -> None:
+    trigger = Ranges(RangesConfig(interval=2, low=0, high=1000, turn=500))
+    trigger.num_units = 2
+    assert trigger.decide(_moment(1, 800.0), []) is Decision.PARTIAL
+    assert trigger.reused_units() == {1}
+    assert trigger.decide(_moment(3, 400.0), []) is Decision.PARTIAL
+    assert trigger.reused_units() == {0}
+
+
+def test_doubt_brings_a_computed_step_forward(tiny_wan: Path) -> None:
+    """A step in doubt is computed, and a later one of the schedule is not."""
+    renderer = Renderer(read_card(str(tiny_wan)))
+    take = tiny_take(num_inference_steps=12, num_frames=13, prompts=ONE_PROMPT)
+    scheduled, in_doubt = [0, 1, 2, 3, 6, 9, 11], [0, 1, 2, 3, 5, 7, 10, 11]
+    for max_risk, expected in ((0.0, scheduled), (0.1, in_doubt)):
+        trace = renderer.render(take, load_recipe("racer", {"guards": {"max_risk": max_risk}})).trace
+        assert trace is not None
+        assert [entry.step for entry in trace.entries if entry.branch == "cond" and entry.decision == "compute"] == expected
 
 
 def test_sums_of_uneven_shards_give_the_ratio_of_the_whole() -> None:
@@ -270,10 +438,35 @@ def test_trace_records_value_margin_and_forecast_error(tiny_wan: Path) -> None:
     assert {entry.segment for entry in later} == set(range(windows))
 
 
-def test_cache_bytes_are_counted(tiny_wan: Path) -> None:
-    rendered = Renderer(read_card(str(tiny_wan))).render(tiny_take(), load_recipe("interval"))
-    tokens, dim, windows, branches = 5 * 2 * 2, 72, 3, 2
-    assert rendered.cache_bytes == tokens * dim * 4 * windows * branches
+@pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
+def test_bytes_are_what_was_predicted(model: str, request: pytest.FixtureRequest) -> None:
+    """Of every recipe, when it holds most; also in other dtypes."""
+    renderer = Renderer(read_card(str(request.getfixturevalue(model))))
+    card, take = renderer.family.card, tiny_take(num_inference_steps=8, num_frames=33 if model == "tiny_wan" else 13, prompts=ONE_PROMPT)
+    cases = [(name, "model") for name in recipe_names()] + [("fbcache", "bfloat16"), ("taylorseer", "float8")]
+    refused = set()
+    for name, dtype in cases:
+        recipe = load_recipe(tiny_recipe(name, card.family), dtype=dtype)
+        try:
+            check_recipe(recipe, card, take, "")
+        except ValueError:
+            refused.add(name)
+            continue
+        held = []
+        for _ in renderer.steps(take, recipe):
+            assert renderer.cached is not None
+            held.append(renderer.cached.state.num_bytes)
+        predicted = cache_bytes(recipe, card, take, Degrees(), renderer.options)
+        assert predicted == pytest.approx(max(held), rel=0.02), name
+    assert refused == (set(REFUSED_BY_HUNYUAN) if model == "tiny_hunyuan" else set())
+
+
+def test_fewer_bits_change_little(tiny_wan: Path) -> None:
+    renderer, take = Renderer(read_card(str(tiny_wan))), tiny_take(num_inference_steps=8)
+    exact = renderer.render(take, load_recipe("interval")).latents
+    for dtype, bound in (("bfloat16", 1e-2), ("float16", 1e-2), ("float8", 0.1)):
+        difference = (renderer.render(take, load_recipe("interval", dtype=dtype)).latents - exact).abs().max().item()
+        assert 0 < difference < bound, dtype
 
 
 def _plan_cost(velocities: NDArray[np.float64], sigmas: NDArray[np.float64], computed: tuple[int, ...]) -> float:
@@ -390,13 +583,15 @@ def test_traces_are_shown_compared_and_replayed(tiny_wan: Path, tmp_path: Path) 
         Trace.load(tmp_path / "broken.json")
 
 
-@pytest.mark.parametrize("recipe", ["fbcache", "taylorseer_lite"])
-@pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
+STOCK = ("fbcache", "taylorseer_lite", "adacache", "taylorseer", "easycache", "meancache")  # every site, and who may decide
+
+
+@pytest.mark.parametrize(("model", "recipe"), [*product(("tiny_wan", "tiny_hunyuan"), STOCK), ("tiny_wan", "fastercache"), ("tiny_wan", "pab")])
 def test_stock_pipelines_are_cached_as_our_own_loop_is(model: str, recipe: str, request: pytest.FixtureRequest) -> None:
     """Two takes in a row, the second with one seed more."""
     folder = request.getfixturevalue(model)
     renderer, stock = Renderer(read_card(str(folder))), DiffusionPipeline.from_pretrained(folder)
-    chosen = load_recipe(recipe, {"trigger": {"threshold": 0.4}} if recipe == "fbcache" else None)
+    chosen = tiny_recipe(recipe, renderer.family.card.family)
     cached = enable_cache(stock, chosen, num_inference_steps=8)
     for seed in (3, 4):
         take = stock_take(seed=seed, num_inference_steps=8)
@@ -408,3 +603,44 @@ def test_stock_pipelines_are_cached_as_our_own_loop_is(model: str, recipe: str, 
     with pytest.raises(ValueError, match="This is step 9 of a take"):
         stock("a circle", height=32, width=32, num_frames=5, num_inference_steps=9, max_sequence_length=700, output_type="latent")
     cached.disable()
+    plain = renderer.render(take, None).latents
+    assert (stock_latents(stock, take, renderer.family.card.max_sequence_length) - plain).abs().max() <= 1e-4
+
+
+def test_a_joint_decision_is_refused_where_branches_come_one_by_one(tiny_wan: Path) -> None:
+    stock = DiffusionPipeline.from_pretrained(tiny_wan)
+    cached = enable_cache(stock, tiny_recipe("ra_cfgcache"), num_inference_steps=8)
+    with pytest.raises(ValueError, match="decides from both branches before either runs"):
+        stock_latents(stock, stock_take(num_inference_steps=8), 32)
+    cached.disable()
+
+
+def test_experts_take_turns(tiny_wan: Path) -> None:
+    """Wan 2.2's two transformers: the second starts with a computed step, whatever the first one kept."""
+    stock = DiffusionPipeline.from_pretrained(tiny_wan)
+    stock.register_modules(transformer_2=DiffusionPipeline.from_pretrained(tiny_wan).transformer)
+    stock.register_to_config(boundary_ratio=0.85)
+    cached = enable_cache(stock, "interval", num_inference_steps=8)
+    stock_latents(stock, stock_take(num_inference_steps=8), 32)
+    decisions = [entry.decision for entry in cached.finish().entries if entry.branch == "cond"]
+    switch = sum(timestep >= 850 for timestep in stock.scheduler.timesteps.tolist())
+    assert switch % 2 == 1 and 0 < switch < 8
+    assert decisions[switch] == "compute"
+    assert decisions[1] == decisions[switch + 2] == "reuse"
+    cached.disable()
+    assert not isinstance(stock.transformer_2.blocks, CachedStack)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["fbcache", "taylorseer", "foresight"])
+def test_compiled_blocks_are_cached(tiny_wan: Path, recipe: str) -> None:
+    take, chosen = stock_take(num_inference_steps=8), tiny_recipe(recipe)
+    plain, compiled = (DiffusionPipeline.from_pretrained(tiny_wan) for _ in range(2))
+    compiled.transformer.compile_repeated_blocks(backend="aot_eager")
+    films, choices = [], []
+    for stock in (plain, compiled):
+        cached = enable_cache(stock, chosen, num_inference_steps=8)
+        films.append(stock_latents(stock, take, 32))
+        choices.append(cached.finish().choices)
+    assert choices[0] == choices[1]
+    assert (films[0] - films[1]).abs().max() <= 1e-4

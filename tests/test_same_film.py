@@ -18,10 +18,9 @@ from longtake.pipeline.card import ModelCard, read_card
 from longtake.pipeline.render import ModelOptions, Rendered, Renderer
 from longtake.pipeline.take import PromptAt, Take, TimelineSettings
 
-from takes import tiny_recipe, tiny_take
+from takes import REFUSED_BY_HUNYUAN, tiny_recipe, tiny_take
 
 TOLERANCE = 1e-4
-REFUSED_BY_HUNYUAN = ("pab", "ra_cfgcache", "smoothcache", "t_gate")  # no cross-attention apart; no second branch
 FULL = TimelineSettings("full", 0, 0)
 
 

@@ -76,7 +76,7 @@ class Modules(Site):
             for name in chain(*(_ATTRIBUTES[kind] for kind in self.config.modules or _ATTRIBUTES)):
                 if hasattr(block, name):
                     undo.append(self._wrap(unit, getattr(block, name), name))
-        undo.append(blocks[0].register_forward_pre_hook(start, with_kwargs=True).remove)
+        undo.append(blocks[0].register_forward_pre_hook(torch._dynamo.disable(start), with_kwargs=True).remove)
 
         def detach() -> None:
             for step in undo:
