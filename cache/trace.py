@@ -76,6 +76,19 @@ class Trace:
     def save(self, path: Path) -> None:
         path.write_text(self.to_json())
 
+    def plot(self, path: Path) -> None:
+        """Draw the rows as cells, one a step: computed, computed in part, reused; a dot in a computed one grows with its forecast error."""
+        from .picture import draw_trace
+
+        draw_trace(self, path)
+
+    def rows(self) -> dict[str, list[TraceEntry]]:
+        """The entries by segment, branch and site, each row's in the order of its steps."""
+        rows: dict[str, list[TraceEntry]] = {}
+        for entry in sorted(self.entries, key=lambda entry: (entry.segment, entry.branch, entry.site, entry.step)):
+            rows.setdefault(f"segment {entry.segment} {entry.branch} {entry.site}", []).append(entry)
+        return rows
+
     @classmethod
     def joined(cls, parts: list[Trace]) -> Trace:
         """One trace of calls that were made in different places, in the order in which one place makes them all; decisions that places

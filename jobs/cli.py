@@ -98,14 +98,14 @@ def show_trace(
     trace: Annotated[Path, typer.Argument(help="a take's folder, or its trace.json")],
     png: Annotated[Path | None, typer.Option(help="draw it as well, here")] = None,
 ) -> None:
-    """Which steps were computed (#) and which reused (.), by segment and branch."""
-    from .tracing import picture, show
+    """Which steps were computed (#), in part (~) or reused (.), by segment, branch and site."""
+    from .tracing import show
 
     loaded = _checked(_load_trace, trace)
     for line in show(loaded):
         Console(highlight=False, soft_wrap=True).print(line, markup=False)
     if png is not None:
-        picture(loaded, png)
+        loaded.plot(png)
 
 
 @traces.command("diff")
