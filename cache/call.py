@@ -95,35 +95,38 @@ class Call:
     def _reduce(self, signal: Tensor | None, needs: list[Tensor | None]) -> list[Sequence[float]]:
         """The signal's reduced sums, then each predictor's, in at most one collective; empty where nothing was measured."""
         pieces = [signal, *needs]
-        spread = self._row is not None and signal is not None
-        local = [spread or self._site.reduces_signal(type(self._slot.trigger)), *(self._site.sharded for _ in needs)]
+        at_once = self._row is not None
+        local = [at_once or self._site.reduces_signal(type(self._slot.trigger)), *(at_once or self._site.sharded for _ in needs)]
         common = [piece for piece, is_local in zip(pieces, local, strict=True) if piece is not None and is_local]
-        if not common:
-            return [[] if piece is None else piece.tolist() for piece in pieces]
-        reduced = (self._reduce_branches(common) if spread else self._cached.shards.tokens(torch.cat(common))).tolist()
+        reduced = self._reduce_common(common, has_signal=signal is not None).tolist() if common else []
         results: list[Sequence[float]] = []
         for index, (piece, is_local) in enumerate(zip(pieces, local, strict=True)):
             if piece is None or not is_local:
                 results.append([] if piece is None else piece.tolist())
                 continue
-            length = 2 * len(piece) if spread and index == 0 and self._slot.trigger.by_branch else len(piece)
+            length = 2 * len(piece) if at_once and index == 0 and self._slot.trigger.by_branch else len(piece)
             results.append(reduced[:length])
             reduced = reduced[length:]
         return results
 
-    def _reduce_branches(self, common: list[Tensor]) -> Tensor:
-        """Signal first: both branches' own, or their total; then what the predictors of this branch need, apart from the other's."""
-        assert self._row is not None and self._cached.shards.branches is not None
-        signal, rest = common[0], torch.cat(common[1:]) if common[1:] else common[0][:0]
-        counts = self._cached.recipe.branches == "joint" or self._row == 0
-        own = signal if counts else torch.zeros_like(signal)
-        rows = [[torch.zeros_like(own), torch.zeros_like(rest)] for _ in _BRANCHES]
-        rows[self._row] = [own, rest]
-        signals = [row[0] for row in rows] if self._slot.trigger.by_branch else [own]
-        reduced = self._cached.shards.branches(torch.cat([*signals, *(row[1] for row in rows)]))
-        start = sum(map(len, signals))
-        mine = start + self._row * len(rest)
-        return torch.cat((reduced[:start], reduced[mine : mine + len(rest)]))
+    def _reduce_common(self, common: list[Tensor], *, has_signal: bool) -> Tensor:
+        """One collective. Where branches that decide together run at once, it is over both: what a batch of both would sum up is added
+        up, what belongs to one branch (by_branch signals; forecasts, if the conditional branch decides alone) goes in a row of its own.
+        """
+        shards, is_joint = self._cached.shards, self._cached.recipe.branches == "joint"
+        if self._row is None or shards.branches is None:
+            return shards.tokens(torch.cat(common))
+        signal, rest = torch.cat(common[:has_signal] or [common[0][:0]]), torch.cat(common[has_signal:] or [common[0][:0]])
+        own = signal if is_joint or self._row == 0 else torch.zeros_like(signal)
+        signals, rests = self._rows(own, apart=self._slot.trigger.by_branch), self._rows(rest, apart=not is_joint)
+        reduced = shards.branches(torch.cat((signals, rests)))
+        mine = len(signals) + (0 if is_joint else self._row * len(rest))
+        return torch.cat((reduced[: len(signals)], reduced[mine : mine + len(rest)]))
+
+    def _rows(self, sums: Tensor, *, apart: bool) -> Tensor:
+        """This branch's sums, in a row of its own if `apart`."""
+        nothing = torch.zeros_like(sums)
+        return sums if not apart else torch.cat((sums, nothing) if self._row == 0 else (nothing, sums))
 
     def _judge(self, sums: Sequence[float]) -> Verdict:
         """The trigger's wish, overruled by the guards."""

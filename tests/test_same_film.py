@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,15 @@ def test_same_film_on_every_shape_of_gang(gloo_pool: GlooPool, tiny_wan: Path, r
     ]
     take = tiny_take(num_inference_steps=8, prompts=ONE_PROMPT)
     _assert_the_same_film(gloo_pool, gangs, read_card(str(tiny_wan)), take, tiny_recipe(recipe))
+
+
+@pytest.mark.parametrize("recipe", ["interval", "dicache", "racer"])
+def test_joint_forecasts_are_those_of_a_batch(gloo_pool: GlooPool, tiny_wan: Path, recipe: str) -> None:
+    """What predictors measure, too, is of both branches."""
+    joint = replace(tiny_recipe(recipe), branches="joint")
+    take = tiny_take(num_frames=13, num_inference_steps=8, prompts=ONE_PROMPT)
+    gangs = [(Degrees(cfg_degree=2), "even"), (Degrees(cfg_degree=2, ulysses_degree=2), "even")]
+    _assert_the_same_film(gloo_pool, gangs, read_card(str(tiny_wan)), take, joint)
 
 
 @pytest.mark.parametrize("degrees", [Degrees(ulysses_degree=3), Degrees(ring_degree=3)])
