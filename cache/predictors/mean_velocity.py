@@ -52,8 +52,8 @@ class MeanVelocity(Predictor):
 
     @property
     def num_probes(self) -> int:
-        """Latents and slope of each place, the correction, and the latents at hand."""
-        return 2 * self.config.states_back + 2
+        """Latents and slope of each place, and the correction."""
+        return 2 * self.config.states_back + 1
 
     @property
     def ready(self) -> bool:
