@@ -55,7 +55,8 @@ def measure_skips(renderer: Renderer, take: Take, recipe: Recipe, max_gap: int) 
     """[steps, steps], what it does to the film to compute step i and, with the recipe's site and predictor, no other before step j.
 
     Measured on the clean latents that step j, computed from where the gap has led, points to: mean |x0_skipped - x0_full| by the mean
-    size of the film's latents. To render each gap's take to its end would be exacter, and take half a take's steps a gap instead of one.
+    size of the film's latents. To render each gap's take to its end would be exacter, and take half a take's steps a gap instead of one;
+    later steps mend some of what early gaps do, which this leaves out.
     """
     denoising = Denoising(renderer.family, take, None, renderer.mesh)
     starts, clean = [denoising.fork()], []
