@@ -128,37 +128,40 @@ def _load_trace(path: Path) -> Any:
 def calibrate(
     model: Annotated[str, typer.Argument(help="'demo', or a checkpoint folder")],
     out: Annotated[Path, typer.Option(help="the recipe to write (YAML)")],
-    recipe: Annotated[str, typer.Option(help="what to calibrate: planned")] = "planned",
+    recipe: Annotated[str, typer.Option(help="ertacache, lemica, magcache, meancache, planned, ra_cfgcache, smoothcache or teacache")] = "planned",
     steps: Annotated[int, typer.Option(help="denoising steps of the takes to come", min=3)] = 50,
-    computed: Annotated[int, typer.Option(help="steps to compute of them", min=2)] = 20,
+    computed: Annotated[int | None, typer.Option(help="steps to compute of them (planned, lemica, meancache), two in five if left out")] = None,
+    threshold: Annotated[float | None, typer.Option(help="error to allow (smoothcache: alpha, ertacache: lambda)")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="what to render for it; repeat for several takes")] = None,
     guidance_scale: Annotated[float, typer.Option()] = 5.0,
 ) -> None:
     """Measure a model on a few full takes and write a recipe that was made for it."""
-    from ..cache.calibration.planned import check_budget
+    from ..pipeline import calibrate as calibration
     from ..pipeline.card import read_card
 
     card = _checked(read_card, model)
-    _checked(_check_calibration, recipe, prompt, out)
-    _checked(check_budget, steps, computed)
+    _checked(_check_folder, out)
+    takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale)
+    _checked(calibration.check_calibration, recipe, card, takes, computed=computed, threshold=threshold)
 
-    from ..pipeline.calibrate import calibrate_planned, calibration_takes
     from ..pipeline.files import write_atomic
     from ..pipeline.render import Renderer
 
-    takes = calibration_takes(card, prompt or [], steps, guidance_scale)
-    made = calibrate_planned(Renderer(card), takes, computed)
+    made = _checked(calibration.calibrate, recipe, Renderer(card, device=_device()), takes, computed=computed, threshold=threshold)
     write_atomic(out, yaml.safe_dump(made.to_dict(), sort_keys=False))
-    Console(highlight=False, soft_wrap=True).print(f"{out}: {made.name}, computes steps {made.parts[0].trigger.config.computed}")
+    for part in made.parts:
+        Console(highlight=False, soft_wrap=True).print(f"{out}: {made.name}, {part.site.name}: {part.trigger}", markup=False)
 
 
-def _check_calibration(recipe: str, prompts: list[str] | None, out: Path) -> None:
-    if recipe != "planned":
-        raise ValueError(f"Recipe '{recipe}' cannot be calibrated; known: planned.")
-    if not prompts:
-        raise ValueError("Calibration renders takes; give --prompt '...', two or three times for more of them.")
+def _check_folder(out: Path) -> None:
     if not out.parent.is_dir():
         raise ValueError(f"There is no folder '{out.parent}' to write '{out}' in; make it first.")
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @app.command()

@@ -1,19 +1,75 @@
-"""Measuring a model for recipes that need to know it. Runs full takes; what is made of them is worked out in cache.calibration."""
+"""Calibrations: for each recipe that needs to know its model, how to measure that and what to write into the recipe.
+
+Takes are run by measure.py; what is made of the measurements is worked out in cache.calibration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..cache import Recipe
-from ..cache.calibration import plan_steps
+from ..cache import Recipe, load_recipe
+from ..cache.calibration import meancache, planned
+from ..cache.calibration.ertacache import harmful_steps
+from ..cache.calibration.lemica import plan_minimax
+from ..cache.calibration.magcache import magnitude_ratios
+from ..cache.calibration.path import check_budget
+from ..cache.calibration.ra_cfgcache import fit_gain, guided_changes
+from ..cache.calibration.smoothcache import LOOK_BACK, smooth_steps
+from ..cache.calibration.teacache import rescaling
+from ..cache.config import suggestion
+from ..cache.decision import l1_sums, ratio
+from ..cache.recipe import Calibration
+from ..cache.recorder import Key, Sight
+from .caching import check_recipe
 from .card import ModelCard, model_hash
-from .denoise import Step
+from .measure import measure_skips, measure_velocities, record_steps, record_take
 from .render import Renderer
 from .take import Take
+
+LEMICA_MAX_GAP = 5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is told, where it asks for it. computed: how many steps to compute; threshold: how much error to allow."""
+
+    computed: int = 0
+    threshold: float = 0.0
+
+
+Changes = list[dict[str, dict[str, Any]]]  # of a recipe's parts: settings of its trigger, site and predictor
+
+
+@dataclass(frozen=True)
+class Method:
+    """measure: from full takes to what they say of the recipe's parts. max_gap: where a budget of computed steps is planned, the longest
+    way between two of them. threshold: where one is taken, the usual one. any_steps: the numbers serve takes of any number of steps.
+    """
+
+    measure: Callable[[Renderer, list[Take], Recipe, Setting], Changes]
+    max_gap: int | None = None
+    threshold: float | None = None
+    any_steps: bool = False
+
+    def setting(self, num_steps: int, computed: int | None, threshold: float | None) -> Setting:
+        """With the usual values for what is None: of a budget, two steps in five. Raises ValueError for what makes no sense."""
+        if computed is not None and self.max_gap is None:
+            raise ValueError("--computed is for recipes that plan which steps to compute; leave it out.")
+        if threshold is not None and self.threshold is None:
+            raise ValueError("--threshold is for recipes whose steps are chosen by an error to allow; leave it out.")
+        if threshold is not None and threshold <= 0:
+            raise ValueError(f"--threshold is {threshold:g}; at 0 and below nothing would be reused.")
+        if self.max_gap is not None:
+            computed = num_steps * 2 // 5 if computed is None else computed
+            check_budget(num_steps, computed, self.max_gap)
+        return Setting(computed or 0, threshold or self.threshold or 0.0)
 
 
 def calibration_takes(card: ModelCard, prompts: Iterable[str], num_inference_steps: int, guidance_scale: float) -> list[Take]:
@@ -22,24 +78,126 @@ def calibration_takes(card: ModelCard, prompts: Iterable[str], num_inference_ste
     return [Take.clip(card, f"calibration-{index}", prompt, seed=index, **settings) for index, prompt in enumerate(prompts)]
 
 
-def calibrate_planned(renderer: Renderer, takes: list[Take], num_computed: int) -> Recipe:
-    """The recipe `planned` for takes of so many steps, `num_computed` of them computed."""
-    steps = takes[0].num_inference_steps
-    gram = np.zeros((steps, steps))
-    for take in takes:
-        velocities = [step.velocity.flatten().double() for step in renderer.steps(take, None) if isinstance(step, Step)]
-        stacked = torch.stack(velocities)
-        gram += (stacked @ stacked.T / stacked.shape[1] / len(takes)).cpu().numpy()
-    sigmas = renderer.family.scheduler(steps, takes[0].flow_shift).sigmas.double().cpu().numpy()
-    plan = plan_steps(gram, sigmas, num_computed)
-    values: dict[str, Any] = {
-        "name": f"planned-{num_computed}-of-{steps}",
-        "category": "predictive",
-        "paper": "LeMiCa, arXiv 2511.00090, and MeanCache, arXiv 2601.19961, with the predictor inside; re-derived",
-        "trigger": {"name": "mask", "computed": list(plan.computed)},
-        "site": {"name": "output"},
-        "predictor": {"name": "taylor", "order": 1, "damping_by_step": list(plan.damping)},
-        "guards": {"first_steps": 1, "last_steps": 1},
-        "calibration": {"model": model_hash(renderer.family.card.path), "num_inference_steps": steps},
-    }
+def check_calibration(
+    name: str, card: ModelCard, takes: list[Take], *, computed: int | None = None, threshold: float | None = None
+) -> tuple[Method, Recipe, Setting]:
+    """How the recipe is measured, its shipped form, and what the method is told: the usual values where nothing is given.
+
+    Raises ValueError, with the mend, for recipes that are not calibrated or do not fit the model, and for numbers that make no sense.
+    """
+    if name not in CALIBRATIONS:
+        raise ValueError(f"Recipe '{name}' cannot be calibrated. {suggestion(name, list(CALIBRATIONS))}")
+    if not takes:
+        raise ValueError("Calibration renders takes; give --prompt '...', two or three times for more of them.")
+    method = CALIBRATIONS[name]
+    setting = method.setting(takes[0].num_inference_steps, computed, threshold)
+    shipped = load_recipe(name)
+    lacks = "cross_attention" if card.num_joint_layers else None  # there, attention to the text is self-attention
+    parts = tuple(part for part in shipped.parts if lacks not in getattr(part.site.config, "modules", []))
+    form = replace(shipped, parts=parts, fits=())
+    check_recipe(form, card, takes[0], model="")
+    return method, form, setting
+
+
+def calibrate(name: str, renderer: Renderer, takes: list[Take], *, computed: int | None = None, threshold: float | None = None) -> Recipe:
+    """The recipe with numbers that were measured on this model. Raises ValueError as `check_calibration` does."""
+    card, steps = renderer.family.card, takes[0].num_inference_steps
+    method, form, setting = check_calibration(name, card, takes, computed=computed, threshold=threshold)
+    values = form.to_dict()
+    for part, changes in zip(values.get("parts", [values]), method.measure(renderer, takes, form, setting), strict=True):
+        for what, settings in changes.items():
+            part[what].update(settings)
+    values["calibration"] = asdict(Calibration(model_hash(card.path), 0 if method.any_steps else steps))
+    if setting.computed:
+        values["name"] = f"{name}-{setting.computed}-of-{steps}"
     return Recipe.from_mapping(values)
+
+
+def _planned(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+    plan = planned.plan_steps(*measure_velocities(renderer, takes), setting.computed)
+    return [{"trigger": {"computed": list(plan.computed)}, "predictor": {"damping_by_step": list(plan.damping)}}]
+
+
+def _meancache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+    states_back = recipe.parts[0].predictor.config.states_back
+    computed = meancache.plan_mean_velocities(*measure_velocities(renderer, takes), setting.computed, states_back=states_back)
+    return [{"trigger": {"computed": list(computed)}}]
+
+
+def _lemica(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+    errors = np.mean([measure_skips(renderer, take, recipe, LEMICA_MAX_GAP) for take in takes], axis=0)
+    return [{"trigger": {"computed": list(plan_minimax(errors, setting.computed, max_gap=LEMICA_MAX_GAP))}}]
+
+
+def _teacache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+    pairs = [pair for take in takes for sights in record_take(renderer, take, recipe).values() for pair in pairwise(sights)]
+    probes, features = ([_change(before, now, what) for before, now in pairs] for what in ("probe", "feature"))
+    return [{"trigger": {"rescale": rescaling(np.array(probes), np.array(features))}}]
+
+
+def _change(before: Sight, now: Sight, what: str) -> float:
+    return ratio(l1_sums(getattr(now, what), getattr(before, what)))
+
+
+def _magcache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+    series = [sights for take in takes for sights in record_take(renderer, take, recipe).values()]
+    norms = [[sight.feature[0].double().norm(dim=-1).numpy() for sight in sights] for sights in series]
+    return [{"trigger": {"ratios": magnitude_ratios(np.array(norms))}}]
+
+
+def _ertacache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+    changes = []
+    for take in takes:
+        for sights in record_take(renderer, take, recipe).values():
+            added = torch.stack([sight.feature.flatten() for sight in sights])
+            changes.append((torch.cdist(added, added, p=1) / added.abs().sum(dim=1)).double().numpy())
+    return [{"trigger": {"computed": list(harmful_steps(np.mean(changes, axis=0), setting.threshold))}}]
+
+
+def _smoothcache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+    sums = np.zeros((2, len(recipe.parts), LOOK_BACK, takes[0].num_inference_steps))
+    for take in takes:
+        past: deque[dict[Key, Sight]] = deque(maxlen=LOOK_BACK)
+        for step, sights in enumerate(record_steps(renderer, take, recipe)):
+            for key, sight in sights.items():
+                for back, before in enumerate(reversed(past)):
+                    sums[:, key[0], back, step] += (ratio(l1_sums(before[key].feature, sight.feature)), 1)
+            past.append(sights)
+    errors = sums[0] / np.maximum(sums[1], 1)
+    return [{"trigger": {"computed": list(smooth_steps(kind, setting.threshold))}} for kind in errors]
+
+
+def _ra_cfgcache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+    """Gains are of single skipped steps: what that does to the film, by the guided change that the trigger would have seen."""
+    series = [record_take(renderer, take, recipe) for take in takes]
+    branches = [tuple(next(sights for key, sights in one.items() if key[1] == branch) for branch in ("cond", "uncond")) for one in series]
+    correlation = float(np.mean([_mean_cosine(cond, uncond) for cond, uncond in branches]))
+    scale = takes[0].guidance_scale
+    gains = []
+    for take, pair in zip(takes, branches, strict=True):
+        cond, uncond = (np.array([_change(before, now, "probe") for before, now in pairwise(sights)]) for sights in pair)
+        skips = measure_skips(renderer, take, recipe, max_gap=2)
+        gains.append(np.diagonal(skips, offset=2) / guided_changes(cond, uncond, scale, correlation)[:-1])
+    measured = np.full(takes[0].num_inference_steps, np.nan)
+    measured[1:-1] = np.mean(gains, axis=0)
+    gain, exponent, offset = fit_gain(measured)
+    fitted = {"guidance_scale": scale, "correlation": correlation, "gain": gain, "exponent": exponent, "offset": offset}
+    return [{"trigger": fitted}]
+
+
+def _mean_cosine(cond: list[Sight], uncond: list[Sight]) -> float:
+    """Of what both branches' features change by, from step to step."""
+    a, b = (torch.stack([(now.feature - before.feature).flatten() for before, now in pairwise(sights)]) for sights in (cond, uncond))
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=1).mean())
+
+
+CALIBRATIONS: dict[str, Method] = {
+    "ertacache": Method(_ertacache, threshold=0.08),
+    "lemica": Method(_lemica, max_gap=LEMICA_MAX_GAP),
+    "magcache": Method(_magcache, any_steps=True),
+    "meancache": Method(_meancache, max_gap=meancache.MAX_GAP),
+    "planned": Method(_planned, max_gap=planned.MAX_GAP),
+    "ra_cfgcache": Method(_ra_cfgcache, any_steps=True),
+    "smoothcache": Method(_smoothcache, threshold=0.15),
+    "teacache": Method(_teacache, any_steps=True),
+}

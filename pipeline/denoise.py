@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,12 @@ class Denoising:
         noise = draw(take.seed, self.timeline.num_latent_frames, card.latent_channels, take.height // stride, take.width // stride)
         self.latents = noise.to(family.device)
         self.index = 0
+
+    def fork(self, cached: Cached | None = None) -> Denoising:
+        """The rest of the take, between two steps, to be tried apart from this one. cached: the fork's own cache."""
+        other = copy(self)
+        other.scheduler, other.cached = deepcopy(self.scheduler), cached
+        return other
 
     def __iter__(self) -> Iterator[Step]:
         while self.index < len(self.scheduler.timesteps):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,8 +13,6 @@ from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Recipe, Replay, Trace, enable_cache, load_recipe
-from longtake.cache.calibration import plan_steps
-from longtake.cache.calibration.planned import DAMPINGS
 from longtake.cache.decision import Decision, l1_sums, ratio
 from longtake.cache.predictors import Predictor
 from longtake.cache.predictors.adams_bashforth import AdamsBashforth, AdamsBashforthConfig
@@ -42,10 +39,8 @@ from longtake.cache.triggers.verify import Verify, VerifyConfig
 from longtake.jobs.cli import app
 from longtake.parallel import Degrees
 from longtake.pipeline.caching import cache_bytes, check_recipe
-from longtake.pipeline.calibrate import calibrate_planned, calibration_takes
-from longtake.pipeline.card import model_hash, read_card
+from longtake.pipeline.card import read_card
 from longtake.pipeline.render import Renderer
-from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from takes import REFUSED_BY_HUNYUAN, stock_latents, stock_take, tiny_recipe, tiny_take
@@ -170,25 +165,19 @@ def test_align_goes_on_as_far_as_the_probe_has() -> None:
 
 
 def test_mean_velocity_by_hand() -> None:
-    # Four steps of a span of 4: sigma falls by 1 / 4 a step. At constant acceleration the velocity is 8 - 2 at, the latents' slope a quarter
-    # of minus that: z = -2 at + at^2 / 4.
-    predictor = MeanVelocity(MeanVelocityConfig())
-    predictor.span = 4.0
-
-    def latents(at: float) -> torch.Tensor:
-        return _number(-2 * at + at**2 / 4)
-
-    predictor.measure(0, latents(0))
-    predictor.push(0, _number(8))
-    assert predictor.predict(1).item() == 8
-    predictor.settle(1, predictor.predict(1))
-    predictor.measure(1, latents(0) - _number(8 / 4))  # Euler: the first step went with the velocity at 0
-    predictor.settle(1, predictor.predict(1))
-    predictor.measure(2, latents(2))
-    predictor.push(2, _number(4))
-    # JVP_at = (z_2 - z_0 - 2 * -2) / 4 = (-3 + 4) / 4 = 1/4; two steps on: 4 - 4 * 2 * 2 * 1/4.
-    predictor.measure(4, latents(4))
-    assert predictor.predict(4).item() == pytest.approx(0.0)
+    # A span of 8: sigma falls by 1 / 8 a step. Computed at 0, 2 and 4: the velocities 1 and 2 move the latents for two steps each. From 0 to
+    # 4, JVP is (-6/8 - 4 * -1/8) / 16.
+    predictor = MeanVelocity(MeanVelocityConfig(states_back=2))
+    predictor.span = 8.0
+    for at, latents, velocity in ((0, 0.0, 1.0), (1, -1 / 8, None), (2, -2 / 8, 2.0), (3, -4 / 8, None), (4, -6 / 8, 3.0)):
+        predictor.measure(at, _number(latents))
+        if velocity is not None:
+            predictor.push(at, _number(velocity))
+        else:  # nothing is known of a change yet
+            assert predictor.predict(at).item() == pytest.approx((at + 1) / 2)
+            predictor.settle(at, predictor.predict(at))
+    predictor.measure(6, _number(-12 / 8))
+    assert predictor.predict(6).item() == pytest.approx(3 + 8 * 2 * 2 * (2 / 8) / 16)
 
 
 def test_dmd_follows_oscillations_that_polynomials_miss() -> None:
@@ -467,60 +456,6 @@ def test_fewer_bits_change_little(tiny_wan: Path) -> None:
     for dtype, bound in (("bfloat16", 1e-2), ("float16", 1e-2), ("float8", 0.1)):
         difference = (renderer.render(take, load_recipe("interval", dtype=dtype)).latents - exact).abs().max().item()
         assert 0 < difference < bound, dtype
-
-
-def _plan_cost(velocities: NDArray[np.float64], sigmas: NDArray[np.float64], computed: tuple[int, ...]) -> float:
-    """By the formula, gap by gap, each with its best damping."""
-    total = 0.0
-    for number, (here, there) in enumerate(pairwise(computed)):
-        errors = []
-        for damping in DAMPINGS:
-            error = np.zeros(velocities.shape[1])
-            for s in range(here + 1, there):
-                forecast = velocities[here]
-                if number:
-                    before = computed[number - 1]
-                    forecast = forecast + damping * (velocities[here] - velocities[before]) * (s - here) / (here - before)
-                error += (forecast - velocities[s]) * (sigmas[s + 1] - sigmas[s])
-            errors.append(float((error**2).mean()))
-        total += min(errors)
-    return total
-
-
-@settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
-def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
-    rng = np.random.default_rng(seed)
-    velocities = np.cumsum(rng.standard_normal((8, 5)), axis=0)
-    sigmas = np.sort(rng.random(9))[::-1]
-    plan = plan_steps(velocities @ velocities.T / 5, sigmas, num_computed)
-    every = [(0, *middle, 7) for middle in combinations(range(1, 7), num_computed - 2)]
-    cheapest = min(_plan_cost(velocities, sigmas, computed) for computed in every)
-    assert len(plan.computed) == num_computed
-    assert plan.cost == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
-    assert _plan_cost(velocities, sigmas, plan.computed) == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
-
-
-def test_too_few_steps_are_no_plan() -> None:
-    with pytest.raises(ValueError, match="3 of 50 steps is no plan; compute between 7 and 50"):
-        plan_steps(np.eye(50), np.linspace(1, 0, 51), 3)
-
-
-def test_a_calibrated_recipe_fits_its_model_and_steps_alone(tiny_wan: Path) -> None:
-    renderer = Renderer(read_card(str(tiny_wan)))
-    takes = calibration_takes(renderer.family.card, ["a red circle", "a blue square"], 8, 4.0)
-    recipe = calibrate_planned(renderer, takes, 4)
-    assert load_recipe(recipe.to_dict()) == recipe
-    assert recipe.calibration is not None
-    model = model_hash(renderer.family.card.path)
-    recipe.calibration.check(model, 8, recipe.name)
-    with pytest.raises(ValueError, match="calibrated for another model"):
-        recipe.calibration.check("other", 8, recipe.name)
-    with pytest.raises(ValueError, match="calibrated for 8 steps, the take has 9"):
-        recipe.calibration.check(model, 9, recipe.name)
-    rendered = renderer.render(takes[0], recipe)
-    assert rendered.trace is not None
-    assert rendered.trace.summary() == {"compute": 8, "reuse": 8}
 
 
 def test_output_site_skips_the_model_and_gives_it_back(tiny_wan: Path) -> None:

@@ -1,12 +1,15 @@
 """Correct a velocity by the trajectory's mean acceleration, read off the latents (MeanCache, arXiv 2601.19961; re-derived).
 
-t is the last computed place and r the one before; z the latents there, v the velocity. On the sigma abscissa
+t is the last computed place and r a few computed places before it; z the latents there, v the velocity. On the sigma abscissa
 JVP = [z_t - z_r - (t - r) v_r] / (t - r)^2 is half of the acceleration since r, and the velocity to go on with from s is v_t + 2 (s - t) JVP.
 The guided v_r, which moved the latents, is read off their first step after r, so that branches need not know each other.
+
+With r just before t there is nothing to correct by: if a reused v_r has moved the latents all the way, JVP is 0.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,11 +20,16 @@ from .predictor import Predictor
 
 @dataclass(frozen=True)
 class MeanVelocityConfig:
-    """damping: share of the correction that is believed, 1 for all of it, 0 for plain reuse."""
+    """states_back: how many computed places before the last one the acceleration is measured from (K). damping: share of the correction
+    that is believed, 1 for all of it, 0 for plain reuse.
+    """
 
+    states_back: int = 2
     damping: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.states_back < 2:
+            raise ValueError(f"states_back is {self.states_back}; from 2 on the latents show a change of velocity.")
         if not 0 <= self.damping <= 1:
             raise ValueError(f"damping is {self.damping:g}; it must lie between 0 and 1.")
 
@@ -33,8 +41,8 @@ class MeanVelocity(Predictor):
         super().__init__()
         self.config = config
         self._last: tuple[float, Tensor] | None = None  # latents of the call at hand
-        self._computed: tuple[float, Tensor] | None = None  # latents at the last computed place
-        self._moved: tuple[float, Tensor] | None = None  # the latents' slope just behind it
+        self._computed: deque[tuple[float, Tensor]] = deque()  # latents at the last computed places
+        self._moved: deque[Tensor] = deque()  # the latents' slopes just behind these
         self._velocity: Kept | None = None
         self._correction: Tensor | None = None
 
@@ -44,24 +52,27 @@ class MeanVelocity(Predictor):
 
     @property
     def num_probes(self) -> int:
-        return 3
+        """Latents and slope of each place, and the correction."""
+        return 2 * self.config.states_back + 1
 
     @property
     def ready(self) -> bool:
         return self._velocity is not None
 
     def measure(self, at: float, probe: Tensor) -> None:
-        if self._computed is not None and self._moved is None and at > self._computed[0]:
-            place, latents = self._computed
-            self._moved = (place, (probe - latents) / (at - place))
+        if len(self._moved) < len(self._computed) and at > self._computed[-1][0]:
+            place, latents = self._computed[-1]
+            self._moved.append((probe - latents) / (at - place))
         self._last = (at, probe)
 
     def push(self, at: float, feature: Tensor) -> None:
         assert self._last is not None and self._last[0] == at, "push() before measure()"
-        if self._computed is not None and self._moved is not None:
-            gap = at - self._computed[0]
-            self._correction = (self._last[1] - self._computed[1] - gap * self._moved[1]) / gap**2
-        self._computed, self._moved, self._last = self._last, None, None
+        if len(self._computed) == self.config.states_back:
+            place, latents = self._computed.popleft()
+            gap = at - place
+            self._correction = (self._last[1] - latents - gap * self._moved.popleft()) / gap**2
+        self._computed.append(self._last)
+        self._last = None
         self._velocity = self.storage.put(feature)
 
     def settle(self, at: float, feature: Tensor) -> None:
@@ -69,8 +80,8 @@ class MeanVelocity(Predictor):
 
     def predict(self, at: float) -> Tensor:
         """The abscissa runs against sigma, so that the latents' slope along it is the velocity over minus its span."""
-        assert self._velocity is not None and self._computed is not None, "predict() before push()"
+        assert self._velocity is not None and self._computed, "predict() before push()"
         velocity = self._velocity.get()
         if self._correction is None or not self.config.damping:
             return velocity
-        return velocity - 2 * self.span * self.config.damping * (at - self._computed[0]) * self._correction.to(velocity.dtype)
+        return velocity - 2 * self.span * self.config.damping * (at - self._computed[-1][0]) * self._correction.to(velocity.dtype)

@@ -1,0 +1,288 @@
+"""Calibrations: their numbers against brute force and values worked out by hand, their recipes on tiny models from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from longtake.cache import Recipe, load_recipe
+from longtake.cache.calibration.ertacache import harmful_steps
+from longtake.cache.calibration.lemica import plan_minimax
+from longtake.cache.calibration.magcache import magnitude_ratios
+from longtake.cache.calibration.meancache import GAMMA, error_weights, plan_mean_velocities
+from longtake.cache.calibration.planned import DAMPINGS, plan_steps
+from longtake.cache.calibration.ra_cfgcache import fit_gain, guided_changes
+from longtake.cache.calibration.smoothcache import smooth_steps
+from longtake.cache.calibration.teacache import rescaling
+from longtake.cache.decision import Decision
+from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
+from longtake.jobs.cli import app
+from longtake.pipeline.caching import check_recipe
+from longtake.pipeline.calibrate import CALIBRATIONS, calibration_takes
+from longtake.pipeline.card import model_hash, read_card
+from longtake.pipeline.denoise import Denoising, Step
+from longtake.pipeline.measure import measure_skips, record_steps, record_take
+from longtake.pipeline.render import Renderer
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+Floats = NDArray[np.float64]
+Past = tuple[int, ...]
+
+
+def _every_path(num_steps: int, num_computed: int) -> list[Past]:
+    return [(0, *middle, num_steps - 1) for middle in combinations(range(1, num_steps - 1), num_computed - 2)]
+
+
+def _trajectory(seed: int) -> tuple[Floats, Floats]:
+    """Velocities [8, 5] and sigmas [9]."""
+    rng = np.random.default_rng(seed)
+    return np.cumsum(rng.standard_normal((8, 5)), axis=0), np.sort(rng.random(9))[::-1]
+
+
+def _plan_cost(velocities: Floats, sigmas: Floats, computed: Past) -> float:
+    """By the formula, gap by gap, each with its best damping."""
+    total = 0.0
+    for number, (here, there) in enumerate(pairwise(computed)):
+        errors = []
+        for damping in DAMPINGS:
+            error = np.zeros(velocities.shape[1])
+            for s in range(here + 1, there):
+                forecast = velocities[here]
+                if number:
+                    before = computed[number - 1]
+                    forecast = forecast + damping * (velocities[here] - velocities[before]) * (s - here) / (here - before)
+                error += (forecast - velocities[s]) * (sigmas[s + 1] - sigmas[s])
+            errors.append(float((error**2).mean()))
+        total += min(errors)
+    return total
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
+def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
+    velocities, sigmas = _trajectory(seed)
+    plan = plan_steps(velocities @ velocities.T / 5, sigmas, num_computed)
+    cheapest = min(_plan_cost(velocities, sigmas, computed) for computed in _every_path(8, num_computed))
+    assert len(plan.computed) == num_computed
+    assert plan.cost == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
+    assert _plan_cost(velocities, sigmas, plan.computed) == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
+
+
+def test_too_few_steps_are_no_plan() -> None:
+    with pytest.raises(ValueError, match="3 of 50 steps is no plan; compute between 7 and 50"):
+        plan_steps(np.eye(50), np.linspace(1, 0, 51), 3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), num_computed=st.integers(4, 6))
+def test_minimax_sorts_the_worst_gaps_first(seed: int, num_computed: int) -> None:
+    """Few different errors, so that ties are broken by the next worst gap."""
+    errors = np.triu(np.random.default_rng(seed).integers(0, 5, (8, 8)).astype(float), 2)
+
+    def worst_first(computed: Past) -> list[float]:
+        return sorted((errors[edge] for edge in pairwise(computed)), reverse=True)
+
+    reachable = [path for path in _every_path(8, num_computed) if all(there - here <= 4 for here, there in pairwise(path))]
+    assert worst_first(plan_minimax(errors, num_computed, max_gap=4)) == min(map(worst_first, reachable))
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), num_computed=st.integers(3, 6), states_back=st.integers(2, 3))
+def test_mean_velocities_are_planned_with_the_predictors_own_forecasts(seed: int, num_computed: int, states_back: int) -> None:
+    """Errors from the Gram matrix are those of the predictor's forecasts along the uncached take; the plan is the cheapest of all."""
+    velocities, sigmas = _trajectory(seed)
+    latents = np.vstack((np.zeros(5), np.cumsum(velocities * np.diff(sigmas)[:, None], axis=0)))
+
+    def cost(computed: Past) -> float:
+        total = 0.0
+        for number, (here, there) in enumerate(pairwise(computed)):
+            past = computed[number - states_back : number + 1] if number >= states_back else (here,)
+            weights = error_weights(past, there, sigmas)
+            total += float(np.square(weights @ velocities).mean()) ** (GAMMA / 2)
+        return total
+
+    plan = plan_mean_velocities(velocities @ velocities.T / 5, sigmas, num_computed, states_back=states_back)
+    assert cost(plan) == pytest.approx(min(map(cost, _every_path(8, num_computed))), rel=1e-6, abs=1e-12)
+    predictor = MeanVelocity(MeanVelocityConfig(states_back))
+    predictor.span = 8.0
+    for number, (here, there) in enumerate(pairwise(plan)):
+        error = np.zeros(5)
+        for step in range(here, there):
+            at = 8 * (1 - sigmas[step])
+            predictor.measure(at, torch.from_numpy(latents[step]))
+            if step == here:
+                predictor.push(at, torch.from_numpy(velocities[step]))
+            else:
+                error += (predictor.predict(at).numpy() - velocities[step]) * (sigmas[step + 1] - sigmas[step])
+        past = plan[number - states_back : number + 1] if number >= states_back else (here,)
+        assert np.allclose(error_weights(past, there, sigmas) @ velocities, error, atol=1e-6)
+
+
+def test_harmful_steps_by_hand() -> None:
+    # From 0: 0.1, then 0.3 >= 0.2, computed; from 2: 0.1, 0.2, computed; the last one is computed anyway.
+    changes = np.zeros((6, 6))
+    changes[0, 1:3], changes[2, 3:5], changes[4, 5] = (0.1, 0.3), (0.1, 0.2), 0.1
+    assert harmful_steps(changes, 0.2) == (0, 2, 4, 5)
+
+
+def test_smooth_steps_by_hand() -> None:
+    # From 0, three steps back is too far off at 3 and two is not at 2: skip 1 and 2. From 3, even one is at 4. From 4, the last stays.
+    errors = np.zeros((3, 7))
+    errors[2, 3], errors[1, 2], errors[:, 4:6] = 0.5, 0.1, 0.9
+    errors[0, 5] = 0.2
+    assert smooth_steps(errors, 0.2) == (0, 3, 4, 6)
+
+
+def test_magnitude_ratios_by_hand() -> None:
+    # Two takes of three steps and two tokens: 2/1 and 4/4, then 1/2 and 2/4; 1 and 1 throughout.
+    norms = np.array([[[1.0, 4.0], [2.0, 4.0], [1.0, 2.0]], [[1.0, 1.0]] * 3])
+    assert magnitude_ratios(norms) == [1.0, 1.25, 0.75]
+
+
+def test_rescaling_finds_a_polynomial() -> None:
+    probes = np.linspace(0.01, 0.2, 30, dtype=np.float64)
+    coefficients = [300.0, -40.0, 5.0, 2.0, 0.01]
+    assert np.allclose(rescaling(probes, np.polyval(coefficients, probes)), coefficients, rtol=1e-6)
+    assert np.allclose(rescaling(probes[:2], 3 * probes[:2]), [3.0, 0.0])
+    with pytest.raises(ValueError, match="the same at every step"):
+        rescaling(np.full(4, 0.1), np.ones(4))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 99), scale=st.floats(1, 10))
+def test_guided_changes_are_lengths_of_guided_drifts(seed: int, scale: float) -> None:
+    cond, uncond = np.random.default_rng(seed).standard_normal((2, 6))
+    lengths = np.linalg.norm(cond), np.linalg.norm(uncond)
+    guided = guided_changes(np.array([lengths[0]]), np.array([lengths[1]]), scale, cond @ uncond / (lengths[0] * lengths[1]))
+    assert guided[0] == pytest.approx(np.linalg.norm(uncond + scale * (cond - uncond)), abs=1e-6)
+
+
+def test_gains_are_fitted() -> None:
+    gains = 2 * (1 - np.arange(20) / 20) ** 3 + 0.5
+    gains[0] = gains[-1] = np.nan
+    assert np.allclose(fit_gain(gains), (2.0, 3.0, 0.5))
+
+
+def _renderer(folder: Path) -> Renderer:
+    return Renderer(read_card(str(folder)))
+
+
+def test_a_recorder_sees_what_sites_keep_and_changes_nothing(tiny_wan: Path) -> None:
+    renderer = _renderer(tiny_wan)
+    [take] = calibration_takes(renderer.family.card, ["a red circle"], 6, 4.0)
+    plain = [step.velocity for step in renderer.steps(take, None) if isinstance(step, Step)]
+    series = record_take(renderer, take, load_recipe("planned"))
+    assert set(series) == {(0, "cond", 0, ""), (0, "uncond", 0, "")}
+    for cond, uncond, velocity in zip(*series.values(), plain, strict=True):
+        assert torch.allclose(uncond.feature + 4.0 * (cond.feature - uncond.feature), velocity, atol=1e-5)
+    first = next(record_steps(renderer, take, load_recipe("smoothcache")))
+    assert {(part, name) for part, _, _, name in first} == {(0, "attn1"), (1, "attn2"), (2, "ffn")}
+
+
+@pytest.mark.parametrize("name", ["lemica", "ra_cfgcache"])
+def test_skips_are_what_the_recipe_would_do(name: str, tiny_wan: Path) -> None:
+    renderer, here, there = _renderer(tiny_wan), 2, 5
+    [take] = calibration_takes(renderer.family.card, ["a red circle"], 8, 4.0)
+    form = load_recipe(name)
+    measured = measure_skips(renderer, take, form, max_gap=3)
+    computed = [step for step in range(8) if not here < step < there]
+    recipe = load_recipe({**form.to_dict(), "calibrated": False, "trigger": {"name": "mask", "computed": computed}})
+    full, cached = (list(islice(renderer.steps(take, used), there + 1)) for used in (None, recipe))
+    assert isinstance(full[-1], Step) and isinstance(cached[-1], Step)
+    error = (cached[-1].clean - full[-1].clean).abs().mean() / renderer.render(take, None).latents.abs().mean()
+    assert measured[here, there] == pytest.approx(float(error), rel=1e-4)
+    assert set(zip(*np.nonzero(measured), strict=True)) == {(i, j) for i in range(8) for j in (i + 2, i + 3) if j < 8}
+
+
+def test_a_fork_leaves_the_take_alone(tiny_wan: Path) -> None:
+    renderer = _renderer(tiny_wan)
+    [take] = calibration_takes(renderer.family.card, ["a red circle"], 4, 4.0)
+    denoising = Denoising(renderer.family, take, None, renderer.mesh)
+    list(islice(denoising, 2))
+    fork = denoising.fork()
+    list(fork)
+    assert denoising.index == 2
+    list(denoising)
+    assert torch.equal(denoising.latents, fork.latents)
+    assert torch.equal(denoising.latents, renderer.render(take, None).latents)
+
+
+_OPTIONS: dict[str, list[str]] = {
+    "ertacache": ["--threshold", "0.3"],
+    "lemica": ["--computed", "5"],
+    "meancache": ["--computed", "5"],
+    "planned": ["--computed", "4"],
+    "smoothcache": ["--threshold", "0.3"],
+}
+_THRESHOLDS = {("ra_cfgcache", "tiny_wan"): 0.2, ("teacache", "tiny_wan"): 0.2, ("teacache", "tiny_hunyuan"): 0.5}
+_ANY_STEPS = {"magcache", "ra_cfgcache", "teacache"}
+
+
+def _calibrate(model: Path, name: str, out: Path, options: Sequence[str] = (), prompts: int = 1) -> Any:
+    prompt = [word for text in ("a red circle", "a blue square")[:prompts] for word in ("--prompt", text)]
+    return CliRunner().invoke(app, ["calibrate", str(model), "--recipe", name, "--steps", "8", "--out", str(out), *prompt, *options])
+
+
+def _adjusted(path: Path, name: str, model: str) -> Recipe:
+    threshold = _THRESHOLDS.get((name, model))
+    return load_recipe(str(path), {"trigger": {"threshold": threshold}} if threshold else None)
+
+
+@pytest.mark.parametrize("name", sorted(CALIBRATIONS))
+@pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
+def test_a_calibrated_recipe_serves_its_model_and_steps_alone(name: str, model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder, out = request.getfixturevalue(model), tmp_path / "recipe.yaml"
+    if (name, model) == ("ra_cfgcache", "tiny_hunyuan"):
+        pytest.skip("guidance embedded: there is one branch")
+    done = _calibrate(folder, name, out, _OPTIONS.get(name, []), prompts=2)
+    assert done.exit_code == 0, done.output
+    recipe, renderer = _adjusted(out, name, model), _renderer(folder)
+    [take] = calibration_takes(renderer.family.card, ["a green triangle"], 8, 5.0)
+    model_there = model_hash(folder)
+    check_recipe(recipe, renderer.family.card, take, model_there)
+    with pytest.raises(ValueError, match="calibrated for another model"):
+        check_recipe(recipe, renderer.family.card, take, "other")
+    longer = replace(take, num_inference_steps=9)
+    if name in _ANY_STEPS:
+        check_recipe(recipe, renderer.family.card, longer, model_there)
+    else:
+        with pytest.raises(ValueError, match="calibrated for 8 steps, the take has 9"):
+            check_recipe(recipe, renderer.family.card, longer, model_there)
+    rendered = renderer.render(take, recipe)
+    assert rendered.trace is not None
+    assert rendered.trace.count(Decision.REUSE) > 0
+    assert rendered.trace.count(Decision.COMPUTE) > 0
+    print(name, rendered.trace.summary())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("teacahce", [], "Did you mean 'teacache'"),
+        ("fbcache", [], "Recipe 'fbcache' cannot be calibrated"),
+        ("teacache", ["--computed", "4"], "--computed is for recipes that plan"),
+        ("planned", ["--threshold", "0.1"], "--threshold is for recipes whose steps"),
+        ("lemica", ["--computed", "2"], "2 of 8 steps is no plan; compute between 3 and 8"),
+        ("smoothcache", ["--threshold", "0"], "nothing would be reused"),
+        ("ra_cfgcache", ["--guidance-scale", "1"], "works on both guidance branches"),
+        ("planned", ["--out", "nowhere/recipe.yaml"], "There is no folder 'nowhere'"),
+    ],
+)
+def test_calibrations_that_make_no_sense_are_refused(name: str, options: list[str], message: str, tiny_wan: Path, tmp_path: Path) -> None:
+    refused = _calibrate(tiny_wan, name, tmp_path / "recipe.yaml", options)
+    assert refused.exit_code == 2
+    assert message in refused.output
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
+def test_calibration_needs_prompts(tiny_wan: Path, tmp_path: Path) -> None:
+    assert "give --prompt" in _calibrate(tiny_wan, "planned", tmp_path / "recipe.yaml", prompts=0).output
