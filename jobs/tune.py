@@ -115,9 +115,12 @@ def run_tuning(tuning: Tuning, num_trials: int, say: Say) -> bool:
     for trial in search(tuning.candidates, bench.measure, tuning.goal, num_trials):
         trials.append(trial)
         say(_line(trial, tuning.goal))
+    if any(map(tuning.goal.is_reached, trials)):
+        say("timing the best again")
     best = confirm(trials, bench.measure, tuning.goal)
     if best is None:
-        nearest = max(trials, key=tuning.goal.held)
+        reusing = [trial for trial in trials if trial.computed < 1] or trials
+        nearest = max(reusing, key=tuning.goal.held)
         say(f"nothing tried reaches {tuning.goal} and saves time; the nearest: {_named(nearest.recipe)}, {nearest}")
         return False
     found = replace(best.recipe, name=f"{best.recipe.name.removesuffix('-tuned')}-tuned")
@@ -149,21 +152,25 @@ def _written(recipe: Recipe, best: Trial, tuning: Tuning) -> str:
 
 def _picture(trials: Sequence[Trial], best: Trial, tuning: Tuning) -> bytes:
     """PNG: PSNR against speed-up of all trials, a line a recipe, with the goal and the best one."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     axes = figure.subplots()
     top = max((trial.psnr for trial in trials if trial.psnr < float("inf")), default=100.0) + 1
     shown = [replace(trial, psnr=min(trial.psnr, top)) for trial in trials]  # where nothing was reused PSNR has no end
-    colours, markers = cycle(_colours()), cycle("osD^v")
+    colours, markers = cycle(colormaps["tab20"](range(20))), cycle("osD^v<>")
     for name in dict.fromkeys(trial.recipe.name for trial in trials):
-        tried = sorted((trial for trial in shown if trial.recipe.name == name), key=lambda trial: trial.speedup)
+        tried = sorted((trial for trial in shown if trial.recipe.name == name), key=lambda trial: trial.psnr)
         points = [trial.speedup for trial in tried], [trial.psnr for trial in tried]
         axes.plot(*points, marker=next(markers), color=next(colours), markersize=5, linewidth=1, label=name)
-    star = {"marker": "*", "markersize": 20, "color": "gold", "markeredgecolor": "black", "linestyle": "none", "zorder": 3}
+    star: dict[str, Any] = {"marker": "*", "markersize": 15, "color": "gold", "markeredgecolor": "black", "linestyle": "none", "zorder": 3}
     axes.plot([best.speedup], [min(best.psnr, top)], label=f"best: {_named(best.recipe)}", **star)
     line: dict[str, Any] = {"color": "0.3", "linestyle": "--", "label": f"goal: {tuning.goal}"}
-    axes.axhline(tuning.goal.psnr, **line) if tuning.goal.psnr is not None else axes.axvline(tuning.goal.speedup, **line)
+    if tuning.goal.psnr is not None:
+        axes.axhline(tuning.goal.psnr, **line)
+    if tuning.goal.speedup is not None:
+        axes.axvline(tuning.goal.speedup, **line)
     axes.set(xlabel="speed-up of denoising", ylabel="PSNR against no cache, dB", title=f"{tuning.job}: {tuning}")
     axes.title.set_fontsize("small")
     axes.grid(alpha=0.3)
@@ -171,9 +178,3 @@ def _picture(trials: Sequence[Trial], best: Trial, tuning: Tuning) -> bytes:
     content = BytesIO()
     figure.savefig(content, format="png", dpi=100)
     return content.getvalue()
-
-
-def _colours() -> Sequence[Any]:
-    from matplotlib import colormaps
-
-    return colormaps["tab20"].colors

@@ -113,12 +113,20 @@ def test_what_cannot_overtake_the_leader_is_dropped() -> None:
 
 
 def test_a_lucky_clock_is_found_out() -> None:
-    goal = Goal(speedup=2)
-    lucky, steady = Trial(RECIPES[0], 40.0, 2.1, 0.5), Trial(RECIPES[1], 35.0, 2.3, 0.5)
-    again = {"fbcache": replace(lucky, speedup=1.7), "interval": replace(steady, speedup=2.5)}
-    found = confirm([lucky, steady], lambda recipe: again[recipe.name], goal)
-    assert found == replace(steady, speedup=pytest.approx(2.4))
-    assert confirm([lucky], lambda recipe: again[recipe.name], goal) is None
+    lucky, steady, slow = (
+        Trial(recipe, psnr, speedup, 0.5) for recipe, (psnr, speedup) in zip(RECIPES, ((40, 9), (35, 2.3), (50, 1.9)), strict=False)
+    )
+    again = {"fbcache": 1.7, "interval": 2.2}
+    measured: list[str] = []
+
+    def measure(recipe: Recipe) -> Trial:
+        measured.append(recipe.name)
+        return Trial(recipe, 0.0, again[recipe.name], 0.5)
+
+    assert confirm([slow, lucky, steady], measure, Goal(psnr=30)) == replace(steady, speedup=2.2)
+    assert confirm([slow, lucky, steady], measure, Goal(speedup=2)) == replace(steady, speedup=2.2)
+    assert confirm([lucky], measure, Goal(speedup=2)) is None
+    assert "bwcache" not in measured  # it was no match already
 
 
 def _write_job(folder: Path, model: Path) -> Path:
