@@ -21,7 +21,7 @@ from ..pipeline.files import write_atomic
 from ..pipeline.options import ModelOptions
 from ..pipeline.take import Take
 from ..pipeline.tuning import Goal, Trial, confirm, search
-from .config import load_job
+from .config import CacheConfig, load_job
 from .plan import Plan, plan_job
 
 Say = Callable[[str], None]
@@ -52,14 +52,16 @@ class Tuning:
 
 def plan_tuning(job: str, goal: Goal, *, take: str | None, recipes: Sequence[str], out: Path | None, force: bool) -> Tuning:
     """Raises ValueError with the value and the mend. take: its name, the first one if None. recipes: the candidates, all shipped if empty."""
-    plan = plan_job(load_job(job, ["cache=none"]))
+    config = load_job(job)
+    cache = CacheConfig(dtype=config.cache.dtype, budget_gb=config.cache.budget_gb, over_budget=config.cache.over_budget)
+    plan = plan_job(replace(config, cache=cache))
     names = [planned.take.name for planned in plan.takes]
     if take is not None and take not in names:
         raise ValueError(f"The job has no take '{take}'. {suggestion(take, names)}")
     proxy = plan.takes[names.index(take) if take else 0].take.proxy(plan.card)
     target = out or Path(job).parent / "tuned.yaml"
     _check_target(target, force)
-    candidates, skipped = _candidates(plan, proxy, recipes)
+    candidates, skipped = _candidates(plan, recipes)
     return Tuning(job, plan, proxy, _device(plan.job.device), goal, tuple(candidates), tuple(skipped), target)
 
 
@@ -73,23 +75,32 @@ def _check_target(out: Path, force: bool) -> None:
         raise ValueError(f"{' and '.join(there)} would be overwritten; give another --out, or --force.")
 
 
-def _candidates(plan: Plan, proxy: Take, names: Sequence[str]) -> tuple[list[Recipe], list[str]]:
-    """The recipes that work on the proxy, and why the others do not; one that was asked for by name must."""
+def _candidates(plan: Plan, names: Sequence[str]) -> tuple[list[Recipe], list[str]]:
+    """The recipes that the job could use, and why it could not use the others; one that was asked for by name it must."""
     fitting, skipped = [], []
-    for shipped in map(load_recipe, dict.fromkeys(names or recipe_names())):
+    for name in dict.fromkeys(names or recipe_names()):
+        recipe = load_recipe(name, dtype=plan.job.cache.dtype)
         try:
-            recipe = shipped.fitted(plan.card.dim, plan.card.num_layers)
-            check_recipe(recipe, plan.card, proxy, plan.model, plan.degrees)
+            fitting.append(_fitted(recipe, plan))
         except ValueError as error:
             if names:
                 raise
             skipped.append(str(error))
-            continue
-        measured = shipped.calibrated and recipe.calibration is None  # published numbers, which are no other model's
-        fitting.append(replace(recipe, calibration=Calibration(plan.model)) if measured else recipe)
     if not fitting:
-        raise ValueError(f"No recipe works on take '{proxy.name}': {skipped[0]}")
+        raise ValueError(f"No recipe works on this job: {skipped[0]}")
     return fitting, skipped
+
+
+def _fitted(recipe: Recipe, plan: Plan) -> Recipe:
+    """Raises ValueError if it does not work on one of the job's takes, or would hold more than the job's budget."""
+    fitted = recipe.fitted(plan.card.dim, plan.card.num_layers)
+    if recipe.calibrated and fitted.calibration is None:  # published numbers, which are no other model's
+        fitted = replace(fitted, calibration=Calibration(plan.model))
+    for planned in plan.takes:
+        check_recipe(fitted, plan.card, planned.take, plan.model, plan.degrees)
+        if plan.degrees is not None:
+            replace(plan, recipe=fitted).choose_place(planned.take, plan.degrees)
+    return fitted
 
 
 def _device(wanted: str) -> str:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Recipe, load_recipe
 from longtake.cache.knobs import KNOBS, describe_knobs, ladder
-from longtake.cache.recipe import recipe_names
+from longtake.cache.recipe import Calibration, recipe_names
 from longtake.cache.triggers import TRIGGERS
 from longtake.jobs.cli import app
 from longtake.jobs.config import load_job
 from longtake.jobs.plan import plan_job
-from longtake.jobs.tune import plan_tuning
+from longtake.jobs.tune import _candidates, plan_tuning
 from longtake.pipeline.tuning import Goal, Trial, confirm, search
 from PIL import Image
 from typer.testing import CliRunner
@@ -192,6 +192,25 @@ def test_recipes_that_do_not_fit_are_named_and_skipped(tiny_wan: Path, tmp_path:
     skipped = [name for name in recipe_names() if any(f"'{name}'" in reason for reason in tuning.skipped)]
     assert {"magcache", "lemica"} <= set(skipped)
     assert [recipe.name for recipe in tuning.candidates] == [name for name in recipe_names() if name not in skipped]
+
+
+def test_candidates_keep_to_the_job(tiny_wan: Path, tmp_path: Path) -> None:
+    job = _write_job(tmp_path, tiny_wan)
+    content = yaml.safe_load(job.read_text())
+    job.write_text(yaml.safe_dump({**content, "cache": {"recipe": "fbcache", "budget_gb": 0.0001, "dtype": "bfloat16"}, "guidance_scale": 1}))
+    tuning = plan_tuning(str(job), Goal(psnr=30), take=None, recipes=[], out=None, force=False)
+    names = {recipe.name for recipe in tuning.candidates}
+    assert "interval" in names
+    assert not names & {"taylorseer", "fastercache"}  # over the budget; without a second branch
+    assert {recipe.dtype for recipe in tuning.candidates} == {"bfloat16"}
+
+
+def test_published_numbers_stay_with_their_model(tiny_wan: Path, tmp_path: Path) -> None:
+    plan = plan_job(load_job(str(_write_job(tmp_path, tiny_wan))))
+    known = replace(plan, card=replace(plan.card, dim=1536, num_layers=30))
+    (recipe,), _ = _candidates(known, ["teacache"])
+    assert recipe.calibration == Calibration(plan.model)
+    assert load_recipe(recipe.to_dict()) == recipe
 
 
 def test_a_proxy_is_one_window_of_a_take(tiny_wan: Path) -> None:
