@@ -118,7 +118,7 @@ def run_tuning(tuning: Tuning, num_trials: int, say: Say) -> bool:
 
     for reason in tuning.skipped:
         say(f"skipped: {reason}")
-    say(f"proxy: {tuning}; {len(tuning.candidates)} recipe(s), at most {num_trials} trials each")
+    say(f"proxy: {tuning}; {len(tuning.candidates)} recipe(s), at most {num_trials} trial(s) each")
     options: ModelOptions = replace(tuning.plan.model_options, shard="none")  # there is no gang to share the weights with
     bench = ProxyBench(Renderer(tuning.plan.card, options, device=tuning.device), tuning.proxy)
     say(f"without a cache: {bench.seconds:.2f} s")
