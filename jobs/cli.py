@@ -165,6 +165,32 @@ def _device() -> str:
 
 
 @app.command()
+def tune(
+    job: Annotated[str, typer.Argument(help="the job's YAML file")],
+    psnr: Annotated[float | None, typer.Option(help="find the fastest recipe of at least so many dB against no cache")] = None,
+    speedup: Annotated[float | None, typer.Option(help="find the best recipe that is at least so many times as fast")] = None,
+    take: Annotated[str | None, typer.Option(help="the take to try recipes on; the first one if left out")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="a candidate, name or YAML path; repeat for several; else all shipped ones")] = None,
+    trials: Annotated[int, typer.Option(help="settings to try of a recipe", min=1)] = 4,
+    out: Annotated[Path | None, typer.Option(help="the recipe to write; tuned.yaml beside the job if left out")] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite an earlier one")] = False,
+) -> None:
+    """Search recipes and their thresholds on a short proxy of a job; write the best as a recipe, with a picture of all that was tried."""
+    from ..pipeline.tuning import Goal
+    from .tune import plan_tuning, run_tuning
+
+    goal = _checked(Goal, psnr, speedup)
+    tuning = _checked(plan_tuning, job, goal, take=take, recipes=recipe or [], out=out, force=force)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        is_reached = _checked(run_tuning, tuning, trials, lambda line: console.print(line, markup=False))
+    except KeyboardInterrupt:
+        _errors.print("[red]stopped:[/red] nothing is written")
+        raise typer.Exit(130) from None
+    raise typer.Exit(0 if is_reached else 1)
+
+
+@app.command()
 def doctor(
     ranks: Annotated[int, typer.Option(help="how many ranks to measure the links between", min=1)] = 2,
     folder: Annotated[Path, typer.Option(help="where films are to be written")] = Path(),

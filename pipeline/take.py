@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .card import ModelCard
 from .noise import NOISES
@@ -60,6 +60,12 @@ class Take:
             timeline=TimelineSettings("full", 0, 0),
             noise="frame",
         )
+
+    def proxy(self, card: ModelCard) -> Take:
+        """The start of the take as one clip with its first prompt, no longer than a window, or than the model's own clips without windows."""
+        window = card.trained_frames if self.timeline.name == "full" else (self.timeline.window - 1) * card.temporal_stride + 1
+        num_frames = min(self.num_frames, window)
+        return replace(self, prompts=self.prompts[:1], num_frames=num_frames, timeline=TimelineSettings("full", 0, 0))
 
     def check(self, card: ModelCard) -> None:
         """Raise ValueError, with the value and the mend, for what this model cannot render."""

@@ -16,11 +16,14 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from longtake.jobs.cli import app
 from longtake.jobs.config import load_job
 from longtake.jobs.manifest import read_manifest
 from longtake.jobs.plan import plan_job
 from longtake.pipeline.film import probe
 from safetensors.torch import load_file
+from typer.core import TyperGroup
+from typer.main import get_command
 
 JOB: dict[str, Any] = {
     "num_inference_steps": 6,
@@ -130,6 +133,12 @@ def test_film_key_follows_what_changes_the_film_and_nothing_else(tiny_wan: Path,
         assert keys(same) == base, same
     for other in ("takes.0.seed=2", "cache=none", "cache.trigger.threshold=0.3", "guidance_scale=3", "model.dtype=bfloat16", "timeline.overlap=4"):
         assert keys(other)[0] != base[0], other
+
+
+def test_the_verbs_are_these() -> None:
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    assert set(command.commands) == {"render", "compare", "recipes", "trace", "calibrate", "tune", "doctor"}
 
 
 def test_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
