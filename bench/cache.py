@@ -26,12 +26,11 @@ from ..cache import Recipe
 from ..pipeline.card import read_card
 from ..pipeline.demo.score import Score, score_clips
 from ..pipeline.render import Renderer
+from . import rivals, same_method
 from .cache_picture import draw
 from .contenders import OURS, STEPS, Contender, Setting, Tuning, our_contenders
 from .fronts import Point, comparable_at, fastest_at
 from .results import RESULTS, Bar, write_results
-from .rivals import LEFT_OUT, rivals
-from .same_method import pairs
 from .step_costs import compute_recipe, reuse_recipe, time_calls
 from .stock import Clip, Film, Studio, clips, moving_region, psnr
 
@@ -84,7 +83,7 @@ def main() -> None:
     raw: dict[str, Any] = {}
     for steps in STEPS:
         tuning = Tuning(studio, renderer, tuned, steps)
-        contenders = [*our_contenders(tuning), *rivals(tuning)]
+        contenders = [*our_contenders(tuning), *rivals.contenders(tuning)]
         measured += measure(studio, contenders, shown, steps)
         if steps == STEPS[0]:
             recipes = {(who.method, setting.label): setting.recipe for who in contenders for setting in who.settings if setting.recipe}
@@ -92,7 +91,11 @@ def main() -> None:
     fronts, raw["fronts"] = _fronts(measured)
     score_bar, raw["score"] = _score_drop(renderer, measured, recipes)
     costs, raw["share_of_a_call"] = _costs(studio, recipes)
-    raw |= {"clips": [asdict(clip) for clip in shown], "tuning_clips": [asdict(clip) for clip in tuned], "left_out": LEFT_OUT}
+    raw |= {
+        "clips": [asdict(clip) for clip in shown],
+        "tuning_clips": [asdict(clip) for clip in tuned],
+        "left_out": {"measured": rivals.LEFT_OUT, "same_method": same_method.LEFT_OUT},
+    }
     raw["points"] = [asdict(point) for point in measured]
     draw(measured, RESULTS / "cache.png")
     write_results("cache", {**fronts, **bars, "score_drop": score_bar, **costs}, raw)
@@ -149,7 +152,7 @@ def _film(studio: Studio, clip: Clip, num_inference_steps: int, setting: Setting
 def _same_method(tuning: Tuning, shown: Sequence[Clip]) -> tuple[Bar, list[dict[str, Any]]]:
     """The largest difference in dB, over pairs and clips."""
     studio, steps, rows = tuning.studio, tuning.num_inference_steps, []
-    for pair in pairs(tuning):
+    for pair in same_method.pairs(tuning):
         settings = [pair.ours, pair.theirs]
         ours, theirs = zip(*(list(_compare(studio, clip, steps, settings)) for clip in shown), strict=True)
         rows.append(
@@ -222,7 +225,7 @@ def _look(only: str, num_inference_steps: int, every: int) -> None:
     studio = Studio()
     tuning = Tuning(studio, Renderer(read_card("demo")), clips(_TUNING_CLIPS, held_out=False), num_inference_steps)
     studio.film(tuning.clips[0], _WARM_UP_STEPS)
-    everyone = [*our_contenders(tuning), *rivals(tuning)]
+    everyone = [*our_contenders(tuning), *rivals.contenders(tuning)]
     chosen = [replace(who, settings=who.settings[::every]) for who in everyone if only in who.name]
     for point in sorted(measure(studio, chosen, tuning.clips[:1], num_inference_steps), key=lambda point: (point.tool, point.method)):
         where = f"{point.speedup:5.2f}x {point.psnr:6.2f} dB, moving {point.psnr_moving:6.2f} dB, {point.computed:g} calls"

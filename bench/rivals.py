@@ -47,7 +47,7 @@ LEFT_OUT = {
 ConfigOf = Callable[[Any], Any]  # from the pipeline, as some read its current timestep
 
 
-def rivals(tuning: Tuning) -> list[Contender]:
+def contenders(tuning: Tuning) -> list[Contender]:
     return [*_diffusers(tuning), *_cache_dit(tuning)]
 
 

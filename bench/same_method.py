@@ -1,8 +1,6 @@
 """Where a recipe of ours and a cache of theirs are one method with one set of parameters: both must land on the same point.
 
-cache-dit's TaylorSeer has no slope before its fourth computed step; the pair computes four, where that makes no difference. Left out:
-cache-dit's FoCa, which never divides by the gap between computed steps, and its DMD, which we do not have; diffusers' TaylorSeer with
-its default factors, which are kept in bf16.
+cache-dit's TaylorSeer has no slope before its fourth computed step; the pair computes four, where that makes no difference.
 """
 
 from __future__ import annotations
@@ -15,6 +13,13 @@ import cache_dit
 from ..cache import load_recipe
 from .contenders import Setting, Tuning, our_setting
 from .rivals import dbcache_setting, diffusers_setting, first_block, mag, mag_ratios, taylorseer
+
+LEFT_OUT = {
+    "cache-dit FoCa": "never divides by the gap between computed steps",
+    "cache-dit DMD": "no recipe here has its predictor",
+    "diffusers TaylorSeer, full mode": "keeps the output of each module, which no site here does; its lite mode is compared",
+    "diffusers SeaCache, PAB, FasterCache": "no recipe here takes the same parameters",
+}
 
 _THRESHOLD, _INTERVAL = 0.1, 4
 _MAG_THRESHOLD, _MAX_SKIPS = 0.12, 6
