@@ -1,4 +1,7 @@
-"""The picture beside the results of `bench cache`: PSNR against speed-up, a line a method, ours in colour, theirs in grey."""
+"""The picture beside the results of `bench cache`: PSNR against speed-up, a line a method, ours in colour, theirs in grey and dashed.
+
+The thick lines are the fronts: what the fastest method of ours, or of theirs, reaches at each PSNR.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import matplotlib
+import numpy as np
 
 from .contenders import OURS
+from .fronts import Point, fastest_at
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -30,35 +35,41 @@ class Plotted(Protocol):
     def psnr(self) -> float: ...
 
 
-_STYLES = [(line, marker) for marker in "osD" for line in ("--", "-.", ":")] + [("--", "v"), ("-.", "v"), (":", "v")]
+_LOW, _HIGH = 15, 60  # dB
+_GREYS = [(line, marker) for marker in "osDv^" for line in ("--", "-.", ":")]
 
 
 def draw(measured: Sequence[Plotted], path: Path) -> None:
     """One panel for each number of steps."""
     panels = sorted({point.num_inference_steps for point in measured}, reverse=True)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels) + 3, 7), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels) + 3, 8), squeeze=False)
     lines: dict[str, Any] = {}
     for axis, steps in zip(axes[0], panels, strict=True):
-        lines |= _draw_panel(axis, [point for point in measured if point.num_inference_steps == steps])
-        axis.set(title=f"{steps} steps", xlabel="speed-up by the clock", ylim=(15, 60))
+        of_steps = [point for point in measured if point.num_inference_steps == steps]
+        for is_ours in (True, False):
+            lines |= _draw_methods(axis, [point for point in of_steps if (point.tool == OURS) == is_ours], is_ours)
+        axis.set(title=f"{steps} steps", xlabel="speed-up by the clock", ylim=(_LOW, _HIGH))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("PSNR against the uncached film, dB")
     figure.legend(lines.values(), lines.keys(), loc="center right", fontsize="small")
-    figure.tight_layout(rect=(0, 0, 1 - 2.6 / figure.get_figwidth(), 1))
+    figure.tight_layout(rect=(0, 0, 1 - 2.7 / figure.get_figwidth(), 1))
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
 
-def _draw_panel(axis: Any, measured: Sequence[Plotted]) -> dict[str, Any]:
-    """The lines by name, ours first."""
-    methods: dict[tuple[bool, str], list[Plotted]] = {}
+def _draw_methods(axis: Any, measured: Sequence[Plotted], is_ours: bool) -> dict[str, Any]:
+    """The lines by name, the front first."""
+    methods: dict[str, list[Point]] = {}
     for point in measured:
-        methods.setdefault((point.tool != OURS, f"{point.tool} {point.method}"), []).append(point)
-    colours, greys = cycle(pyplot.get_cmap("tab20").colors), cycle(_STYLES)
-    lines = {}
-    for (is_theirs, name), points in sorted(methods.items()):
+        methods.setdefault(f"{point.tool} {point.method}", []).append(Point(point.speedup, point.psnr))
+    levels = np.linspace(_LOW, _HIGH, 10 * (_HIGH - _LOW) + 1)
+    thick: dict[str, Any] = {"color": "tab:red", "linewidth": 6, "alpha": 0.3} if is_ours else {"color": "0.3", "linewidth": 6, "alpha": 0.3}
+    front = axis.plot([fastest_at(methods, level)[0] for level in levels], levels, **thick)[0]
+    lines = {"front of ours" if is_ours else "front of theirs": front}
+    styles: Any = cycle([("-", ".")]) if is_ours else cycle(_GREYS)
+    colours = cycle(pyplot.get_cmap("tab20").colors) if is_ours else cycle(["0.5"])
+    for (name, points), (line, marker), colour in zip(sorted(methods.items()), styles, colours, strict=False):
         ordered = sorted(points, key=lambda point: point.speedup)
-        line, marker = next(greys) if is_theirs else ("-", ".")
-        style = {"color": "0.45", "markersize": 4, "linewidth": 1} if is_theirs else {"color": next(colours), "markersize": 8, "linewidth": 1.8}
-        lines[name] = axis.plot([p.speedup for p in ordered], [p.psnr for p in ordered], line, marker=marker, **style)[0]
+        places = [point.speedup for point in ordered], [point.psnr for point in ordered]
+        lines[name] = axis.plot(*places, line, marker=marker, color=colour, markersize=4, linewidth=1.5 if is_ours else 0.9)[0]
     return lines

@@ -28,12 +28,15 @@ from diffusers import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
+from diffusers.utils import logging
 from torch import Tensor
 
 from .contenders import INTERVALS, Contender, Setting, Tuning, geometric, longer
 
 os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # read at import; every cache put on or taken off is reported otherwise
 import cache_dit
+
+logging.set_verbosity_error()  # FasterCache warns before every film that it is experimental
 
 DIFFUSERS, CACHE_DIT = "diffusers", "cache-dit"
 _WAN_MODULES = [r"blocks\.\d+\.(attn1|attn2|ffn)"]
