@@ -8,7 +8,7 @@ from importlib import import_module
 
 from .results import read_bars
 
-_ALL = ("demo", "parallel")
+_ALL = ("cache", "demo", "parallel")
 
 
 def main() -> None:

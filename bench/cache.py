@@ -1,0 +1,253 @@
+"""Our recipes against diffusers' caches and cache-dit's, on the demo model: `python -m longtake.bench cache`.
+
+All films come from one stock diffusers pipeline, in one run and in turn, at 50, 12 and 6 steps with guidance: the same held-out clips
+and seeds for everybody, one VAE. Whatever is tuned or calibrated is so on other clips, and each method gets the same number of
+settings. Speed-up: the time of the uncached films just before and after over the cached film's, denoising alone; the median over the
+clips. Where films are rendered several times, each step counts with the fastest time that it took. PSNR: of decoded frames against the
+uncached film, the mean over the clips; also at the moving region alone, the pixels that leave the median of the uncached film at some
+frame. Fronts are those of `fronts`.
+
+front_30db, front_35db, front_40db, front_12_steps: our speed-up at that PSNR over the fastest of theirs. same_method_diff: dB between
+the same method of ours and theirs. score_drop: points of the demo's score (the mean of its four shares) that our best film of at least
+2x loses. reuse_cost_*: a REUSE over a full call. compute_overhead: a COMPUTE over a call without a cache, the dearest recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from ..cache import Recipe
+from ..pipeline.card import read_card
+from ..pipeline.demo.score import Score, score_clips
+from ..pipeline.render import Renderer
+from . import rivals, same_method
+from .cache_picture import draw
+from .contenders import OURS, STEPS, Contender, Setting, Tuning, our_contenders
+from .fronts import Point, comparable_at, fastest_at
+from .results import RESULTS, Bar, write_results
+from .step_costs import compute_recipe, reuse_recipe, time_calls
+from .stock import Clip, Film, Studio, clips, moving_region, psnr, seconds_of
+
+_CLIPS, _TUNING_CLIPS, _SCORED_CLIPS = 3, 2, 64
+_CACHED_IN_A_ROW = 6  # films between two uncached ones
+_STEADY, _TRIES = 1.08, 3  # how far uncached films may differ in time; the most times that a film is rendered
+_REPEATS = {50: 1, 12: 2, 6: 2}  # the least times
+_WARM_UP_STEPS = 4
+_ROUNDS = 60
+_FRONTS = (  # bar, steps of a film, dB, least ratio; distilled models run 6 steps, which no bar is set for
+    ("front_30db", 50, 30.0, 1.25),
+    ("front_35db", 50, 35.0, 1.25),
+    ("front_40db", 50, 40.0, 1.25),
+    ("front_12_steps", 12, 30.0, 1.1),
+    ("", 6, 30.0, None),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One setting of one method. computed: model calls of one branch, of 2 a step. of_clips: speed-up and PSNR of each clip alone."""
+
+    tool: str
+    method: str
+    setting: str
+    num_inference_steps: int
+    speedup: float
+    psnr: float
+    psnr_moving: float
+    computed: float
+    of_clips: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    speedup: float
+    psnr: float
+    psnr_moving: float
+    computed: int
+
+
+def main() -> None:
+    studio, renderer = Studio(), Renderer(read_card("demo"))
+    shown, tuned = clips(_CLIPS, held_out=True), clips(_TUNING_CLIPS, held_out=False)
+    studio.film(tuned[0], _WARM_UP_STEPS)
+    measured: list[Measured] = []
+    recipes: dict[tuple[str, str], Recipe] = {}
+    bars: dict[str, Bar] = {}
+    raw: dict[str, Any] = {}
+    for steps in STEPS:
+        tuning = Tuning(studio, renderer, tuned, steps)
+        contenders = [*our_contenders(tuning), *rivals.contenders(tuning)]
+        measured += measure(studio, contenders, shown, steps)
+        if steps == STEPS[0]:
+            recipes = {(who.method, setting.label): setting.recipe for who in contenders for setting in who.settings if setting.recipe}
+            bars["same_method_diff"], raw["same_method"] = _same_method(tuning, shown)
+    fronts, raw["fronts"] = _fronts(measured)
+    score_bar, raw["score"] = _score_drop(renderer, measured, recipes)
+    costs, raw["share_of_a_call"] = _costs(studio, recipes)
+    raw |= {
+        "clips": [asdict(clip) for clip in shown],
+        "tuning_clips": [asdict(clip) for clip in tuned],
+        "left_out": {"measured": rivals.LEFT_OUT, "same_method": same_method.LEFT_OUT},
+    }
+    raw["points"] = [asdict(point) for point in measured]
+    draw(measured, RESULTS / "cache.png")
+    write_results("cache", {**fronts, **bars, "score_drop": score_bar, **costs}, raw)
+
+
+def measure(studio: Studio, contenders: Sequence[Contender], shown: Sequence[Clip], num_inference_steps: int) -> list[Measured]:
+    """All settings of all contenders, the first one of each before the second one of any, so that drifts of the machine hit all alike."""
+    by_contender = [[(who, setting) for setting in who.settings] for who in contenders]
+    entries = [entry for turn in zip(*by_contender, strict=True) for entry in turn]
+    outcomes = [list(_compare(studio, clip, num_inference_steps, [setting for _, setting in entries])) for clip in shown]
+    return [
+        Measured(
+            who.tool,
+            who.method,
+            setting.label,
+            num_inference_steps,
+            speedup=round(median(outcome.speedup for outcome in of_clips), 3),
+            psnr=round(fmean(outcome.psnr for outcome in of_clips), 2),
+            psnr_moving=round(fmean(outcome.psnr_moving for outcome in of_clips), 2),
+            computed=round(fmean(outcome.computed for outcome in of_clips), 1),
+            of_clips=tuple((round(outcome.speedup, 3), round(outcome.psnr, 2)) for outcome in of_clips),
+        )
+        for (who, setting), *of_clips in zip(entries, *outcomes, strict=True)
+    ]
+
+
+def _compare(studio: Studio, clip: Clip, num_inference_steps: int, settings: Sequence[Setting]) -> Iterator[_Outcome]:
+    """One clip under every setting, a few of them at a time between uncached films."""
+    plain = studio.film(clip, num_inference_steps)
+    frames = studio.frames(plain.latents)
+    region = moving_region(frames)
+    for start in range(0, len(settings), _CACHED_IN_A_ROW):
+        row = settings[start : start + _CACHED_IN_A_ROW]
+        uncached, cached = _render_row(studio, clip, num_inference_steps, row, plain)
+        seconds = fmean((seconds_of(uncached[:-1]), seconds_of(uncached[1:])))  # of as many films as the cached ones
+        for films in cached:
+            own = studio.frames(films[0].latents)
+            yield _Outcome(seconds / seconds_of(films), psnr(own, frames), psnr(own, frames, region), films[0].computed)
+
+
+def _render_row(
+    studio: Studio, clip: Clip, num_inference_steps: int, row: Sequence[Setting], plain: Film
+) -> tuple[list[Film], list[tuple[Film, ...]]]:
+    """Uncached films and, for each setting, its cached ones, in turn; more of both while uncached ones differ in time, as then something
+    else runs on the machine.
+    """
+    uncached, turns = [studio.film(clip, num_inference_steps)], []
+    for turn in range(1, _TRIES + 1):
+        turns.append([_cached_film(studio, clip, num_inference_steps, setting) for setting in row])
+        uncached.append(studio.film(clip, num_inference_steps))
+        assert torch.equal(uncached[-1].latents, plain.latents), "a cache was not taken off"
+        seconds = [film.seconds for film in uncached]
+        if turn >= _REPEATS[num_inference_steps] and max(seconds) <= _STEADY * min(seconds):
+            break
+    return uncached, list(zip(*turns, strict=True))
+
+
+def _cached_film(studio: Studio, clip: Clip, num_inference_steps: int, setting: Setting) -> Film:
+    with setting.put(studio.pipe):
+        return studio.film(clip, num_inference_steps)
+
+
+def _same_method(tuning: Tuning, shown: Sequence[Clip]) -> tuple[Bar, list[dict[str, Any]]]:
+    """The largest difference in dB, over pairs and clips."""
+    studio, steps, rows = tuning.studio, tuning.num_inference_steps, []
+    for pair in same_method.pairs(tuning):
+        settings = [pair.ours, pair.theirs]
+        ours, theirs = zip(*(list(_compare(studio, clip, steps, settings)) for clip in shown), strict=True)
+        rows.append(
+            {
+                "pair": pair.name,
+                "psnr": [[round(outcome.psnr, 3) for outcome in outcomes] for outcomes in (ours, theirs)],
+                "computed": [[outcome.computed for outcome in outcomes] for outcomes in (ours, theirs)],
+                "difference": max(abs(our.psnr - their.psnr) for our, their in zip(ours, theirs, strict=True)),
+            }
+        )
+    return Bar(round(max(row["difference"] for row in rows), 3), "dB", 0.3, at_least=False), rows
+
+
+def _fronts(measured: Sequence[Measured]) -> tuple[dict[str, Bar], list[dict[str, Any]]]:
+    bars, rows = {}, []
+    for name, steps, wanted, bar in _FRONTS:
+        for region in ("psnr", "psnr_moving"):
+            ours, theirs = (_methods(measured, steps, region, ours=mine) for mine in (True, False))
+            level = comparable_at(wanted, ours, theirs)
+            best = {"ours": fastest_at(ours, level), "theirs": fastest_at(theirs, level)}
+            ratio = round(best["ours"][0] / best["theirs"][0], 3)
+            rows.append({"num_inference_steps": steps, "of": region, "wanted": wanted, "compared_at": level, **best, "ratio": ratio})
+            if region == "psnr" and bar:
+                bars[name] = Bar(ratio, "x" if level == wanted else f"x at {level:g} dB, the lowest that both fall to", bar, at_least=True)
+    return bars, rows
+
+
+def _methods(measured: Sequence[Measured], steps: int, region: str, *, ours: bool) -> dict[str, list[Point]]:
+    methods: dict[str, list[Point]] = {}
+    for point in measured:
+        if point.num_inference_steps == steps and (point.tool == OURS) == ours:
+            methods.setdefault(f"{point.tool} {point.method}", []).append(Point(point.speedup, getattr(point, region)))
+    return methods
+
+
+def _score_drop(renderer: Renderer, measured: Sequence[Measured], recipes: dict[tuple[str, str], Recipe]) -> tuple[Bar, dict[str, Any]]:
+    candidates = [point for point in measured if point.tool == OURS and point.num_inference_steps == STEPS[0] and point.speedup >= 2]
+    best = max(candidates, key=lambda point: point.psnr)
+    chosen = (None, recipes[best.method, best.setting])
+    plain, cached = (
+        Score.of([clip.verdict for clip in score_clips(renderer, _SCORED_CLIPS, num_inference_steps=STEPS[0], recipe=recipe)]) for recipe in chosen
+    )
+    points = [100 * fmean((score.colour, score.shape, score.motion, score.background)) for score in (plain, cached)]
+    raw = {"recipe": f"{best.method}, {best.setting}", "speedup": best.speedup, "without": asdict(plain), "with": asdict(cached)}
+    return Bar(round(points[0] - points[1], 2), "points", 2, at_least=False), raw
+
+
+def _costs(studio: Studio, recipes: dict[tuple[str, str], Recipe]) -> tuple[dict[str, Bar], dict[str, float]]:
+    """The bars, and every way's median share of a call without a cache."""
+    ways = {f"compute {method}": compute_recipe(recipe) for (method, _), recipe in recipes.items()}
+    for predictor in ({"name": "reuse"}, {"name": "taylor", "order": 1}):
+        ways[f"reuse stack {predictor['name']}"] = reuse_recipe({"name": "stack", "first_blocks": 0, "last_blocks": 0}, predictor)
+        ways[f"reuse output {predictor['name']}"] = reuse_recipe({"name": "output"}, predictor)
+    seconds = time_calls(studio, ways, _ROUNDS)
+    shares = {name: median(cached / bare for cached, bare in zip(seconds[name], seconds["none"], strict=True)) for name in ways}
+
+    def dearest(kind: str) -> float:
+        return round(max(share for name, share in shares.items() if name.startswith(kind)), 4)
+
+    bars = {
+        "reuse_cost_stack": Bar(dearest("reuse stack"), "of a full step", 0.05, at_least=False),
+        "reuse_cost_output": Bar(dearest("reuse output"), "of a full step", 0.02, at_least=False),
+        "compute_overhead": Bar(dearest("compute"), "x", 1.03, at_least=False),
+    }
+    return bars, {name: round(share, 4) for name, share in shares.items()}
+
+
+def _look(only: str, num_inference_steps: int, every: int) -> None:
+    """For whoever adds a sweep: the points of some contenders on one tuning clip."""
+    studio = Studio()
+    tuning = Tuning(studio, Renderer(read_card("demo")), clips(_TUNING_CLIPS, held_out=False), num_inference_steps)
+    studio.film(tuning.clips[0], _WARM_UP_STEPS)
+    everyone = [*our_contenders(tuning), *rivals.contenders(tuning)]
+    chosen = [replace(who, settings=who.settings[::every]) for who in everyone if only in who.name]
+    for point in sorted(measure(studio, chosen, tuning.clips[:1], num_inference_steps), key=lambda point: (point.tool, point.method)):
+        where = f"{point.speedup:5.2f}x {point.psnr:6.2f} dB, moving {point.psnr_moving:6.2f} dB, {point.computed:g} calls"
+        print(f"{point.tool} {point.method} ({point.setting}): {where}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="only print points of one clip; writes no results")
+    parser.add_argument("--only", default="", help="with --quick: contenders whose name contains this")
+    parser.add_argument("--steps", type=int, choices=STEPS, default=STEPS[0], help="with --quick: of a film")
+    parser.add_argument("--every", type=int, default=1, help="with --quick: every so manieth setting")
+    options = parser.parse_args()
+    if options.quick:
+        _look(options.only, options.steps, options.every)
+    else:
+        main()

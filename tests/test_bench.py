@@ -1,0 +1,66 @@
+"""Benchmarks: fronts are what their definition says, and every recipe is measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from longtake.bench.contenders import CALIBRATED, NUM_SETTINGS, STEPS, sweep_of
+from longtake.bench.fronts import Point, comparable_at, fastest_at, speed_at
+from longtake.bench.stock import clips, moving_region, psnr
+from longtake.cache import load_recipe
+from longtake.cache.recipe import recipe_names
+
+POINTS = st.lists(st.builds(Point, speedup=st.floats(1, 10), psnr=st.floats(10, 60)), min_size=1, max_size=8)
+LINE = [Point(2, 40), Point(4, 30)]
+
+
+@given(points=POINTS, low=st.floats(0, 70), high=st.floats(0, 70))
+def test_more_quality_is_never_faster(points: list[Point], low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    assert speed_at(points, low) >= speed_at(points, high) >= 1
+
+
+@given(points=POINTS, place=st.data())
+def test_a_front_reaches_its_points_and_no_farther(points: list[Point], place: st.DataObject) -> None:
+    chosen = place.draw(st.sampled_from(points))
+    assert chosen.speedup <= speed_at(points, chosen.psnr) <= max(point.speedup for point in points)
+
+
+@given(methods=st.dictionaries(st.text(), POINTS, min_size=1), more=POINTS, psnr=st.floats(0, 70))
+def test_another_method_never_makes_a_tool_slower(methods: dict[str, list[Point]], more: list[Point], psnr: float) -> None:
+    assert fastest_at({**methods, "another one": more}, psnr)[0] >= fastest_at({k: v for k, v in methods.items() if k != "another one"}, psnr)[0]
+
+
+@pytest.mark.parametrize(("psnr", "speedup"), [(40, 2), (35, 3), (30, 4), (20, 4), (41, 1)])
+def test_speed_is_linear_in_decibels_between_neighbours(psnr: float, speedup: float) -> None:
+    assert speed_at(LINE, psnr) == speedup
+
+
+def test_fronts_are_compared_where_all_of_them_have_points() -> None:
+    tool, gentle = {"line": LINE}, {"gentle": [Point(1.5, 50), Point(2, 36)]}
+    assert comparable_at(32, tool) == 32
+    assert comparable_at(32, tool, gentle) == 36
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name not in CALIBRATED])
+def test_every_recipe_is_tried_with_the_same_number_of_settings(name: str) -> None:
+    for steps in STEPS:
+        recipes = [load_recipe(name, changes) for changes in sweep_of(name)(steps)]
+        assert len({str(recipe.deciding()) for recipe in recipes}) == NUM_SETTINGS[steps]
+
+
+def test_tuning_clips_are_not_measured() -> None:
+    assert not {clip.prompt for clip in clips(20, held_out=True)} & {clip.prompt for clip in clips(20, held_out=False)}
+
+
+def test_psnr_of_the_moving_region_looks_there_alone() -> None:
+    frames = torch.full((5, 3, 8, 8), 0.5)
+    frames[2, 1, 3, 4] = 0.6
+    region = moving_region(frames)
+    assert region.nonzero().tolist() == [[3, 4]]
+    other = frames.clone()
+    other[:, :, 0, 0] += 0.1
+    assert psnr(frames, other, region) == 100
+    assert psnr(frames, other) == pytest.approx(20 + 10 * torch.tensor(64.0).log10().item(), abs=1e-3)
