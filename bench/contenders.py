@@ -1,12 +1,12 @@
 """Who is compared: a tool, a method of it and the settings that are tried. Here longtake's own recipes; the others' are in `rivals`.
 
 Each method gets the same number of settings, spread so that speed-ups reach from about 1.3 to 5. A new recipe with a trigger that is
-known here joins by itself; any other needs one line in `_SWEEPS`, or in `CALIBRATED` if it is measured on the model first.
+known here joins by itself; any other needs one line in `_SWEEPS`, or in `_CALIBRATED` if each setting is measured on the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import Recipe, enable_cache, load_recipe
+from ..cache import Recipe, enable_cache, knobs, load_recipe
 from ..cache.recipe import recipe_names
-from ..pipeline.calibrate import calibrate_planned, calibration_takes
+from ..pipeline.calibrate import calibrate, calibrate_each, calibration_takes
 from ..pipeline.render import Renderer
 from ..pipeline.take import Take
 from .stock import GUIDANCE_SCALE, Clip, Studio
@@ -71,8 +71,7 @@ class Tuning:
         return calibration_takes(self.renderer.family.card, prompts, self.num_inference_steps, GUIDANCE_SCALE)
 
 
-Changes = Mapping[str, Mapping[str, Any]]
-Sweep = Callable[[int], list[Changes]]  # from the steps of a film
+Sweep = Callable[[Recipe, int], list[Recipe]]  # of a recipe with its numbers, for films of so many steps
 
 
 def geometric(low: float, high: float, count: int) -> list[float]:
@@ -84,65 +83,90 @@ def longer(steps: int) -> float:
     return float((50 / steps) ** 0.5)
 
 
-def thresholds(low: float, high: float, part: str = "trigger", key: str = "threshold") -> Sweep:
+def thresholds(low: float, high: float) -> Sweep:
     """From `low` to `high` at 50 steps."""
-    return lambda steps: [{part: {key: value}} for value in geometric(low * longer(steps), high * longer(steps), NUM_SETTINGS[steps])]
+
+    def sweep(recipe: Recipe, steps: int) -> list[Recipe]:
+        values = geometric(low * longer(steps), high * longer(steps), NUM_SETTINGS[steps])
+        return [load_recipe(recipe, {"trigger": {"threshold": value}}) for value in values]
+
+    return sweep
 
 
-def intervals(part: str = "trigger", key: str = "interval") -> Sweep:
-    return lambda steps: [{part: {key: value}} for value in INTERVALS[: NUM_SETTINGS[steps]]]
+def intervals(recipe: Recipe, steps: int) -> list[Recipe]:
+    return [load_recipe(recipe, {"trigger": {"interval": value}}) for value in INTERVALS[: NUM_SETTINGS[steps]]]
 
 
-def budgets(steps: int) -> list[int]:
-    """Computed steps."""
-    return {50: [30, 22, 16, 12, 9, 7], 12: [9, 7, 6, 5, 4, 3], 6: [5, 4, 3, 2]}[steps]
+def rungs(recipe: Recipe, steps: int) -> list[Recipe]:
+    """All its knobs turned together, from well below what it says to well above."""
+    ladder = knobs.ladder(recipe)
+    spread = ladder if len(ladder) < 2 * len(INTERVALS) else ladder[len(ladder) // 4 : -(len(ladder) // 4)]
+    return [spread[round(place)] for place in np.linspace(0, len(spread) - 1, min(NUM_SETTINGS[steps], len(spread)))]
 
 
-# By the recipe's own name, or else by its trigger's.
+# By the recipe's own name, or else by its only trigger's.
 _SWEEPS: dict[str, Sweep] = {
-    "interval": intervals(),
-    "ranges": intervals(),
-    "relative_change": thresholds(0.03, 0.18),
+    "interval": intervals,
+    "layerwise": rungs,
     "magnitude": thresholds(0.03, 1.0),
+    "parts": rungs,
+    "ranges": rungs,
+    "rate": thresholds(0.01, 0.4),
+    "relative_change": thresholds(0.03, 0.18),
+    "seacache": thresholds(0.1, 0.8),
+    "verify": rungs,
 }
+LEFT_OUT = {"ra_cfgcache": "decides from both branches before either runs; stock pipelines call one after the other"}
 
 
-def _planned(tuning: Tuning) -> list[Recipe]:
-    return [calibrate_planned(tuning.renderer, tuning.takes, budget) for budget in budgets(tuning.num_inference_steps)]
+def _by_budget(name: str, tuning: Tuning) -> list[Recipe]:
+    """Computed steps."""
+    budgets: dict[int, list[int]] = {
+        50: [30, 22, 16, 12, 11, 10] if name == "lemica" else [30, 22, 16, 12, 9, 7],
+        12: [9, 7, 6, 5, 4, 3],
+        6: [5, 4, 3, 2],
+    }
+    return calibrate_each(name, tuning.renderer, tuning.takes, computed=budgets[tuning.num_inference_steps])
 
 
-# Recipes that are measured on the model for each setting anew, whether or not one of that name comes along.
-CALIBRATED: dict[str, Callable[[Tuning], list[Recipe]]] = {
-    "planned": _planned,
+def _by_error(low: float, high: float, name: str, tuning: Tuning) -> list[Recipe]:
+    return calibrate_each(name, tuning.renderer, tuning.takes, threshold=geometric(low, high, tuning.num_settings))
+
+
+# Recipes that are measured on the model for each setting anew; other calibrated ones are measured once, and swept.
+_CALIBRATED: dict[str, Callable[[str, Tuning], list[Recipe]]] = {
+    "ertacache": partial(_by_error, 0.03, 0.4),
+    "lemica": _by_budget,
+    "meancache": _by_budget,
+    "planned": _by_budget,
+    "smoothcache": partial(_by_error, 0.03, 0.4),
 }
 
 
 def our_contenders(tuning: Tuning) -> list[Contender]:
-    """Every recipe that comes along, and every calibrated one. Raises ValueError for a recipe without a sweep."""
-    ours = [Contender(OURS, name, tuple(_settings(name, tuning))) for name in sorted({*recipe_names(), *CALIBRATED})]
-    for contender in ours:
-        assert len({setting.label for setting in contender.settings}) == tuning.num_settings, contender.name
-    return ours
+    """Every recipe that comes along and runs in a stock pipeline. Raises ValueError for a recipe without a sweep."""
+    names = [name for name in recipe_names() if name not in LEFT_OUT]
+    return [Contender(OURS, name, tuple(_settings(name, tuning))) for name in names]
 
 
 def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
     steps = tuning.num_inference_steps
-    if name in CALIBRATED:
-        for recipe in CALIBRATED[name](tuning):
-            yield our_setting(recipe.name, recipe, steps)
+    if name in _CALIBRATED:
+        recipes = _CALIBRATED[name](name, tuning)
     else:
-        for changes in sweep_of(name)(steps):
-            label = ", ".join(f"{key}={value}" for settings in changes.values() for key, value in settings.items())
-            yield our_setting(label, load_recipe(name, changes), steps)
+        recipe = load_recipe(name)
+        recipes = sweep(calibrate(name, tuning.renderer, tuning.takes) if recipe.calibrated else recipe, steps)
+    for recipe in recipes:
+        yield our_setting(knobs.describe_knobs(recipe) or recipe.name, recipe, steps)
 
 
-def sweep_of(recipe: str) -> Sweep:
-    """Raises ValueError, with the mend, where there is none."""
-    trigger = load_recipe(recipe).trigger.name
-    sweep = _SWEEPS.get(recipe) or _SWEEPS.get(trigger)
-    if sweep is None:
-        raise ValueError(f"Recipe '{recipe}' has no sweep; give bench/contenders.py a line for it, or for its trigger '{trigger}'.")
-    return sweep
+def sweep(recipe: Recipe, steps: int) -> list[Recipe]:
+    """The settings that are tried. Raises ValueError, with the mend, where nobody said."""
+    trigger = recipe.parts[0].trigger.name if len(recipe.parts) == 1 else "parts"
+    chosen = _SWEEPS.get(recipe.name) or _SWEEPS.get(trigger)
+    if chosen is None:
+        raise ValueError(f"Recipe '{recipe.name}' has no sweep; give bench/contenders.py a line for it, or for its trigger '{trigger}'.")
+    return chosen(recipe, steps)
 
 
 def our_setting(label: str, recipe: Recipe, num_inference_steps: int) -> Setting:

@@ -6,7 +6,7 @@ Takes are run by measure.py; what is made of the measurements is worked out in c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -29,7 +29,7 @@ from ..cache.recipe import Calibration
 from ..cache.recorder import Key, Sight
 from .caching import check_recipe
 from .card import ModelCard, model_hash
-from .measure import measure_skips, measure_velocities, record_steps, record_take
+from .measure import measure_growth, measure_skips, measure_velocities, record_steps, record_take
 from .render import Renderer
 from .take import Take
 
@@ -45,15 +45,17 @@ class Setting:
 
 
 Changes = list[dict[str, dict[str, Any]]]  # of a recipe's parts: settings of its trigger, site and predictor
+Measured = Callable[[Setting], Changes]
 
 
 @dataclass(frozen=True)
 class Method:
-    """measure: from full takes to what they say of the recipe's parts. max_gap: where a budget of computed steps is planned, the longest
-    way between two of them. threshold: where one is taken, the usual one. any_steps: the numbers serve takes of any number of steps.
+    """measure: from full takes to what they say of the recipe's parts, for one setting after another. max_gap: where a budget of computed
+    steps is planned, the longest way between two of them. threshold: where one is taken, the usual one. any_steps: the numbers serve
+    takes of any number of steps.
     """
 
-    measure: Callable[[Renderer, list[Take], Recipe, Setting], Changes]
+    measure: Callable[[Renderer, list[Take], Recipe], Measured]
     max_gap: int | None = None
     threshold: float | None = None
     any_steps: bool = False
@@ -101,60 +103,91 @@ def check_calibration(
 
 def calibrate(name: str, renderer: Renderer, takes: list[Take], *, computed: int | None = None, threshold: float | None = None) -> Recipe:
     """The recipe with numbers that were measured on this model. Raises ValueError as `check_calibration` does."""
-    card, steps = renderer.family.card, takes[0].num_inference_steps
-    method, form, setting = check_calibration(name, card, takes, computed=computed, threshold=threshold)
-    values = form.to_dict()
-    for part, changes in zip(values.get("parts", [values]), method.measure(renderer, takes, form, setting), strict=True):
-        for what, settings in changes.items():
-            part[what].update(settings)
-    values["calibration"] = asdict(Calibration(model_hash(card.path), 0 if method.any_steps else steps))
-    if setting.computed:
-        values["name"] = f"{name}-{setting.computed}-of-{steps}"
-    return Recipe.from_mapping(values)
+    return calibrate_each(name, renderer, takes, computed=[computed], threshold=[threshold])[0]
 
 
-def _planned(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
-    plan = planned.plan_steps(*measure_velocities(renderer, takes), setting.computed)
-    return [{"trigger": {"computed": list(plan.computed)}, "predictor": {"damping_by_step": list(plan.damping)}}]
+def calibrate_each(
+    name: str,
+    renderer: Renderer,
+    takes: list[Take],
+    *,
+    computed: Sequence[int | None] = (None,),
+    threshold: Sequence[float | None] = (None,),
+) -> list[Recipe]:
+    """One recipe for each pair of a budget and a threshold, from one measurement."""
+    card, num_steps = renderer.family.card, takes[0].num_inference_steps
+    checked = [check_calibration(name, card, takes, computed=one, threshold=other) for one in computed for other in threshold]
+    method, form, _ = checked[0]
+    measured = method.measure(renderer, takes, form)
+    stamp = asdict(Calibration(model_hash(card.path), 0 if method.any_steps else num_steps))
+    recipes = []
+    for _, _, setting in checked:
+        values = {**form.to_dict(), "calibration": stamp}
+        for part, changes in zip(values.get("parts", [values]), measured(setting), strict=True):
+            for what, settings in changes.items():
+                part[what].update(settings)
+        if setting.computed:
+            values["name"] = f"{name}-{setting.computed}-of-{num_steps}"
+        recipes.append(Recipe.from_mapping(values))
+    return recipes
 
 
-def _meancache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+def _planned(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
+    gram, sigmas = measure_velocities(renderer, takes)
+    growth = measure_growth(renderer, takes)
+
+    def numbers(setting: Setting) -> Changes:
+        plan = planned.plan_steps(gram, sigmas, growth, setting.computed)
+        return [{"trigger": {"computed": list(plan.computed)}, "predictor": {"damping_by_step": list(plan.damping)}}]
+
+    return numbers
+
+
+def _meancache(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     states_back = recipe.parts[0].predictor.config.states_back
-    computed = meancache.plan_mean_velocities(*measure_velocities(renderer, takes), setting.computed, states_back=states_back)
-    return [{"trigger": {"computed": list(computed)}}]
+    gram, sigmas = measure_velocities(renderer, takes)
+
+    def numbers(setting: Setting) -> Changes:
+        computed = meancache.plan_mean_velocities(gram, sigmas, setting.computed, states_back=states_back)
+        return [{"trigger": {"computed": list(computed)}}]
+
+    return numbers
 
 
-def _lemica(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+def _lemica(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     errors = np.mean([measure_skips(renderer, take, recipe, LEMICA_MAX_GAP) for take in takes], axis=0)
-    return [{"trigger": {"computed": list(plan_minimax(errors, setting.computed, max_gap=LEMICA_MAX_GAP))}}]
+    return lambda setting: [{"trigger": {"computed": list(plan_minimax(errors, setting.computed, max_gap=LEMICA_MAX_GAP))}}]
 
 
-def _teacache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+def _teacache(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     pairs = [pair for take in takes for sights in record_take(renderer, take, recipe).values() for pair in pairwise(sights)]
     probes, features = ([_change(before, now, what) for before, now in pairs] for what in ("probe", "feature"))
-    return [{"trigger": {"rescale": rescaling(np.array(probes), np.array(features))}}]
+    coefficients = rescaling(np.array(probes), np.array(features))
+    return lambda _: [{"trigger": {"rescale": coefficients}}]
 
 
 def _change(before: Sight, now: Sight, what: str) -> float:
     return ratio(l1_sums(getattr(now, what), getattr(before, what)))
 
 
-def _magcache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+def _magcache(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     series = [sights for take in takes for sights in record_take(renderer, take, recipe).values()]
     norms = [[sight.feature[0].double().norm(dim=-1).numpy() for sight in sights] for sights in series]
-    return [{"trigger": {"ratios": magnitude_ratios(np.array(norms))}}]
+    ratios = magnitude_ratios(np.array(norms))
+    return lambda _: [{"trigger": {"ratios": ratios}}]
 
 
-def _ertacache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+def _ertacache(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     changes = []
     for take in takes:
         for sights in record_take(renderer, take, recipe).values():
             added = torch.stack([sight.feature.flatten() for sight in sights])
             changes.append((torch.cdist(added, added, p=1) / added.abs().sum(dim=1)).double().numpy())
-    return [{"trigger": {"computed": list(harmful_steps(np.mean(changes, axis=0), setting.threshold))}}]
+    mean = np.mean(changes, axis=0)
+    return lambda setting: [{"trigger": {"computed": list(harmful_steps(mean, setting.threshold))}}]
 
 
-def _smoothcache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+def _smoothcache(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     sums = np.zeros((2, len(recipe.parts), LOOK_BACK, takes[0].num_inference_steps))
     for take in takes:
         past: deque[dict[Key, Sight]] = deque(maxlen=LOOK_BACK)
@@ -164,10 +197,10 @@ def _smoothcache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting:
                     sums[:, key[0], back, step] += (ratio(l1_sums(before[key].feature, sight.feature)), 1)
             past.append(sights)
     errors = sums[0] / np.maximum(sums[1], 1)
-    return [{"trigger": {"computed": list(smooth_steps(kind, setting.threshold))}} for kind in errors]
+    return lambda setting: [{"trigger": {"computed": list(smooth_steps(kind, setting.threshold))}} for kind in errors]
 
 
-def _ra_cfgcache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting: Setting) -> Changes:
+def _ra_cfgcache(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     """Gains are of single skipped steps: what that does to the film, by the guided change that the trigger would have seen."""
     series = [record_take(renderer, take, recipe) for take in takes]
     branches = [tuple(next(sights for key, sights in one.items() if key[1] == branch) for branch in ("cond", "uncond")) for one in series]
@@ -182,7 +215,7 @@ def _ra_cfgcache(renderer: Renderer, takes: list[Take], recipe: Recipe, setting:
     measured[1:-1] = np.mean(gains, axis=0)
     gain, exponent, offset = fit_gain(measured)
     fitted = {"guidance_scale": scale, "correlation": correlation, "gain": gain, "exponent": exponent, "offset": offset}
-    return [{"trigger": fitted}]
+    return lambda _: [{"trigger": fitted}]
 
 
 def _mean_cosine(cond: list[Sight], uncond: list[Sight]) -> float:

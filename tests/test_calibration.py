@@ -48,7 +48,7 @@ def _trajectory(seed: int) -> tuple[Floats, Floats]:
     return np.cumsum(rng.standard_normal((8, 5)), axis=0), np.sort(rng.random(9))[::-1]
 
 
-def _plan_cost(velocities: Floats, sigmas: Floats, computed: Past) -> float:
+def _plan_cost(velocities: Floats, sigmas: Floats, growth: Floats, computed: Past) -> float:
     """By the formula, gap by gap, each with its best damping."""
     total = 0.0
     for number, (here, there) in enumerate(pairwise(computed)):
@@ -62,7 +62,7 @@ def _plan_cost(velocities: Floats, sigmas: Floats, computed: Past) -> float:
                     forecast = forecast + damping * (velocities[here] - velocities[before]) * (s - here) / (here - before)
                 error += (forecast - velocities[s]) * (sigmas[s + 1] - sigmas[s])
             errors.append(float((error**2).mean()))
-        total += min(errors)
+        total += growth[there - 1] * min(errors)
     return total
 
 
@@ -70,16 +70,17 @@ def _plan_cost(velocities: Floats, sigmas: Floats, computed: Past) -> float:
 @given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
 def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
     velocities, sigmas = _trajectory(seed)
-    plan = plan_steps(velocities @ velocities.T / 5, sigmas, num_computed)
-    cheapest = min(_plan_cost(velocities, sigmas, computed) for computed in _every_path(8, num_computed))
+    growth = np.random.default_rng(seed).random(8) + 0.1
+    plan = plan_steps(velocities @ velocities.T / 5, sigmas, growth, num_computed)
+    cheapest = min(_plan_cost(velocities, sigmas, growth, computed) for computed in _every_path(8, num_computed))
     assert len(plan.computed) == num_computed
     assert plan.cost == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
-    assert _plan_cost(velocities, sigmas, plan.computed) == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
+    assert _plan_cost(velocities, sigmas, growth, plan.computed) == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
 
 
 def test_too_few_steps_are_no_plan() -> None:
     with pytest.raises(ValueError, match="3 of 50 steps is no plan; compute between 7 and 50"):
-        plan_steps(np.eye(50), np.linspace(1, 0, 51), 3)
+        plan_steps(np.eye(50), np.linspace(1, 0, 51), np.ones(50), 3)
 
 
 @settings(deadline=None, max_examples=20)

@@ -33,6 +33,7 @@ def cheapest_path(
     check_budget(num_steps, num_computed, max_gap)
     best: dict[Past, Cost] = {(0,): nothing}
     ways: list[dict[Past, Past]] = []
+    past: Past
     for _ in range(num_computed - 1):
         reached: dict[Past, Cost] = {}
         came_from: dict[Past, Past] = {}

@@ -3,7 +3,8 @@
 LeMiCa's (arXiv 2511.00090) and MeanCache's (arXiv 2601.19961) idea with the predictor inside, re-derived. For computed steps p < i < j,
 neighbours in the plan, the skipped steps put the error
 D(p, i, j) = sum_{s=i+1}^{j-1} (v_i + a (v_i - v_p) (s - i) / (i - p) - v_s) (sigma_{s+1} - sigma_s)
-into the latents. D is linear in the velocities, so that its mean square needs no more of them than their Gram matrix.
+into the latents. D is linear in the velocities, so that its mean square needs no more of them than their Gram matrix. What an error does
+to the film depends on when it is made: the steps that follow let early ones grow and mend late ones, by a factor that is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DAMPINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 @dataclass(frozen=True)
 class Plan:
     """computed: steps, ascending, the first and the last among them. damping: for each step of the take, the share of the slope to
-    believe in the gap that starts there. cost: mean squared error that the skipped steps put into the latents, all gaps added up.
+    believe in the gap that starts there. cost: mean squared error of the film, all gaps' added up.
     """
 
     computed: tuple[int, ...]
@@ -29,16 +30,17 @@ class Plan:
     cost: float
 
 
-def plan_steps(gram: Floats, sigmas: Floats, num_computed: int, *, max_gap: int = MAX_GAP) -> Plan:
+def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, *, max_gap: int = MAX_GAP) -> Plan:
     """The cheapest plan that computes `num_computed` of the steps.
 
-    gram: [steps, steps], mean products of the velocities of two steps, per latent value. sigmas: [steps + 1]. max_gap: the longest
-    way from one computed step to the next. Raises ValueError if so few steps cannot be spread over the take.
+    gram: [steps, steps], mean products of the velocities of two steps, per latent value. sigmas: [steps + 1]. growth: [steps], mean
+    square of the film's change by that of the latents, for a change made at each step. max_gap: the longest way from one computed step
+    to the next. Raises ValueError if so few steps cannot be spread over the take.
     """
     costs = _EdgeCosts(gram, np.diff(sigmas))
 
     def extend(cost: float, past: Past, there: int) -> float:
-        return cost + costs.least(past, there)[0]
+        return cost + growth[there - 1] * costs.least(past, there)[0]
 
     computed, cost = cheapest_path(len(gram), num_computed, max_gap=max_gap, memory=2, nothing=0.0, extend=extend)
     damping = [0.0] * len(gram)
