@@ -34,7 +34,7 @@ from .results import RESULTS, Bar, write_results
 from .step_costs import compute_recipe, reuse_recipe, time_calls
 from .stock import Clip, Film, Studio, clips, moving_region, psnr, seconds_of
 
-_CLIPS, _TUNING_CLIPS, _SCORED_CLIPS = 3, 2, 64
+_CLIPS, _TUNING_CLIPS, _SCORED_CLIPS = 3, 4, 64
 _CACHED_IN_A_ROW = 6  # films between two uncached ones
 _STEADY, _TRIES = 1.08, 3  # how far uncached films may differ in time; the most times that a film is rendered
 _REPEATS = {50: 1, 12: 2, 6: 2}  # the least times

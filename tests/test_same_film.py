@@ -132,6 +132,28 @@ def test_demo_model_renders_the_same_film_on_2_ranks(gloo_pool: GlooPool) -> Non
     )
 
 
+def _render_in_two_gangs(mesh: Mesh, card: ModelCard, takes: tuple[Take, Take], recipe: Recipe) -> Rendered:
+    """Ranks 0 and 1 render one take, 2 and 3 another, each in a group of its own: their decisions come at different steps."""
+    assert mesh.gang.group is not None
+    everybody = dist.get_process_group_ranks(mesh.gang.group)
+    groups = [dist.new_group(everybody[start : start + 2]) for start in (0, 2)]
+    which = mesh.rank // 2
+    return Renderer(card, mesh=Mesh(Degrees(ulysses_degree=2), groups[which])).render(takes[which], recipe)
+
+
+def test_two_gangs_share_no_collective(gloo_pool: GlooPool, tiny_wan: Path) -> None:
+    card, recipe = read_card(str(tiny_wan)), tiny_recipe("fbcache")
+    takes = tuple(tiny_take(num_inference_steps=8, num_frames=frames, seed=frames, prompts=ONE_PROMPT) for frames in (13, 41))
+    alone = [Renderer(card).render(take, recipe) for take in takes]
+    rendered = gloo_pool.run(_render_in_two_gangs, Degrees(ring_degree=4), card, takes, recipe)
+    assert alone[0].trace is not None and alone[1].trace is not None
+    assert len(alone[0].trace.entries) != len(alone[1].trace.entries)
+    for rank, film in enumerate(rendered):
+        assert film.trace is not None
+        assert film.trace.choices == alone[rank // 2].trace.choices  # type: ignore[union-attr]
+        assert (film.latents - alone[rank // 2].latents).abs().max() <= TOLERANCE
+
+
 def _decide_on_one_sided_motion(mesh: Mesh, card: ModelCard, threshold: float) -> tuple[float, float, str]:
     """Two steps of a cached model; between them only the last frames change, which the last rank alone holds.
 
