@@ -233,7 +233,7 @@ def _look(only: str, num_inference_steps: int, every: int) -> None:
     studio = Studio()
     tuning = Tuning(studio, Renderer(read_card("demo")), clips(_TUNING_CLIPS, held_out=False), num_inference_steps)
     studio.film(tuning.clips[0], _WARM_UP_STEPS)
-    everyone = [*our_contenders(tuning), *rivals.contenders(tuning)]
+    everyone = [*our_contenders(tuning, only), *rivals.contenders(tuning)]
     chosen = [replace(who, settings=who.settings[::every]) for who in everyone if only in who.name]
     for point in sorted(measure(studio, chosen, tuning.clips[:1], num_inference_steps), key=lambda point: (point.tool, point.method)):
         where = f"{point.speedup:5.2f}x {point.psnr:6.2f} dB, moving {point.psnr_moving:6.2f} dB, {point.computed:g} calls"
