@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Column, Table
 
 app = typer.Typer(name="longtake", help="Render long video clips with diffusion transformers on Ray clusters.", no_args_is_help=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -80,12 +79,13 @@ def recipes(
     if name is not None:
         console.print(yaml.safe_dump(_checked(load_recipe, name).to_dict(), sort_keys=False, width=120).rstrip(), markup=False)
         return
-    first = (Column(title, no_wrap=True) for title in ("recipe", "class", "memory a branch", "collectives"))
-    table = Table(*first, "when", "what", "how", "paper", box=None)
+    rows = [("recipe", "class", "memory a branch", "collectives", "trigger x site x predictor", "paper")]
     for known in map(load_recipe, recipe_names()):
-        parts = ("\n".join(str(getattr(part, what)) for part in known.parts) for what in ("trigger", "site", "predictor"))
-        table.add_row(known.name, known.category, describe_memory(known), describe_collectives(known), *parts, known.paper)
-    console.print(table)
+        made_of = ", ".join(f"{part.trigger.name} x {part.site.name} x {part.predictor.name}" for part in known.parts)
+        rows.append((known.name, known.category, describe_memory(known), describe_collectives(known), made_of, known.paper))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        console.print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip(), markup=False)
     console.print("H: one tensor of the hidden states, tokens x dim. L: blocks of the model. latent: one of the model's input.")
 
 
