@@ -161,13 +161,16 @@ class Recipe:
             raise ValueError(f"{where}: category is '{raw.category}'; it must be one of {', '.join(CATEGORIES)}.")
         if raw.parts and (raw.trigger or raw.site or raw.predictor):
             raise ValueError(f"{where} has both parts and a trigger, site or predictor of its own; put these into a part.")
+        guards = read_config(Guards, raw.guards, f"{where}, guards")
+        if guards.max_risk and raw.branches == "cond":
+            raise ValueError(f"{where}: guards.max_risk doubts each branch's own forecast, but branches is cond; set branches to each or joint.")
         alone = {"trigger": raw.trigger, "site": raw.site, "predictor": raw.predictor}
         return cls(
             name=raw.name,
             category=raw.category,
             paper=raw.paper,
             parts=tuple(_read_part(part, where) for part in (raw.parts or [alone])),
-            guards=read_config(Guards, raw.guards, f"{where}, guards"),
+            guards=guards,
             abscissa=raw.abscissa,
             branches=raw.branches,
             dtype=raw.dtype,

@@ -57,6 +57,8 @@ def test_every_shipped_recipe_loads_and_spells_out_its_defaults() -> None:
         ({"trigger": {"name": "interval", "interval": 0}}, "at least 1"),
         ({"trigger": {"name": "relative_change"}}, "threshold"),
         ({"guards": {"first_steps": 0}}, "at least 1"),
+        ({"guards": {"max_risk": 0.1}, "branches": "cond"}, "doubts each branch's own forecast, but branches is cond"),
+        ({"branches": "both"}, "branches is 'both'; it must be one of each, cond, joint"),
         ({"abscissa": "time"}, "abscissa is 'time'; it must be one of step, sigma"),
         ({"predictor": {"name": "taylor", "order": -1}}, "order is -1"),
         ({"predictor": {"name": "chebyshev", "degree": 5}}, "the window must be larger than the degree"),

@@ -52,8 +52,8 @@ class Trigger(ABC):
         """Decide from the reduced signal, which is the same on every shard; empty for a schedule."""
 
     def reused_units(self) -> frozenset[int]:
-        """Which units the last decision, PARTIAL, leaves out."""
-        raise NotImplementedError(f"{type(self).__name__} decided PARTIAL without saying what of")
+        """Which units the last decision, PARTIAL, leaves out; none for triggers that never decide so."""
+        return frozenset()
 
     def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:  # noqa: B027 - most learn nothing
         """Take in what a unit really made, and the forecast of it if there was one. Sums of it go into the next `signal`."""
