@@ -243,11 +243,16 @@ class _RawRecipe(_RawPart):
 
 def _read_part(values: Mapping[str, Any], where: str) -> Part:
     raw = read_config(_RawPart, values, f"{where}, parts")
-    return Part(
+    part = Part(
         trigger=_choose(raw.trigger, TRIGGERS, f"{where}, trigger"),
         site=_choose(raw.site, SITES, f"{where}, site"),
         predictor=_choose(raw.predictor, PREDICTORS, f"{where}, predictor"),
     )
+    if part.predictor.kind.needs_output and part.site.name != "output":
+        raise ValueError(
+            f"{where}: predictor '{part.predictor.name}' foretells the model's output, not what '{part.site.name}' keeps; use site output."
+        )
+    return part
 
 
 def _choose(values: Mapping[str, Any], registry: Mapping[str, tuple[type[Any], type[Kind]]], where: str) -> Choice[Kind]:

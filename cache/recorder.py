@@ -62,11 +62,12 @@ class _Recording:
         self._probe = _sampled(probe, 0)
         return Verdict.of(frozenset(), 1)
 
-    def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> None:
+    def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
         assert self._probe is not None, "keep() before decide()"
         sampled = _sampled(feature, self._num_text if num_text is None else num_text)
         if sampled.numel():  # else it is text alone
             self._sights[(self._part, self.branch, unit, name)] = Sight(self._probe, sampled)
+        return feature
 
     def recall(self, unit: int = 0, name: str = "") -> Tensor:
         raise AssertionError("recall() of what was never reused")

@@ -20,9 +20,10 @@ class Kept:
     dtype: torch.dtype
     device: torch.device
 
-    def get(self) -> Tensor:
-        """The feature, on its own device, in its own dtype."""
-        back = self.stored.to(self.device, non_blocking=True).to(self.dtype)
+    def get(self, channels: int | None = None) -> Tensor:
+        """The feature, on its own device, in its own dtype; or so many first values of its last dimension."""
+        stored = self.stored if channels is None else self.stored[..., :channels]
+        back = stored.to(self.device, non_blocking=True).to(self.dtype)
         return back if self.scale is None else back * self.scale.to(back.dtype)
 
 

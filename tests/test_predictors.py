@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +17,7 @@ from longtake.cache.predictors.chebyshev import Chebyshev, ChebyshevConfig
 from longtake.cache.predictors.dmd import Dmd, DmdConfig
 from longtake.cache.predictors.hermite import Hermite, HermiteConfig
 from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
+from longtake.cache.predictors.planned import Planned, PlannedConfig
 from longtake.cache.predictors.racer import Racer, RacerConfig
 from longtake.cache.predictors.taylor import Taylor, TaylorConfig
 
@@ -132,3 +136,41 @@ def test_damping_believes_a_share_of_the_change() -> None:
     for at, value in ((0, 0), (2, 4)):
         predictor.push(at, _number(value))
     assert predictor.predict(4).item() == pytest.approx(5.0)
+
+
+@settings(deadline=None)
+@given(
+    sigmas=st.lists(st.floats(0.01, 1.0), min_size=9, max_size=9),
+    computed=st.sets(st.integers(1, 6), min_size=1),
+    damping=st.lists(st.floats(0, 1), min_size=8, max_size=8),
+    knots=st.lists(st.floats(-2, 2), min_size=8, max_size=8),
+)
+def test_planned_makes_up_for_its_forecasts(sigmas: list[float], computed: set[int], damping: list[float], knots: list[float]) -> None:
+    """Velocities that run straight from one computed step to the next: after each of these the latents are those of the whole take."""
+    falling = [sum(sigmas[place:]) for place in range(9)]
+    strides = [after - before for before, after in pairwise(falling)]
+    steps = sorted({0, 7} | computed)
+    velocities = np.interp(range(8), steps, [knots[step] for step in steps])
+    predictor = Planned(PlannedConfig(damping_by_step=damping, sigmas=falling))
+    latents = whole = 0.0
+    for step, velocity in enumerate(velocities):
+        if step in steps:
+            used = predictor.amend(step, _number(velocity).double())
+            predictor.push(step, _number(velocity).double())
+        else:
+            used = predictor.predict(step)
+            predictor.settle(step, used)
+        latents, whole = latents + strides[step] * used.item(), whole + strides[step] * velocity
+        if step in steps:
+            assert latents == pytest.approx(whole, abs=1e-4)
+
+
+def test_planned_believes_a_share_of_the_slope_gap_by_gap() -> None:
+    predictor = Planned(PlannedConfig(damping_by_step=[1.0, 0.0, 0.25, 1.0]))
+    for at, value in ((0, 0), (2, 4)):
+        predictor.push(at, _number(value))
+    assert predictor.predict(3).item() == pytest.approx(4 + 0.25 * 2)
+    predictor.settle(3, predictor.predict(3))
+    assert predictor.amend(4, _number(9)).item() == 9  # no sigmas: nothing is made up for
+    with pytest.raises(ValueError, match="it must have one more"):
+        PlannedConfig(damping_by_step=[1.0], sigmas=[1.0, 0.5, 0.0])

@@ -9,6 +9,7 @@ from .chebyshev import Chebyshev, ChebyshevConfig
 from .dmd import Dmd, DmdConfig
 from .hermite import Hermite, HermiteConfig
 from .mean_velocity import MeanVelocity, MeanVelocityConfig
+from .planned import Planned, PlannedConfig
 from .predictor import Predictor
 from .racer import Racer, RacerConfig
 from .reuse import Reuse, ReuseConfig
@@ -22,6 +23,7 @@ PREDICTORS: dict[str, tuple[type[Any], type[Predictor]]] = {
     "dmd": (DmdConfig, Dmd),
     "hermite": (HermiteConfig, Hermite),
     "mean_velocity": (MeanVelocityConfig, MeanVelocity),
+    "planned": (PlannedConfig, Planned),
     "racer": (RacerConfig, Racer),
     "reuse": (ReuseConfig, Reuse),
     "taylor": (TaylorConfig, Taylor),

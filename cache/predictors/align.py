@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..decision import l1_sums
+from ..decision import l1
 from .predictor import WindowPredictor
 
 
@@ -49,7 +49,7 @@ class Align(WindowPredictor):
         if len(self._probes) < 2:
             return torch.zeros(2, dtype=torch.float64, device=probe.device)
         older, newer = self._probes
-        return torch.stack((l1_sums(probe, older)[0], l1_sums(newer, older)[0]))
+        return torch.stack((l1(probe, older), l1(newer, older)))
 
     def take(self, sums: Sequence[float]) -> None:
         gone, computed = sums

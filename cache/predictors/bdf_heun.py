@@ -38,15 +38,15 @@ class BdfHeun(Predictor):
         self._computed = [*self._computed[-1:], (at, self.storage.put(feature))]
         self._latest = [*self._latest[-1:], self._computed[-1]]
 
-    def predict(self, at: float) -> Tensor:
+    def predict(self, at: float, channels: int | None = None) -> Tensor:
         if len(self._computed) < 2:
-            return self._computed[-1][1].get()
+            return self._computed[-1][1].get(channels)
         (a1, computed_1), (a0, computed_0) = self._computed
         (k1, latest_1), (k0, latest_0) = self._latest
         half = (at - a0) / 2
         # g_p is the slope between the two latest: the predictor extrapolates by it.
         slope_a, slope_p = half / (a0 - a1), half / (k0 - k1)
-        return weighted_sum([computed_0, computed_1, latest_0, latest_1], [1 + slope_a, -slope_a, slope_p, -slope_p])
+        return weighted_sum([computed_0, computed_1, latest_0, latest_1], [1 + slope_a, -slope_a, slope_p, -slope_p], channels)
 
     def settle(self, at: float, feature: Tensor) -> None:
         self._latest = [*self._latest[-1:], (at, self.storage.put(feature))]

@@ -62,8 +62,8 @@ class Dmd(WindowPredictor):
 
     def push(self, at: float, feature: Tensor) -> None:
         super().push(at, feature)
-        newest = feature[:, self.measured].double()
-        self._pending = torch.stack([(kept.get()[:, self.measured].double() * newest).sum() for _, kept in self._window])
+        rows = [kept.get()[:, self.measured].double().flatten() for _, kept in self._window]
+        self._pending = torch.stack([row.dot(rows[-1]) for row in rows])
 
     def weights(self, at: float) -> list[float]:
         places = self.places

@@ -37,6 +37,8 @@ class MeanVelocityConfig:
 class MeanVelocity(Predictor):
     """For the site `output`, whose probe is the latents, on the abscissa `sigma`; the sampler must step by velocity times sigma."""
 
+    needs_output = True
+
     def __init__(self, config: MeanVelocityConfig) -> None:
         super().__init__()
         self.config = config
@@ -78,10 +80,10 @@ class MeanVelocity(Predictor):
     def settle(self, at: float, feature: Tensor) -> None:
         self._last = None
 
-    def predict(self, at: float) -> Tensor:
+    def predict(self, at: float, channels: int | None = None) -> Tensor:
         """The abscissa runs against sigma, so that the latents' slope along it is the velocity over minus its span."""
         assert self._velocity is not None and self._computed, "predict() before push()"
-        velocity = self._velocity.get()
+        velocity = self._velocity.get(channels)
         if self._correction is None or not self.config.damping:
             return velocity
-        return velocity - 2 * self.span * self.config.damping * (at - self._computed[-1][0]) * self._correction.to(velocity.dtype)
+        return velocity - 2 * self.span * self.config.damping * (at - self._computed[-1][0]) * self._correction[..., :channels].to(velocity.dtype)

@@ -19,9 +19,11 @@ class Predictor(ABC):
     holds besides its config is plain data, so that it can be saved. storage: how its features are kept. span: how long the abscissa is,
     from noise to film. measured: the part of dim 1 that sums are of (the rest is text, which every shard holds). risk: how much the
     forecast of the step at hand is to be doubted, for guards; None where it is not known. measures: whether `measure` gives sums.
+    needs_output: whether it stands in for velocities alone, at the site `output`.
     """
 
     measures = False
+    needs_output = False
 
     def __init__(self) -> None:
         self.storage = Storage()
@@ -54,13 +56,17 @@ class Predictor(ABC):
     def take(self, sums: Sequence[float]) -> None:  # noqa: B027 - most measure nothing
         """Take in what `measure` gave, reduced."""
 
+    def amend(self, at: float, feature: Tensor) -> Tensor:
+        """What the model's output is to be instead of the feature computed at `at`, not pushed yet: as a rule the feature itself."""
+        return feature
+
     @abstractmethod
     def push(self, at: float, feature: Tensor) -> None:
         """Take in the feature [batch, tokens, dim] computed at `at`."""
 
     @abstractmethod
-    def predict(self, at: float) -> Tensor:
-        """The feature expected at `at`, of the pushed shape."""
+    def predict(self, at: float, channels: int | None = None) -> Tensor:
+        """The feature expected at `at`, of the pushed shape; of its last dimension so many first values alone."""
 
     def settle(self, at: float, feature: Tensor) -> None:  # noqa: B027 - most have nothing to settle
         """Take note that `feature`, predicted for `at`, was used instead of a computed one."""
@@ -94,22 +100,25 @@ class WindowPredictor(Predictor):
     def weights(self, at: float) -> Sequence[float]:
         """One weight a feature of the window, oldest first."""
 
-    def predict(self, at: float) -> Tensor:
+    def predict(self, at: float, channels: int | None = None) -> Tensor:
         assert self._window, "predict() before push()"
-        return weighted_sum([kept for _, kept in self._window], self.weights(at))
+        return weighted_sum([kept for _, kept in self._window], self.weights(at), channels)
 
 
-def weighted_sum(features: Sequence[Kept], weights: Sequence[float]) -> Tensor:
-    """sum_j weights[j] features[j], in the features' dtype but summed in fp32; weight 1 on one of them alone gives it back as it is."""
+def weighted_sum(features: Sequence[Kept], weights: Sequence[float], channels: int | None = None) -> Tensor:
+    """sum_j weights[j] features[j], in the features' dtype but summed in fp32; weight 1 on one of them alone gives it back as it is.
+
+    channels: of the last dimension so many first values alone.
+    """
     used = [(weight, kept) for weight, kept in zip(weights, features, strict=True) if weight != 0.0]
     if len(used) == 1 and used[0][0] == 1.0:
-        return used[0][1].get()
+        return used[0][1].get(channels)
     total: Tensor | None = None
     for weight, kept in used:
-        feature = kept.get()
+        feature = kept.get(channels)
         total = feature.float() * weight if total is None else total.add_(feature, alpha=weight)
     first = features[0]
-    return total.to(first.dtype) if total is not None else torch.zeros_like(first.get())
+    return total.to(first.dtype) if total is not None else torch.zeros_like(first.get(channels))
 
 
 def lagrange_weights(places: Sequence[float], at: float) -> list[float]:

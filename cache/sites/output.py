@@ -48,8 +48,9 @@ class Output(Site):
                 recalled = call.recall()
                 sample = hidden_states[:, : recalled.shape[1]] + recalled if adds else recalled
             else:
-                sample = original(hidden_states, *args, return_dict=False, **kwargs)[0]
-                call.keep(sample - hidden_states[:, : sample.shape[1]] if adds else sample, learnt=sample)
+                computed = original(hidden_states, *args, return_dict=False, **kwargs)[0]
+                kept = computed - hidden_states[:, : computed.shape[1]] if adds else computed
+                sample = computed + (call.keep(kept, learnt=computed) - kept)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
         return replace_forward(transformer, forward)

@@ -40,9 +40,10 @@ class SiteRun(Protocol):
         beside: what predictors are to measure, if not the probe.
         """
 
-    def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> None:
-        """Hand over what a unit computed, for later steps. name: of this feature among the unit's. learnt: what triggers are to learn
-        from, if not the feature. num_text: of this feature, if not as many of its last tokens are text as `begin` was told.
+    def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
+        """Hand over what a unit computed, for later steps; returns what the model is to go on with, as a rule the same. name: of this
+        feature among the unit's. learnt: what triggers are to learn from, if not the feature. num_text: of this feature, if not as many
+        of its last tokens are text as `begin` was told.
         """
 
     def recall(self, unit: int = 0, name: str = "") -> Tensor:

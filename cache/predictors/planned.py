@@ -1,0 +1,76 @@
+"""Follow the line through the last two computed velocities, damped gap by gap, and make up for it as soon as the next one is known.
+
+methods.md, section 6, and a corrector. A reused velocity f_s moves the latents by f_s (sigma_{s+1} - sigma_s). Once step j is computed,
+the steps that were skipped since step i are known better: they lie close to the line m_s from v_i to v_j. So the model's v_j is passed on as
+v_j + sum_{s=i+1}^{j-1} (m_s - f_s) (sigma_{s+1} - sigma_s) / (sigma_{j+1} - sigma_j),
+and the latents after step j are where the m_s would have led to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..storage import Kept
+from .predictor import WindowPredictor, lagrange_weights, weighted_sum
+
+
+@dataclass(frozen=True)
+class PlannedConfig:
+    """damping_by_step: for each step of the take, the share of the slope to believe in the gap that starts there; empty: all of it.
+
+    sigmas: of the take, one more than it has steps, of a sampler that steps by velocity times sigma; empty: nothing is made up for.
+    """
+
+    damping_by_step: list[float] = field(default_factory=list)
+    sigmas: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for damping in self.damping_by_step:
+            if not 0 <= damping <= 1:
+                raise ValueError(f"damping_by_step names {damping:g}; shares of a slope lie between 0 (plain reuse) and 1.")
+        if self.sigmas and len(self.damping_by_step) != len(self.sigmas) - 1:
+            raise ValueError(f"sigmas has {len(self.sigmas)} entries and damping_by_step {len(self.damping_by_step)}; it must have one more.")
+
+
+class Planned(WindowPredictor):
+    """For the site `output` on the abscissa `step`. Steps that the plan did not foresee are made up for as well."""
+
+    needs_output = True
+
+    def __init__(self, config: PlannedConfig) -> None:
+        super().__init__(2)
+        self.config = config
+        self._skipped: list[float] = []
+
+    def weights(self, at: float) -> list[float]:
+        places, by_step = self.places, self.config.damping_by_step
+        damping = by_step[int(places[-1])] if by_step else 1.0
+        weights = [damping * weight for weight in lagrange_weights(places, at)]
+        weights[-1] += 1.0 - damping
+        return weights
+
+    def settle(self, at: float, feature: Tensor) -> None:
+        self._skipped.append(at)
+
+    def amend(self, at: float, feature: Tensor) -> Tensor:
+        if not (self.config.sigmas and self._skipped):
+            return feature
+        last, own = self.places[-1], 0.0
+        weights = [0.0] * len(self.places)
+        for skipped in self._skipped:
+            stride, share = self._stride(skipped), (skipped - last) / (at - last)
+            own += stride * share
+            weights[-1] += stride * (1 - share)
+            weights = [weight - stride * used for weight, used in zip(weights, self.weights(skipped), strict=True)]
+        scale = 1 / self._stride(at)
+        now = Kept(feature, None, feature.dtype, feature.device)
+        return weighted_sum([*(kept for _, kept in self._window), now], [*(scale * weight for weight in weights), 1 + scale * own])
+
+    def push(self, at: float, feature: Tensor) -> None:
+        super().push(at, feature)
+        self._skipped = []
+
+    def _stride(self, step: float) -> float:
+        return self.config.sigmas[int(step) + 1] - self.config.sigmas[int(step)]
