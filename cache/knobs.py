@@ -33,13 +33,14 @@ class Knob:
         return float(f"{value * factor:.3g}")
 
 
-# One line a trigger. None: nothing to turn; the steps of a mask were chosen together.
+# One line a trigger. None: nothing to turn; the steps of masks and plans were chosen together.
 KNOBS: dict[str, Knob | None] = {
     "guided_change": Knob(("threshold",), octaves=4),
     "interval": Knob(("interval",), octaves=2, least=2),
     "layerwise": Knob(("codebook",), octaves=4),
     "magnitude": Knob(("threshold",), octaves=4),
     "mask": None,
+    "plan": None,
     "ranges": Knob(("interval",), octaves=2, least=2),
     "rate": Knob(("threshold",), octaves=4),
     "relative_change": Knob(("threshold",), octaves=4),

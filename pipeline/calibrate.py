@@ -29,7 +29,7 @@ from ..cache.recipe import Calibration
 from ..cache.recorder import Key, Sight
 from .caching import check_recipe
 from .card import ModelCard, model_hash
-from .measure import measure_growth, measure_skips, measure_velocities, record_steps, record_take
+from .measure import measure_growth, measure_skips, measure_velocities, record_steps, record_take, steps_by_velocity
 from .render import Renderer
 from .take import Take
 
@@ -133,22 +133,29 @@ def calibrate_each(
 
 
 def _planned(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
-    gram, sigmas = measure_velocities(renderer, takes)
+    velocities = measure_velocities(renderer, takes, recipe)
     growth = measure_growth(renderer, takes)
+    mend = {"sigmas": velocities.sigmas.tolist()} if steps_by_velocity(renderer, takes[0]) else {}
 
     def numbers(setting: Setting) -> Changes:
-        plan = planned.plan_steps(gram, sigmas, growth, setting.computed)
-        return [{"trigger": {"computed": list(plan.computed)}, "predictor": {"damping_by_step": list(plan.damping)}}]
+        plan = planned.plan_steps(velocities.guided, velocities.sigmas, growth, setting.computed)
+        errors = planned.forecast_errors(velocities.branches, plan)
+        return [
+            {
+                "trigger": {"computed": list(plan.computed), "expected_errors": errors},
+                "predictor": {"damping_by_step": list(plan.damping), **mend},
+            }
+        ]
 
     return numbers
 
 
 def _meancache(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     states_back = recipe.parts[0].predictor.config.states_back
-    gram, sigmas = measure_velocities(renderer, takes)
+    velocities = measure_velocities(renderer, takes, recipe)
 
     def numbers(setting: Setting) -> Changes:
-        computed = meancache.plan_mean_velocities(gram, sigmas, setting.computed, states_back=states_back)
+        computed = meancache.plan_mean_velocities(velocities.guided, velocities.sigmas, setting.computed, states_back=states_back)
         return [{"trigger": {"computed": list(computed)}}]
 
     return numbers

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ..cache import Recipe, enable_cache
@@ -21,15 +23,31 @@ Series = dict[Key, list[Sight]]
 _GROWTH_SHARES = (0.02, 0.06, 0.12, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)  # of a take's steps
 
 
-def measure_velocities(renderer: Renderer, takes: list[Take]) -> tuple[Floats, Floats]:
-    """[steps, steps], mean products of the guided velocities of two steps, a latent value; and the sigmas [steps + 1]."""
-    steps = takes[0].num_inference_steps
-    gram = np.zeros((steps, steps))
+@dataclass(frozen=True)
+class Velocities:
+    """guided: [steps, steps], mean products of the guided velocities of two steps, a latent value. branches: [branches, steps, steps],
+    these of each branch's own. sigmas: [steps + 1].
+    """
+
+    guided: Floats
+    branches: Floats
+    sigmas: Floats
+
+
+def measure_velocities(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Velocities:
+    """recipe: any that keeps the value of the model's output."""
+    steps, scale = takes[0].num_inference_steps, takes[0].guidance_scale
+    grams = []
     for take in takes:
-        denoising = Denoising(renderer.family, take, None, renderer.mesh)
-        stacked = torch.stack([step.velocity.flatten().double() for step in denoising])
-        gram += (stacked @ stacked.T / stacked.shape[1] / len(takes)).cpu().numpy()
-    return gram, denoising.scheduler.sigmas.double().cpu().numpy()
+        series = record_take(renderer, take, recipe)
+        stacked = torch.stack([sight.feature.flatten().double() for sights in series.values() for sight in sights])
+        grams.append((stacked @ stacked.T / stacked.shape[1]).cpu().numpy())
+    gram = np.mean(grams, axis=0)
+    eye = np.eye(steps)
+    guide = np.hstack((scale * eye, (1 - scale) * eye)) if len(series) == 2 else eye
+    branches = np.stack([gram[start : start + steps, start : start + steps] for start in range(0, len(gram), steps)])
+    sigmas = renderer.family.scheduler(steps, takes[0].flow_shift).sigmas.double().cpu().numpy()
+    return Velocities(guide @ gram @ guide.T, branches, sigmas)
 
 
 def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
@@ -57,6 +75,12 @@ def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
             change = (fork.latents - denoising.latents).double().pow(2).mean() / error.double().pow(2).mean()
             logs[number] += float(change.log()) / len(takes)
     return np.exp(np.interp(np.arange(steps), probed, logs))
+
+
+def steps_by_velocity(renderer: Renderer, take: Take) -> bool:
+    """Whether the sampler moves the latents by velocity times the step in sigma, and by nothing else."""
+    scheduler = renderer.family.scheduler(take.num_inference_steps, take.flow_shift)
+    return isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not scheduler.config.stochastic_sampling
 
 
 def record_steps(renderer: Renderer, take: Take, recipe: Recipe) -> Iterator[dict[Key, Sight]]:

@@ -77,6 +77,10 @@ _CHANGES_FOR_BOTH: dict[str, dict[str, dict[str, Any]]] = {
     "adacache": {"trigger": {"codebook": [[0.3, 3], [0.4, 2]]}},
     "bwcache": {"trigger": {"codebook": [[0.1, 3]]}},
     "easycache": {"trigger": {"threshold": 0.5}},
+    "planned": {
+        "trigger": {"expected_errors": [0, 1e-6, 0, 0, 10, 0, 0, 10], "max_surprise": 2.0},
+        "predictor": {"damping_by_step": [0.75] * 8, "sigmas": [1 - step / 8 for step in range(9)]},
+    },
     "ra_cfgcache": {"trigger": {"threshold": 0.35}},
     "speca": {"trigger": {"threshold": 1.0, "unchecked_steps": 0}},
 }
@@ -89,7 +93,7 @@ def tiny_recipe(name: str, family: str = "wan") -> Recipe:
         return recipe
     values = {**recipe.to_dict(), "calibrated": False}
     for part in values.get("parts", [values]):
-        if part["trigger"]["name"] == "mask":
+        if part["trigger"]["name"] in ("mask", "plan"):
             part["trigger"]["computed"] = [0, 1, 4, 7]
     return load_recipe(values)
 

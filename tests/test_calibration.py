@@ -18,12 +18,13 @@ from longtake.cache.calibration.ertacache import harmful_steps
 from longtake.cache.calibration.lemica import plan_minimax
 from longtake.cache.calibration.magcache import magnitude_ratios
 from longtake.cache.calibration.meancache import GAMMA, error_weights, plan_mean_velocities
-from longtake.cache.calibration.planned import DAMPINGS, plan_steps
+from longtake.cache.calibration.planned import DAMPINGS, forecast_errors, plan_steps
 from longtake.cache.calibration.ra_cfgcache import fit_gain, guided_changes
 from longtake.cache.calibration.smoothcache import smooth_steps
 from longtake.cache.calibration.teacache import rescaling
 from longtake.cache.decision import Decision
 from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
+from longtake.cache.predictors.planned import Planned, PlannedConfig
 from longtake.jobs.cli import app
 from longtake.pipeline.caching import check_recipe
 from longtake.pipeline.calibrate import CALIBRATIONS, calibration_takes
@@ -81,6 +82,21 @@ def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
 def test_too_few_steps_are_no_plan() -> None:
     with pytest.raises(ValueError, match="3 of 50 steps is no plan; compute between 7 and 50"):
         plan_steps(np.eye(50), np.linspace(1, 0, 51), np.ones(50), 3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
+def test_expected_errors_are_those_of_the_predictors_own_forecasts(seed: int, num_computed: int) -> None:
+    velocities, sigmas = _trajectory(seed)
+    grams = np.stack([branch @ branch.T / 5 for branch in (velocities, 2 * velocities)])  # relative errors of both are the same
+    plan = plan_steps(grams[0], sigmas, np.ones(8), num_computed)
+    predictor, errors = Planned(PlannedConfig(list(plan.damping))), [0.0] * 8
+    for step in plan.computed:
+        real = torch.from_numpy(velocities[step])
+        if predictor.ready:
+            errors[step] = float((predictor.predict(step) - real).norm() / real.norm())
+        predictor.push(step, real)
+    assert forecast_errors(grams, plan) == pytest.approx(errors, rel=1e-4)
 
 
 @settings(deadline=None, max_examples=20)

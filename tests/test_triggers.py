@@ -12,6 +12,7 @@ from longtake.cache.triggers.interval import Interval, IntervalConfig
 from longtake.cache.triggers.layerwise import Layerwise, LayerwiseConfig
 from longtake.cache.triggers.magnitude import Magnitude, MagnitudeConfig
 from longtake.cache.triggers.mask import Mask, MaskConfig
+from longtake.cache.triggers.plan import Plan, PlanConfig
 from longtake.cache.triggers.ranges import Ranges, RangesConfig
 from longtake.cache.triggers.rate import Rate, RateConfig
 from longtake.cache.triggers.relative_change import RelativeChange, RelativeChangeConfig
@@ -42,6 +43,23 @@ def test_interval_computes_every_nth_step() -> None:
 def test_mask_computes_the_listed_steps() -> None:
     trigger = Mask(MaskConfig([0, 3, 4]))
     assert [trigger.decide(_moment(step), []) for step in range(6)] == [COMPUTE, REUSE, REUSE, COMPUTE, COMPUTE, REUSE]
+
+
+def test_a_plan_halves_the_gap_after_a_surprise() -> None:
+    """Forecasts of 10 that are off by 1: as expected at step 2, three times as far as expected at step 4."""
+    trigger = Plan(PlanConfig([0, 2, 4, 8], expected_errors=[0, 0, 0.1, 0, 1 / 30, 0, 0, 0, 0.1], max_surprise=1.5))
+    decisions, values = [], []
+    for step in range(9):
+        sums = trigger.signal(_number(0))
+        assert sums is not None
+        decisions.append(trigger.decide(_moment(step), sums.tolist()))
+        values.append(trigger.value)
+        if decisions[-1] is COMPUTE:
+            trigger.learn(0, _number(10), _number(9) if step else None)
+    assert [step for step, decision in enumerate(decisions) if decision is COMPUTE] == [0, 2, 4, 6, 8]
+    assert [(step, round(value, 6)) for step, value in enumerate(values) if value is not None] == [(3, 1.0), (5, 3.0)]
+    with pytest.raises(ValueError, match="end before step 3"):
+        PlanConfig([0, 3], expected_errors=[0.1] * 3, max_surprise=2.0)
 
 
 def test_ranges_reuse_between_two_timesteps() -> None:

@@ -7,6 +7,7 @@ from .interval import Interval, IntervalConfig
 from .layerwise import Layerwise, LayerwiseConfig
 from .magnitude import Magnitude, MagnitudeConfig
 from .mask import Mask, MaskConfig
+from .plan import Plan, PlanConfig
 from .ranges import Ranges, RangesConfig
 from .rate import Rate, RateConfig
 from .relative_change import RelativeChange, RelativeChangeConfig
@@ -19,6 +20,7 @@ TRIGGERS: dict[str, tuple[type[Any], type[Trigger]]] = {
     "layerwise": (LayerwiseConfig, Layerwise),
     "magnitude": (MagnitudeConfig, Magnitude),
     "mask": (MaskConfig, Mask),
+    "plan": (PlanConfig, Plan),
     "ranges": (RangesConfig, Ranges),
     "rate": (RateConfig, Rate),
     "relative_change": (RelativeChangeConfig, RelativeChange),

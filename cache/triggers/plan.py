@@ -1,0 +1,71 @@
+"""Recompute at planned steps, and halve the gap that follows a worse forecast than the plan was made for (ours; methods.md, section 6).
+
+Takes differ in how hard they are to foretell, and one that is worse than expected now stays so for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from ..decision import Decision
+from .mask import MaskConfig
+from .trigger import Moment, Trigger
+
+
+@dataclass(frozen=True)
+class PlanConfig(MaskConfig):
+    """expected_errors: for each step of the take, the relative error (root mean square) of the forecast that calibration saw there; 0
+    where there was none. max_surprise: how many times as large an error may be; 0: the plan alone decides, and nothing is measured.
+    """
+
+    expected_errors: list[float] = field(default_factory=list)
+    max_surprise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_surprise < 0 or min(self.expected_errors, default=0.0) < 0:
+            raise ValueError(f"max_surprise is {self.max_surprise:g}; it and all expected_errors must not be negative.")
+        if self.max_surprise and isinstance(self.computed, list) and max(self.computed) >= len(self.expected_errors):
+            raise ValueError(f"max_surprise compares with expected_errors, which end before step {max(self.computed)}; calibrate, or set it to 0.")
+
+
+class Plan(Trigger):
+    """Errors are of what is computed here, one branch of guidance; they are summed up with those of other shards where there are any."""
+
+    measures = True
+    learns = True
+
+    def __init__(self, config: PlanConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.learns = config.max_surprise > 0
+        self._inserted: list[int] = []
+        self._pending: Tensor | None = None
+        self._step = 0
+
+    def signal(self, probe: Tensor) -> Tensor | None:
+        if not self.learns:
+            return None
+        pending, self._pending = self._pending, None
+        return torch.zeros(2, dtype=torch.float64, device=probe.device) if pending is None else pending
+
+    def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
+        """sums: the squared error at the last step and the squared feature, if it was computed."""
+        computed, before = self.config.computed, self._step
+        self._step = moment.step
+        self.value, self.threshold = None, self.config.max_surprise or None
+        if sums and sums[1] > 0 and self.config.expected_errors[before] > 0:
+            self.value = sqrt(sums[0] / sums[1]) / self.config.expected_errors[before]
+            if self.value > self.config.max_surprise:
+                self._inserted.append((before + min((step for step in computed if step > before), default=before)) // 2)
+        return Decision.COMPUTE if moment.step in computed or moment.step in self._inserted else Decision.REUSE
+
+    def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:
+        if before is not None:
+            sums = torch.stack([part.float().pow(2).sum(dtype=torch.float64) for part in (now - before, now)])
+            self._pending = sums if self._pending is None else self._pending + sums
