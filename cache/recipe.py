@@ -61,19 +61,28 @@ class Guards:
 
 @dataclass(frozen=True)
 class Calibration:
-    """model: hash of the model that was measured (pipeline.card.model_hash). num_inference_steps: of the takes, 0 if it fits any."""
+    """model: hash of the model that was measured (pipeline.card.model_hash). num_inference_steps: of the takes, 0 if it fits any.
+    flow_shift: of their sigmas, None for the model's own.
+    """
 
     model: str = ""
     num_inference_steps: int = 0
+    flow_shift: float | None = None
 
-    def check(self, model: str, num_inference_steps: int, recipe: str) -> None:
-        """Raise ValueError, with the mend, for another model or number of steps."""
+    def check(self, model: str, num_inference_steps: int, flow_shift: float | None, recipe: str) -> None:
+        """Raise ValueError, with the mend, for another model, number of steps or course of sigma."""
         if model != self.model:
             raise ValueError(f"Recipe '{recipe}' was calibrated for another model; run `longtake calibrate` on this one.")
         if self.num_inference_steps not in (0, num_inference_steps):
             raise ValueError(
                 f"Recipe '{recipe}' was calibrated for {self.num_inference_steps} steps, the take has {num_inference_steps}; make them equal, "
                 f"or run `longtake calibrate` with --steps {num_inference_steps}."
+            )
+        if self.num_inference_steps and self.flow_shift != flow_shift:
+            stated = ("the model's own flow_shift" if shift is None else f"flow_shift {shift:g}" for shift in (self.flow_shift, flow_shift))
+            raise ValueError(
+                f"Recipe '{recipe}' was calibrated with {next(stated)}, the take has {next(stated)}; make them equal, or run `longtake calibrate` "
+                f"with the take's."
             )
 
 
@@ -190,7 +199,7 @@ class Recipe:
         if self.calibrated and self.calibration is None:
             raise ValueError(
                 f"Recipe '{self.name}' needs numbers that are measured on the model, and has none for this one ({num_blocks} blocks, dim {dim}); run "
-                f"`longtake calibrate MODEL --recipe {self.name} --out {self.name}.yaml` and use that file."
+                f"`longtake calibrate MODEL --recipe {self.name}`: jobs find the file that it writes, enable_cache takes its path."
             )
         return replace(self, fits=())
 

@@ -125,35 +125,44 @@ def _load_trace(path: Path) -> Any:
 
 
 @app.command()
-def calibrate(
+def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     model: Annotated[str, typer.Argument(help="'demo', or a checkpoint folder")],
-    out: Annotated[Path, typer.Option(help="the recipe to write (YAML)")],
+    out: Annotated[Path | None, typer.Option(help="the recipe to write (YAML); in the model's folder, where jobs find it, if left out")] = None,
     recipe: Annotated[str, typer.Option(help="ertacache, lemica, magcache, meancache, planned, ra_cfgcache, smoothcache or teacache")] = "planned",
     steps: Annotated[int, typer.Option(help="denoising steps of the takes to come", min=3)] = 50,
     computed: Annotated[int | None, typer.Option(help="steps to compute of them (planned, lemica, meancache), two in five if left out")] = None,
     threshold: Annotated[float | None, typer.Option(help="error to allow (smoothcache: alpha, ertacache: lambda)")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="what to render for it; repeat for several takes")] = None,
     guidance_scale: Annotated[float, typer.Option()] = 5.0,
+    flow_shift: Annotated[float | None, typer.Option(help="of the takes to come, the model's own if left out")] = None,
 ) -> None:
     """Measure a model on a few full takes and write a recipe that was made for it."""
     from ..pipeline import calibrate as calibration
+    from ..pipeline.caching import numbers_path
     from ..pipeline.card import read_card
 
     card = _checked(read_card, model)
-    _checked(_check_folder, out)
-    takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale)
-    _checked(calibration.check_calibration, recipe, card, takes, computed=computed, threshold=threshold)
+    takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale, flow_shift)
+    method, *_ = _checked(calibration.check_calibration, recipe, card, takes, computed=computed, threshold=threshold)
+    target = out or numbers_path(card, recipe, 0 if method.any_steps else steps)
+    _checked(_check_target, target, make=out is None)
 
     from ..pipeline.files import write_atomic
     from ..pipeline.render import Renderer
 
     made = _checked(calibration.calibrate, recipe, Renderer(card, device=_device()), takes, computed=computed, threshold=threshold)
-    write_atomic(out, yaml.safe_dump(made.to_dict(), sort_keys=False))
+    write_atomic(target, yaml.safe_dump(made.to_dict(), sort_keys=False))
     for part in made.parts:
-        Console(highlight=False, soft_wrap=True).print(f"{out}: {made.name}, {part.site.name}: {part.trigger}", markup=False)
+        Console(highlight=False, soft_wrap=True).print(f"{target}: {made.name}, {part.site.name}: {part.trigger}", markup=False)
 
 
-def _check_folder(out: Path) -> None:
+def _check_target(out: Path, *, make: bool) -> None:
+    """make: the folder if it is not there."""
+    try:
+        if make:
+            out.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Cannot write beside the model ({error}); give --out, and that file as cache.recipe.") from None
     if not out.parent.is_dir():
         raise ValueError(f"There is no folder '{out.parent}' to write '{out}' in; make it first.")
 

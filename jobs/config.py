@@ -35,12 +35,13 @@ class TimelineConfig:
 
 @dataclass
 class CacheConfig:
-    """recipe: a name, a YAML path, or `none`. replay: a trace whose decisions are made again. dtype: how features are kept: `model`,
-    `bfloat16`, `float16` or `float8`. budget_gb: the most that a rank's cache may hold, in 1e9 bytes; over_budget: what to do with one
-    that would hold more, `refuse` it or keep it on the `host`. The rest changes the recipe's parts.
+    """recipe: a name, a YAML path, `none`, or `default`: `planned` where it was calibrated on the model, elsewhere none. replay: a trace
+    whose decisions are made again. dtype: how features are kept: `model`, `bfloat16`, `float16` or `float8`. budget_gb: the most that a
+    rank's cache may hold, in 1e9 bytes; over_budget: what to do with one that would hold more, `refuse` it or keep it on the `host`. The
+    rest changes the recipe's parts.
     """
 
-    recipe: str = "none"
+    recipe: str = "default"
     replay: str | None = None
     dtype: str | None = None
     budget_gb: float | None = None

@@ -37,12 +37,21 @@ def run_job(plan: Plan, reporter: Reporter) -> None:
     if not todo:
         return
     with _ray(plan, reporter) as (device, degrees), Gang(degrees, plan.job.parallel, device) as gang:
+        reporter.say(f"cache: {_cache_text(plan)}")
         reporter.say(f"loading '{plan.job.model.path}' on {gang.num_ranks} rank(s) ({degrees}), {device}, {gang.threads} thread(s) a rank")
         loaded = gang.load(plan.card, plan.model_options)
         reporter.say(f"loaded in {max(one.seconds for one in loaded):.1f} s")
         for number, planned in enumerate(todo, 1):
             reporter.take(planned.take.name, number, len(todo))
             _render(plan, planned, gang, loaded[0], reporter)
+
+
+def _cache_text(plan: Plan) -> str:
+    if plan.recipe is not None:
+        return plan.recipe.name
+    steps = plan.takes[0].take.num_inference_steps
+    is_missing = plan.job.cache.recipe == "default"
+    return f"none; `longtake calibrate {plan.job.model.path} --steps {steps} --prompt ...` makes one for this model" if is_missing else "none"
 
 
 @contextmanager

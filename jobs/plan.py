@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache import Recipe, Replay, Trace, load_recipe
+from ..cache import Recipe, Replay, Trace
 from ..parallel.degrees import Degrees, Demand, choose_degrees
-from ..pipeline.caching import Budget, check_recipe, choose_place
+from ..pipeline.caching import Budget, check_recipe, choose_place, default_recipe, find_recipe
 from ..pipeline.card import ModelCard, model_hash, read_card
 from ..pipeline.film_key import film_key
 from ..pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
@@ -177,11 +177,12 @@ def _check_degrees(degrees: Degrees, card: ModelCard, takes: list[Take]) -> None
 
 
 def _check_recipe(job: JobConfig, card: ModelCard, takes: list[Take], model: str, degrees: Degrees | None) -> Recipe | None:
-    if job.cache.recipe == "none":
+    name = default_recipe(card, takes) if job.cache.recipe == "default" else job.cache.recipe
+    if name == "none":
         if job.cache.changes():
-            raise ValueError(f"cache.recipe is none, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
+            raise ValueError(f"cache.recipe is none here, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
         return None
-    recipe = load_recipe(job.cache.recipe, job.cache.changes(), job.cache.dtype).fitted(card.dim, card.num_layers)
+    recipe = find_recipe(name, card, takes[0].num_inference_steps, job.cache.changes(), job.cache.dtype)
     for take in takes:
         check_recipe(recipe, card, take, model, degrees)
     return recipe

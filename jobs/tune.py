@@ -16,7 +16,7 @@ from ..cache import Recipe, load_recipe
 from ..cache.config import suggestion
 from ..cache.knobs import describe_knobs
 from ..cache.recipe import Calibration, recipe_names
-from ..pipeline.caching import check_recipe
+from ..pipeline.caching import check_recipe, find_recipe
 from ..pipeline.files import write_atomic
 from ..pipeline.options import ModelOptions
 from ..pipeline.take import Take
@@ -53,7 +53,7 @@ class Tuning:
 def plan_tuning(job: str, goal: Goal, *, take: str | None, recipes: Sequence[str], out: Path | None, force: bool) -> Tuning:
     """Raises ValueError with the value and the mend. take: its name, the first one if None. recipes: the candidates, all shipped if empty."""
     config = load_job(job)
-    cache = CacheConfig(dtype=config.cache.dtype, budget_gb=config.cache.budget_gb, over_budget=config.cache.over_budget)
+    cache = CacheConfig("none", dtype=config.cache.dtype, budget_gb=config.cache.budget_gb, over_budget=config.cache.over_budget)
     plan = plan_job(replace(config, cache=cache))
     names = [planned.take.name for planned in plan.takes]
     if take is not None and take not in names:
@@ -79,9 +79,8 @@ def _candidates(plan: Plan, names: Sequence[str]) -> tuple[list[Recipe], list[st
     """The recipes that the job could use, and why it could not use the others; one that was asked for by name it must."""
     fitting, skipped = [], []
     for name in dict.fromkeys(names or recipe_names()):
-        recipe = load_recipe(name, dtype=plan.job.cache.dtype)
         try:
-            fitting.append(_fitted(recipe, plan))
+            fitting.append(_fitted(name, plan))
         except ValueError as error:
             if names:
                 raise
@@ -91,10 +90,10 @@ def _candidates(plan: Plan, names: Sequence[str]) -> tuple[list[Recipe], list[st
     return fitting, skipped
 
 
-def _fitted(recipe: Recipe, plan: Plan) -> Recipe:
+def _fitted(name: str, plan: Plan) -> Recipe:
     """Raises ValueError if it does not work on one of the job's takes, or would hold more than the job's budget."""
-    fitted = recipe.fitted(plan.card.dim, plan.card.num_layers)
-    if recipe.calibrated and fitted.calibration is None:  # published numbers, which are no other model's
+    fitted = find_recipe(name, plan.card, plan.takes[0].take.num_inference_steps, dtype=plan.job.cache.dtype)
+    if load_recipe(name).calibrated and fitted.calibration is None:  # published numbers, which are no other model's
         fitted = replace(fitted, calibration=Calibration(plan.model))
     for planned in plan.takes:
         check_recipe(fitted, plan.card, planned.take, plan.model, plan.degrees)

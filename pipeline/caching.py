@@ -1,10 +1,13 @@
-"""What a recipe comes to on a model: whether it fits, and how many bytes it will hold. Knows cards and takes, loads nothing."""
+"""What a recipe comes to on a model: its numbers, whether it fits, and how many bytes it will hold. Knows cards and takes, loads nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from ..cache import Recipe
+from ..cache import Recipe, load_recipe
 from ..cache.budget import predict_bytes
 from ..cache.sites import ModelShape
 from ..parallel import Degrees, Layout
@@ -21,11 +24,48 @@ class Budget:
     over: str = "refuse"
 
 
+def numbers_path(card: ModelCard, name: str, num_inference_steps: int) -> Path:
+    """Where a recipe lies that was calibrated on this model; num_inference_steps: 0 for one that fits any."""
+    return card.path / "longtake" / (f"{name}-{num_inference_steps}-steps.yaml" if num_inference_steps else f"{name}.yaml")
+
+
+def find_recipe(
+    name: str, card: ModelCard, num_inference_steps: int, changes: Mapping[str, Mapping[str, Any]] | None = None, dtype: str | None = None
+) -> Recipe:
+    """A recipe by name or YAML path, with the model's numbers: those beside the model, or else published ones.
+
+    Raises ValueError, with the mend, for a recipe that needs numbers and finds none.
+    """
+    recipe = load_recipe(name)
+    if recipe.calibrated and recipe.calibration is None:
+        there = [path for steps in (num_inference_steps, 0) if (path := numbers_path(card, name, steps)).is_file()]
+        if there:
+            return load_recipe(there[0], changes, dtype)
+        others = sorted(path.stem for path in card.path.glob(f"longtake/{name}-*-steps.yaml"))
+        if others:
+            raise ValueError(
+                f"There are numbers for recipe '{name}' beside the model ({', '.join(others)}), but none for {num_inference_steps} steps; run "
+                f"`longtake calibrate` with --steps {num_inference_steps}."
+            )
+    return load_recipe(name, changes, dtype).fitted(card.dim, card.num_layers)
+
+
+def default_recipe(card: ModelCard, takes: Sequence[Take]) -> str:
+    """`planned` where it was calibrated on this model for such takes, `none` elsewhere."""
+    kinds = {(take.num_inference_steps, take.flow_shift) for take in takes}
+    if len(kinds) > 1:
+        return "none"
+    [(steps, flow_shift)] = kinds
+    path = numbers_path(card, "planned", steps)
+    calibration = load_recipe(path).calibration if path.is_file() else None
+    return "planned" if calibration and calibration.flow_shift == flow_shift else "none"
+
+
 def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degrees: Degrees | None = None) -> None:
     """Raise ValueError, with the mend, if a recipe cannot work on this model, take or gang. model: the model's hash."""
     recipe.check(model_shape(card, take), take.num_inference_steps)
     if recipe.calibration:
-        recipe.calibration.check(model, take.num_inference_steps, recipe.name)
+        recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
     derives = any(part.site.name == "guidance" for part in recipe.parts)
     if (derives or recipe.branches == "joint") and not take.is_guided(card):
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")

@@ -74,10 +74,13 @@ class Method:
         return Setting(computed or 0, threshold or self.threshold or 0.0)
 
 
-def calibration_takes(card: ModelCard, prompts: Iterable[str], num_inference_steps: int, guidance_scale: float) -> list[Take]:
+def calibration_takes(
+    card: ModelCard, prompts: Iterable[str], num_inference_steps: int, guidance_scale: float, flow_shift: float | None = None
+) -> list[Take]:
     """One take of the model's own clip length a prompt."""
     settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    return [Take.clip(card, f"calibration-{index}", prompt, seed=index, **settings) for index, prompt in enumerate(prompts)]
+    clips = [Take.clip(card, f"calibration-{index}", prompt, seed=index, **settings) for index, prompt in enumerate(prompts)]
+    return [replace(clip, flow_shift=flow_shift) for clip in clips]
 
 
 def check_calibration(
@@ -119,7 +122,7 @@ def calibrate_each(
     checked = [check_calibration(name, card, takes, computed=one, threshold=other) for one in computed for other in threshold]
     method, form, _ = checked[0]
     measured = method.measure(renderer, takes, form)
-    stamp = asdict(Calibration(model_hash(card.path), 0 if method.any_steps else num_steps))
+    stamp = asdict(Calibration(model_hash(card.path), 0 if method.any_steps else num_steps, takes[0].flow_shift))
     recipes = []
     for _, _, setting in checked:
         values = {**form.to_dict(), "calibration": stamp}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, islice, pairwise, product
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Recipe, load_recipe
@@ -26,6 +28,8 @@ from longtake.cache.decision import Decision
 from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
 from longtake.cache.predictors.planned import Planned, PlannedConfig
 from longtake.jobs.cli import app
+from longtake.jobs.config import load_job
+from longtake.jobs.plan import plan_job
 from longtake.pipeline.caching import check_recipe
 from longtake.pipeline.calibrate import CALIBRATIONS, calibration_takes
 from longtake.pipeline.card import model_hash, read_card
@@ -304,3 +308,27 @@ def test_calibrations_that_make_no_sense_are_refused(name: str, options: list[st
 
 def test_calibration_needs_prompts(tiny_wan: Path, tmp_path: Path) -> None:
     assert "give --prompt" in _calibrate(tiny_wan, "planned", tmp_path / "recipe.yaml", prompts=0).output
+
+
+def test_a_job_finds_what_was_calibrated_beside_its_model(tiny_wan: Path, tmp_path: Path) -> None:
+    model, job = shutil.copytree(tiny_wan, tmp_path / "model"), tmp_path / "job.yaml"
+    takes = [{"name": "one", "prompt": "a red circle", "num_inference_steps": 8}]
+    job.write_text(yaml.safe_dump({"model": str(model), "output": str(tmp_path / "out"), "takes": takes}))
+
+    def recipe_of(*overrides: str) -> Recipe | None:
+        return plan_job(load_job(str(job), list(overrides))).recipe
+
+    assert recipe_of() is None
+    result = CliRunner().invoke(app, ["calibrate", str(model), "--steps", "8", "--computed", "4", "--prompt", "a red circle"])
+    assert result.exit_code == 0, result.output
+    made = load_recipe(model / "longtake" / "planned-8-steps.yaml")
+    assert recipe_of() == recipe_of("cache=planned") == made
+    assert recipe_of("cache.trigger.max_surprise=2") == load_recipe(made, {"trigger": {"max_surprise": 2.0}})
+    assert recipe_of("cache=none") is recipe_of("flow_shift=2") is recipe_of("takes.0.num_inference_steps=6") is None
+    for overrides, message in (
+        (["cache=planned", "flow_shift=2"], "calibrated with the model's own flow_shift, the take has flow_shift 2"),
+        (["cache=planned", "takes.0.num_inference_steps=6"], r"\(planned-8-steps\), but none for 6 steps"),
+        (["cache.trigger.max_surprise=2", "flow_shift=2"], "cache.recipe is none here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe_of(*overrides)

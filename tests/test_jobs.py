@@ -80,7 +80,7 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["cache.over_budget=drop"], "over_budget is 'drop'; it must be refuse or host"),
         (["cache.over_budget=host", "device=cpu"], "whose memory is the host's"),
         (["cache.dtype=int4"], "dtype is 'int4'; it must be one of model, bfloat16, float16, float8"),
-        (["cache=teacache"], "run `longtake calibrate MODEL --recipe teacache --out teacache.yaml`"),
+        (["cache=teacache"], "run `longtake calibrate MODEL --recipe teacache`: jobs find the file"),
         (["cache=fastercache", "parallel.ulysses_degree=1", "parallel.cfg_degree=2"], r"set parallel\.cfg_degree to 1"),
         (["cache=fastercache", "guidance_scale=1"], "works on both guidance branches, but take"),
         (["parallel.cfg_degree=3"], "parallel.cfg_degree is 3, but there are two branches at most"),
