@@ -66,6 +66,7 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
     recipe.check(model_shape(card, take), take.num_inference_steps)
     if recipe.calibration:
         recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
+        _check_guidance(recipe, take)
     derives = any(part.site.name == "guidance" for part in recipe.parts)
     if (derives or recipe.branches == "joint") and not take.is_guided(card):
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
@@ -73,6 +74,15 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
         raise ValueError(
             f"Recipe '{recipe.name}' derives one guidance branch from the other, which saves nothing while both run at once; set "
             f"parallel.cfg_degree to 1."
+        )
+
+
+def _check_guidance(recipe: Recipe, take: Take) -> None:
+    scales = [scale for part in recipe.parts if (scale := getattr(part.trigger.config, "guidance_scale", None)) is not None]
+    if scales not in ([], [take.guidance_scale]):
+        raise ValueError(
+            f"Recipe '{recipe.name}' was calibrated at guidance_scale {scales[0]:g}, take '{take.name}' has {take.guidance_scale:g}; make them "
+            f"equal, or run `longtake calibrate` with --guidance-scale {take.guidance_scale:g}."
         )
 
 

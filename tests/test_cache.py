@@ -14,6 +14,7 @@ from longtake.cache import Recipe, Replay, Trace, enable_cache, load_recipe
 from longtake.cache.decision import Decision
 from longtake.cache.recipe import recipe_names
 from longtake.cache.stack import CachedStack
+from longtake.cache.storage import Storage
 from longtake.jobs.cli import app
 from longtake.parallel import Degrees
 from longtake.pipeline.caching import cache_bytes, check_recipe
@@ -284,3 +285,11 @@ def test_compiled_blocks_are_cached(tiny_wan: Path, recipe: str) -> None:
         choices.append(cached.finish().choices)
     assert choices[0] == choices[1]
     assert (films[0] - films[1]).abs().max() <= 1e-4
+
+
+@pytest.mark.gpu
+def test_features_come_back_from_the_host() -> None:
+    storage, features = Storage("model", "host"), [torch.randn(1, 4096, 512, device="cuda") for _ in range(8)]
+    kept = [storage.put(feature * 1.0) for feature in features]
+    assert all(one.stored.is_pinned() and one.stored.device.type == "cpu" for one in kept)
+    assert all(torch.equal(one.get(), feature) for one, feature in zip(kept, features, strict=True))

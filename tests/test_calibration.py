@@ -273,6 +273,9 @@ def test_a_calibrated_recipe_serves_its_model_and_steps_alone(name: str, model: 
     check_recipe(recipe, renderer.family.card, take, model_there)
     with pytest.raises(ValueError, match="calibrated for another model"):
         check_recipe(recipe, renderer.family.card, take, "other")
+    if name == "ra_cfgcache":
+        with pytest.raises(ValueError, match=r"calibrated at guidance_scale 5, take .* has 4"):
+            check_recipe(recipe, renderer.family.card, replace(take, guidance_scale=4.0), model_there)
     longer = replace(take, num_inference_steps=9)
     if name in _ANY_STEPS:
         check_recipe(recipe, renderer.family.card, longer, model_there)
