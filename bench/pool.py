@@ -39,7 +39,7 @@ class GlooPool:
     A number in place of degrees stands for so many ranks on the Ulysses axis.
     """
 
-    def __init__(self, size: int, timeout: float = 30.0) -> None:
+    def __init__(self, size: int, timeout: float = 90.0) -> None:
         """timeout: seconds, for every collective and every run."""
         self._size, self._timeout = size, timedelta(seconds=timeout)
 
