@@ -51,26 +51,28 @@ def test_stock_diffusers_loads_and_renders_the_demo_model() -> None:
     assert sum(path.stat().st_size for path in card.path.rglob("*.safetensors")) < 30e6
 
 
-_PEAK = """
-import resource, sys
+_HELD = """
+import sys
+from pathlib import Path
 import torch
 from longtake.pipeline.card import read_card
 from longtake.pipeline.render import Renderer
-family = Renderer(read_card(sys.argv[1])).family
-peaks = []
-for num_latents in (4, 100):
-    num_frames = sum(len(chunk) for chunk in family.decode(torch.zeros(1, 4, num_latents, 24, 24)))
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-print(num_frames, peaks[1] - peaks[0])
+family, num_frames, held = Renderer(read_card(sys.argv[1])).family, 0, []
+for chunk in family.decode(torch.zeros(1, 4, 100, 24, 24)):
+    num_frames += len(chunk)
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    held.append(int(line.split()[1]) / 1024)
+half = len(held) // 2
+print(num_frames, max(held) - max(held[:half]))
 """
 
 
 def test_decoding_memory_does_not_grow_with_the_number_of_frames(tiny_wan: Path) -> None:
-    """397 frames of 192x192 would take 176 MB if they were kept."""
-    result = subprocess.run([sys.executable, "-c", _PEAK, str(tiny_wan)], capture_output=True, text=True, check=True)
+    """397 frames of 192x192 would take 176 MB if they were kept, half of that in the second half. Libraries' pages come and go and do not count."""
+    result = subprocess.run([sys.executable, "-c", _HELD, str(tiny_wan)], capture_output=True, text=True, check=True)
     num_frames, grown = result.stdout.split()[-2:]
     assert int(num_frames) == 397
-    assert float(grown) < 25, f"peak memory grew by {grown} MB"
+    assert float(grown) < 25, f"held memory grew by {grown} MB"
 
 
 def test_preview_shows_the_colours_of_a_clip() -> None:
