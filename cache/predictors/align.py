@@ -49,7 +49,7 @@ class Align(WindowPredictor):
         if len(self._probes) < 2:
             return torch.zeros(2, dtype=torch.float64, device=probe.device)
         older, newer = self._probes
-        return torch.stack((l1(probe, older), l1(newer, older)))
+        return torch.stack((l1(probe - older), l1(newer - older)))
 
     def take(self, sums: Sequence[float]) -> None:
         gone, computed = sums

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..storage import Kept
-from .predictor import WindowPredictor, lagrange_weights, weighted_sum
+from .predictor import WindowPredictor, damped_weights, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ class Planned(WindowPredictor):
 
     def weights(self, at: float) -> list[float]:
         places, by_step = self.places, self.config.damping_by_step
-        damping = by_step[int(places[-1])] if by_step else 1.0
-        weights = [damping * weight for weight in lagrange_weights(places, at)]
-        weights[-1] += 1.0 - damping
-        return weights
+        return damped_weights(places, at, by_step[int(places[-1])] if by_step else 1.0)
 
     def settle(self, at: float, feature: Tensor) -> None:
         self._skipped.append(at)

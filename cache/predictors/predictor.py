@@ -133,6 +133,13 @@ def lagrange_weights(places: Sequence[float], at: float) -> list[float]:
     return weights
 
 
+def damped_weights(places: Sequence[float], at: float, damping: float) -> list[float]:
+    """Lagrange's weights with only the share `damping` of the change since the last place believed: 1 for all of it, 0 for plain reuse."""
+    weights = [damping * weight for weight in lagrange_weights(places, at)]
+    weights[-1] += 1.0 - damping
+    return weights
+
+
 def difference_weights(places: Sequence[float], order: int) -> list[float]:
     """Weights of values at `places`, newest last, in their divided difference over the newest `order` + 1 of them."""
     newest = places[len(places) - order - 1 :]

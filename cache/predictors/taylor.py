@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .predictor import WindowPredictor, lagrange_weights
+from .predictor import WindowPredictor, damped_weights
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,4 @@ class Taylor(WindowPredictor):
 
     def weights(self, at: float) -> list[float]:
         """Of as high an order as there are features yet."""
-        weights = [self.config.damping * weight for weight in lagrange_weights(self.places, at)]
-        weights[-1] += 1.0 - self.config.damping
-        return weights
+        return damped_weights(self.places, at, self.config.damping)
