@@ -1,4 +1,7 @@
-"""Persistent worker processes for benchmarks and parity tests: importing diffusers costs seconds, forming a gloo group does not."""
+"""Persistent worker processes for benchmarks and parity tests: importing diffusers costs seconds, forming a gloo group does not.
+
+They are forked off one server that has done the imports: once for all of them, and their pages are shared.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,15 @@ import torch.multiprocessing as mp
 
 from ..parallel import Degrees, Mesh
 
+_IMPORTED_ONCE = [__name__, "longtake.pipeline.render"]
+_START_SECONDS = 240.0  # a cold disk makes the imports slow: that is no hang of a run
+
 
 def _serve(rank: int, pipe: Connection, timeout: timedelta) -> None:
     torch.set_num_threads(1)
-    while (task := pipe.recv()) is not None:
-        function, arguments, degrees, rendezvous = task
+    pipe.send("ready")
+    while True:
+        function, arguments, degrees, rendezvous = pipe.recv()
         try:
             if degrees.num_ranks > 1:
                 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=degrees.num_ranks, timeout=timeout)
@@ -44,23 +51,37 @@ class GlooPool:
         self._size, self._timeout = size, timedelta(seconds=timeout)
 
     def __enter__(self) -> Self:
-        context = mp.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory()
-        self._pipes, self._processes = [], []
         self._runs = 0
+        self._start()
+        return self
+
+    def _start(self) -> None:
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(_IMPORTED_ONCE)
+        self._pipes, self._processes = [], []
         for rank in range(self._size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, theirs, self._timeout), daemon=True)
             process.start()
+            theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        return self
+        for rank, pipe in enumerate(self._pipes):
+            self._receive(rank, pipe, _START_SECONDS)
+
+    def _receive(self, rank: int, pipe: Connection, seconds: float) -> Any:
+        if not pipe.poll(seconds):
+            raise TimeoutError(f"rank {rank} of the pool did not answer within {seconds:g} s: a hang")
+        return pipe.recv()
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
 
     def __exit__(self, *error: object) -> None:
-        for pipe in self._pipes:
-            pipe.send(None)
-        for process in self._processes:
-            process.join(10)
+        self._kill()
         self._folder.cleanup()
 
     def run(self, function: Callable[..., Any], degrees: Degrees | int, *arguments: Any) -> list[Any]:
@@ -71,11 +92,12 @@ class GlooPool:
         rendezvous = Path(self._folder.name) / str(self._runs)
         for pipe in self._pipes[:num_ranks]:
             pipe.send((function, arguments, degrees, rendezvous))
-        results = []
-        for rank, pipe in enumerate(self._pipes[:num_ranks]):
-            if not pipe.poll(self._timeout.total_seconds() + 10):
-                raise TimeoutError(f"rank {rank} of {num_ranks} did not answer: a hang")
-            results.append(pipe.recv())
+        try:
+            results = [self._receive(rank, pipe, self._timeout.total_seconds() + 10) for rank, pipe in enumerate(self._pipes[:num_ranks])]
+        except (TimeoutError, EOFError):  # an answer that comes late must not pass for that of a later run
+            self._kill()
+            self._start()
+            raise
         failed = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(results) if not ok]
         if failed:
             raise AssertionError("\n".join(failed))

@@ -1,6 +1,8 @@
-"""Benchmarks: fronts are what their definition says, and every recipe is measured."""
+"""Benchmarks: fronts are what their definition says, every recipe is measured, and the pool of processes survives a lost one."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from longtake.bench.contenders import NUM_SETTINGS, STEPS, sweep
 from longtake.bench.fronts import Point, comparable_at, fastest_at, speed_at
+from longtake.bench.pool import GlooPool
 from longtake.bench.stock import clips, moving_region, psnr
 from longtake.cache import load_recipe
 from longtake.cache.recipe import recipe_names
+from longtake.parallel import Mesh
 
 POINTS = st.lists(st.builds(Point, speedup=st.floats(1, 10), psnr=st.floats(10, 60)), min_size=1, max_size=8)
 LINE = [Point(2, 40), Point(4, 30)]
@@ -65,3 +69,17 @@ def test_psnr_of_the_moving_region_looks_there_alone() -> None:
     other[:, :, 0, 0] += 0.1
     assert psnr(frames, other, region) == 100
     assert psnr(frames, other) == pytest.approx(20 + 10 * torch.tensor(64.0).log10().item(), abs=1e-3)
+
+
+def _number_unless(mesh: Mesh, dying: int | None) -> int:
+    if mesh.rank == dying:
+        os._exit(1)
+    return mesh.rank
+
+
+def test_a_rank_that_dies_costs_the_pool_one_run() -> None:
+    with GlooPool(2, timeout=5) as pool:
+        assert pool.run(_number_unless, 2, None) == [0, 1]
+        with pytest.raises((EOFError, TimeoutError)):
+            pool.run(_number_unless, 2, 1)
+        assert pool.run(_number_unless, 2, None) == [0, 1]
