@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..predictors.predictor import damped_weights
 from .path import Floats, Past, cheapest_path
 
 MAX_GAP = 9
@@ -67,17 +68,17 @@ class _EdgeCosts:
         return self._known[edge]
 
     def _cost(self, past: Past, there: int, damping: float) -> tuple[float, float]:
-        """D as weights of the velocities of all steps, squared by the Gram matrix."""
-        here = past[-1]
-        skipped = np.arange(here + 1, there)
-        weights = np.zeros(len(self._gram))
-        weights[skipped] -= self._strides[skipped]
-        weights[here] += self._strides[skipped].sum()
-        if damping:
-            slope = damping * ((skipped - here) * self._strides[skipped]).sum() / (here - past[0])
-            weights[here] += slope
-            weights[past[0]] -= slope
+        skipped = range(past[-1] + 1, there)
+        weights = sum((self._strides[step] * _forecast_error(past, step, damping, len(self._gram)) for step in skipped), np.zeros(len(self._gram)))
         return float(weights @ self._gram @ weights), damping
+
+
+def _forecast_error(past: Past, at: int, damping: float, num_steps: int) -> Floats:
+    """What the forecast for step `at` is off by, as weights of all steps' velocities."""
+    weights = np.zeros(num_steps)
+    weights[list(past)] = damped_weights(past, at, damping)
+    weights[at] -= 1.0
+    return weights
 
 
 def forecast_errors(grams: Floats, plan: Plan) -> list[float]:
@@ -87,12 +88,7 @@ def forecast_errors(grams: Floats, plan: Plan) -> list[float]:
     """
     errors = [0.0] * grams.shape[1]
     for number, there in enumerate(plan.computed[1:], start=1):
-        here, *before = reversed(plan.computed[max(0, number - 2) : number])
-        weights = np.zeros(grams.shape[1])
-        weights[there], weights[here] = -1.0, 1.0
-        for place in before:
-            slope = plan.damping[here] * (there - here) / (here - place)
-            weights[here] += slope
-            weights[place] -= slope
+        past = plan.computed[max(0, number - 2) : number]
+        weights = _forecast_error(past, there, plan.damping[past[-1]], len(errors))
         errors[there] = float(np.mean([np.sqrt(weights @ gram @ weights / gram[there, there]) for gram in grams]))
     return errors
