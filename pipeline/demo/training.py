@@ -29,15 +29,16 @@ Loss = Callable[[Generator, int], tuple[Tensor, dict[str, float]]]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Cosine from `peak_lr` to `final_lr` over `minutes` of training time, summed over resumed runs."""
+    """Cosine from `peak_lr` at minute `since` to `final_lr` at minute `minutes` of training time, summed over resumed runs."""
 
     minutes: float
     peak_lr: float
     final_lr: float
+    since: float = 0.0
     warmup_steps: int = 100
 
     def learning_rate(self, step: int, seconds: float) -> float:
-        done = min(1.0, seconds / (60 * self.minutes))
+        done = min(1.0, (seconds / 60 - self.since) / (self.minutes - self.since))
         cosine = self.final_lr + 0.5 * (self.peak_lr - self.final_lr) * (1 + math.cos(math.pi * done))
         return cosine * min(1.0, (step + 1) / self.warmup_steps)
 
