@@ -1,6 +1,6 @@
 """Train the demo model, part by part: `python -m longtake.pipeline.demo.train PART --minutes 30`.
 
-Every part resumes from its own checkpoint in the folder given by `--work` and logs its loss to training_log.jsonl there.
+Every part resumes from its own checkpoint in the folder given by `--work`; its command and its loss go to training_log.jsonl there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .training import Schedule
+from .training import Schedule, log_command
 
 _LEARNING_RATES = {"vae": (2e-3, 5e-5), "decoder": (7e-4, 2e-5), "dit": (1.2e-3, 2e-5)}  # first and last
 
@@ -30,6 +30,8 @@ def main() -> None:
     if options.part in _LEARNING_RATES:
         peak, final = _LEARNING_RATES[options.part]
         schedule = Schedule(options.minutes, options.peak_lr or peak, final, options.since)
+        arguments = f"--minutes {schedule.minutes:g} --since {schedule.since:g} --peak-lr {schedule.peak_lr:g}"
+        log_command(options.work, f"{options.part} {arguments}")
     if options.part in ("vae", "decoder"):
         from .train_vae import held_out_psnr, train_decoder, train_vae
 
@@ -39,6 +41,7 @@ def main() -> None:
     elif options.part == "latents":
         from .train_dit import encode_clips
 
+        log_command(options.work, f"latents --clips {options.clips}")
         encode_clips(options.work, options.clips, device)
     elif options.part == "dit":
         from .train_dit import train_dit
