@@ -65,7 +65,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things (the last is drawn on top) over a background that is textured and drifting, or plain."""
+    """One or two things (the last is drawn on top), of one motion, over a background that is textured and drifting, or plain."""
 
     things: tuple[Thing, ...]
     background: str
@@ -89,8 +89,9 @@ def sample_scene(rng: Generator, *, held_out: bool = False, two_things: float = 
     while True:
         background = str(rng.choice(BACKGROUNDS))
         colours = rng.choice(list(COLOURS), size=count, replace=False)
+        motion = str(rng.choice(MOTIONS))
         sides = [0.0] if count == 1 else [-1.0, 1.0]
-        things = tuple(_sample_thing(rng, str(colour), side) for colour, side in zip(colours, sides, strict=True))
+        things = tuple(_sample_thing(rng, str(colour), motion, side) for colour, side in zip(colours, sides, strict=True))
         scene = Scene(things, background, phase=tuple(rng.uniform(0, SIZE, 2)), drift=tuple(rng.uniform(-0.5, 0.5, 2)))
         if all(is_held_out(*combination) == held_out for combination in scene.combinations()):
             return scene
@@ -100,8 +101,7 @@ def all_held_out() -> list[tuple[str, str, str, str]]:
     return [c for c in product(SHAPES, COLOURS, MOTIONS, BACKGROUNDS) if is_held_out(*c)]
 
 
-def _sample_thing(rng: Generator, colour: str, side: float) -> Thing:
-    motion = str(rng.choice(MOTIONS))
+def _sample_thing(rng: Generator, colour: str, motion: str, side: float) -> Thing:
     x, y, angle = _place(rng, motion, side)
     slowest, fastest = {"circling": (3.0, 3.6), "still": (0.0, 0.0)}.get(motion, (2.6, 3.0) if motion in BOUNCING else (1.9, 2.5))
     return Thing(
@@ -117,7 +117,7 @@ def _sample_thing(rng: Generator, colour: str, side: float) -> Thing:
 
 
 def _place(rng: Generator, motion: str, side: float) -> tuple[float, float, float]:
-    """Where a take finds a thing: (x, y, angle). side: 0 for a thing alone, -1 and 1 for two, which are put apart across their ways.
+    """Where a take finds a thing: (x, y, angle). side: 0 for a thing alone, -1 and 1 for two, which are put apart across their way.
 
     A wrapping thing starts where it has the frame before it, any other near the middle: the motion alone then tells about where a
     thing is at each time. If things started anywhere, a denoiser would see no use for the sentence while noise is high, which is
