@@ -21,15 +21,15 @@ Spectra = NDArray[np.complexfloating]
 
 MIN_FRAMES = 17  # half the usual clip: below it a circling thing turns too little to be told from a straight one
 _MIN_SATURATION = 0.55  # of the object colour's own; the most colourful background, sand, has 0.3 of yellow's
-_MIN_CORE, _MAX_AREA = 60, 1600  # pixels; whole things cover 530 to 1030
-_RADII = np.arange(13.0, 20.0, 1.5)
+_MIN_CORE, _MAX_AREA = 60, 1900  # pixels; whole things cover 770 to 1280
+_RADII = np.arange(15.5, 22.0, 1.5)
 _MIN_VISIBLE = 0.3  # of a thing's usual area, for its place to be trusted
 _SHAPE_FRAMES = 7  # compared with all templates; at most half of MIN_FRAMES, as a thing may be seen in no more
-_MIN_TRAVEL = 8.0  # pixels; the shortest excursion of a moving thing in MIN_FRAMES is 9 (the height of a circling thing's arc)
-_MIN_RETURN = 4.0  # pixels; a thing that bounces in 33 frames comes back by at least 8 before smoothing
-_MIN_SWEEP, _MAX_RETURN_SWEEP = 1.2, 0.4  # radians; the slowest circling thing sweeps 1.9 in MIN_FRAMES
+_MIN_TRAVEL = 8.0  # pixels; the shortest excursion of a moving thing in MIN_FRAMES is 12 (the height of a circling thing's arc)
+_MIN_RETURN = 4.0  # pixels; a thing that bounces in 33 frames comes back by at least 40
+_MIN_SWEEP, _MAX_RETURN_SWEEP = 1.2, 0.4  # radians; the slowest circling thing sweeps 2.4 in MIN_FRAMES
 _BACKGROUND_STEP = 4  # frames; textures drift by at most half a pixel a frame
-_MIN_CONTRAST = 15.0  # grey levels; the textures have 37, noise on a plain background well under 10
+_MIN_CONTRAST = 15.0  # grey levels; the textures have 26 and 30, noise on a plain background well under 10
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from .nets import MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_scheduler
 from .scene import FPS, SIZE
 from .train_dit import DenoiserWithText
+from .training import LOG
 
 _CARD = """---
 license: apache-2.0
@@ -30,12 +32,10 @@ program draws (`pipeline/demo/scene.py`): one or two flat-shaded things that mov
 up to {frames} frames. A fifth of the attribute combinations was never trained on. Prompts are sentences such as "a red circle moves left over a
 grey background"; pass `max_sequence_length={length}` to the stock pipeline.
 
-Trained with (`training_log.jsonl` is the log):
+Trained with `python -m longtake.pipeline.demo.train COMMAND` for each of these, and then `export` (`training_log.jsonl` is the log; minutes are
+totals of what went before, too):
 
-    python -m longtake.pipeline.demo.train vae --minutes {vae_minutes:g}
-    python -m longtake.pipeline.demo.train latents --clips {clips}
-    python -m longtake.pipeline.demo.train dit --minutes {dit_minutes:g}
-    python -m longtake.pipeline.demo.train export
+{commands}
 """
 
 
@@ -47,13 +47,13 @@ def export(work: Path, out: Path) -> None:
     vae = AutoencoderKLWan.from_pretrained(work / "vae")
     vae.register_to_config(_name_or_path="")  # it would name a folder of the machine that trained it
     save_checkpoint(model, vae, out, dtype=torch.bfloat16)
-    shutil.copy(work / "training_log.jsonl", out / "training_log.jsonl")
+    shutil.copy(work / LOG, out / LOG)
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in _parts(model, vae).items()}
-    minutes = {f"{part}_minutes": torch.load(work / f"{part}.pt", weights_only=True)["seconds"] / 60 for part in ("vae", "dit")}
-    clips = 100 * len(list((work / "latents").glob("*.safetensors")))
+    rows = [json.loads(line) for line in (work / LOG).read_text().splitlines()]
+    commands = "\n".join(f"    {row['command']}" for row in rows if "command" in row)
     frames = (MAX_LATENT_FRAMES - 1) * 4 + 1
-    sizes = {"frames": frames, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS, "clips": clips}
-    (out / "README.md").write_text(_CARD.format(**sizes, **millions, **{key: round(value) for key, value in minutes.items()}))
+    sizes = {"frames": frames, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS, "commands": commands}
+    (out / "README.md").write_text(_CARD.format(**sizes, **millions))
 
 
 def save_checkpoint(model: DenoiserWithText, vae: AutoencoderKLWan, folder: Path, dtype: torch.dtype) -> None:

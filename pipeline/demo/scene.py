@@ -28,8 +28,8 @@ SHAPES = ("circle", "square", "triangle", "cross")
 WRAPPING = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 BOUNCING = {"sideways": (1, 0), "vertically": (0, 1)}
 MOTIONS = (*WRAPPING, *BOUNCING, "circling", "still")
-PLAIN_BACKGROUNDS = {"black": (20, 20, 20), "grey": (125, 125, 125), "white": (235, 235, 235), "sand": (195, 175, 130)}
-TEXTURED_BACKGROUNDS = {"striped": ((85, 85, 95), (160, 160, 170)), "checkered": ((70, 65, 60), (145, 135, 125))}
+PLAIN_BACKGROUNDS = {"black": (30, 30, 30), "grey": (125, 125, 125), "white": (225, 225, 225), "sand": (195, 175, 130)}
+TEXTURED_BACKGROUNDS = {"striped": ((80, 80, 90), (165, 165, 175)), "checkered": ((55, 50, 45), (165, 155, 145))}
 BACKGROUNDS = (*PLAIN_BACKGROUNDS, *TEXTURED_BACKGROUNDS)
 
 _VERBS = {
@@ -43,6 +43,9 @@ _VERBS = {
     "still": ("stands still", "is standing still", "does not move"),
 }
 _REACH = 1.3  # no shape reaches farther from its centre than this many radii to the sides
+_OUTLINE = 3.0  # pixels from full cover to none: a harder edge takes most of what a small VAE can encode
+_ORBIT = 20.0  # pixels, the radius of a circling thing's way
+_JITTER, _APART, _HEADROOM = 10.0, 22.0, 30.0  # pixels, see _place
 _PLACES = ("over a {} background", "on a {} background", "in front of a {} background")
 
 
@@ -62,7 +65,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things (the last is drawn on top) over a background that is textured and drifting, or plain."""
+    """One or two things (the last is drawn on top), of one motion, over a background that is textured and drifting, or plain."""
 
     things: tuple[Thing, ...]
     background: str
@@ -86,7 +89,9 @@ def sample_scene(rng: Generator, *, held_out: bool = False, two_things: float = 
     while True:
         background = str(rng.choice(BACKGROUNDS))
         colours = rng.choice(list(COLOURS), size=count, replace=False)
-        things = tuple(_sample_thing(rng, str(colour)) for colour in colours)
+        motion = str(rng.choice(MOTIONS))
+        sides = [0.0] if count == 1 else [-1.0, 1.0]
+        things = tuple(_sample_thing(rng, str(colour), motion, side) for colour, side in zip(colours, sides, strict=True))
         scene = Scene(things, background, phase=tuple(rng.uniform(0, SIZE, 2)), drift=tuple(rng.uniform(-0.5, 0.5, 2)))
         if all(is_held_out(*combination) == held_out for combination in scene.combinations()):
             return scene
@@ -96,22 +101,32 @@ def all_held_out() -> list[tuple[str, str, str, str]]:
     return [c for c in product(SHAPES, COLOURS, MOTIONS, BACKGROUNDS) if is_held_out(*c)]
 
 
-def _sample_thing(rng: Generator, colour: str) -> Thing:
-    motion = str(rng.choice(MOTIONS))
-    radius = float(rng.uniform(14, 18))
-    speed = {"circling": rng.uniform(2.6, 3.6), "still": 0.0}.get(motion, rng.uniform(1.8, 3.0))
-    if motion in BOUNCING:
-        speed = rng.uniform(2.4, 3.2)  # fast enough to turn at least once in 33 frames
+def _sample_thing(rng: Generator, colour: str, motion: str, side: float) -> Thing:
+    x, y, angle = _place(rng, motion, side)
+    slowest, fastest = {"circling": (3.0, 3.6), "still": (0.0, 0.0)}.get(motion, (2.6, 3.0) if motion in BOUNCING else (1.9, 2.5))
     return Thing(
         shape=str(rng.choice(SHAPES)),
         colour=colour,
         motion=motion,
-        x=float(rng.uniform(0, SIZE)),
-        y=float(rng.uniform(0, SIZE)),
-        radius=radius,
-        speed=float(speed),
-        angle=float(rng.uniform(0, 2 * np.pi)),
+        x=x,
+        y=y,
+        radius=float(rng.uniform(17, 20)),
+        speed=float(rng.uniform(slowest, fastest)),
+        angle=angle,
     )
+
+
+def _place(rng: Generator, motion: str, side: float) -> tuple[float, float, float]:
+    """Where a take finds a thing: (x, y, angle). side: 0 for a thing alone, -1 and 1 for two, which are put apart across their way.
+
+    A wrapping thing starts where it has the frame before it, any other near the middle: the motion alone then tells about where a
+    thing is at each time. If things started anywhere, a denoiser would see no use for the sentence while noise is high, which is
+    when it decides on a motion, and would need far more training to find one.
+    """
+    dx, dy = WRAPPING.get(motion) or BOUNCING.get(motion) or (0, 1)
+    ahead = _HEADROOM if motion in WRAPPING else 0.0
+    x, y = rng.uniform(-_JITTER, _JITTER, 2) + SIZE / 2 - ahead * np.array([dx, dy]) + side * _APART * np.array([dy != 0, dx != 0])
+    return float(x), float(y), float(rng.uniform(-0.5, 0.5) + np.pi * (side > 0))
 
 
 def sentence(scene: Scene, rng: Generator | None = None) -> str:
@@ -154,10 +169,10 @@ def positions(thing: Thing, times: NDArray[np.floating]) -> tuple[NDArray[np.flo
         still_x, still_y = np.clip([thing.x, thing.y], margin, SIZE - margin)
         return (fold, np.full_like(times, still_y)) if dx else (np.full_like(times, still_x), fold)
     if thing.motion == "circling":
-        orbit, reach = 22.0, _REACH * thing.radius
-        centre_x, centre_y = np.clip([thing.x, thing.y], orbit + reach, SIZE - orbit - reach)
-        angle = thing.angle + thing.speed / orbit * times
-        return centre_x + orbit * np.cos(angle), centre_y + orbit * np.sin(angle)
+        margin = _ORBIT + _REACH * thing.radius
+        centre_x, centre_y = np.clip([thing.x, thing.y], margin, SIZE - margin)
+        angle = thing.angle + thing.speed / _ORBIT * times
+        return centre_x + _ORBIT * np.cos(angle), centre_y + _ORBIT * np.sin(angle)
     margin = _REACH * thing.radius
     x, y = np.clip([thing.x, thing.y], margin, SIZE - margin)
     return np.full_like(times, x), np.full_like(times, y)
@@ -171,13 +186,13 @@ def _fold(start: float, travelled: NDArray[np.floating], margin: float) -> NDArr
 
 
 def _cover(thing: Thing, times: NDArray[np.floating]) -> NDArray[np.floating]:
-    """How much of each pixel the thing covers, [frames, SIZE, SIZE] in 0..1 (anti-aliased by its signed distance)."""
+    """How much of each pixel the thing covers, [frames, SIZE, SIZE] in 0..1, by its signed distance."""
     x, y = positions(thing, times)
     grid = np.arange(SIZE, dtype=np.float32) + 0.5
     half = SIZE / 2
     dx = np.mod(grid[None, :] - x[:, None] + half, SIZE) - half
     dy = np.mod(grid[None, :] - y[:, None] + half, SIZE) - half
-    return np.clip(0.5 - signed_distance(thing.shape, dx[:, None, :], dy[:, :, None], thing.radius), 0, 1)
+    return np.clip(0.5 - signed_distance(thing.shape, dx[:, None, :], dy[:, :, None], thing.radius) / _OUTLINE, 0, 1)
 
 
 def signed_distance(shape: str, dx: NDArray[np.floating], dy: NDArray[np.floating], radius: float) -> NDArray[np.floating]:
@@ -204,18 +219,13 @@ def _draw_background(scene: Scene, times: NDArray[np.floating]) -> NDArray[np.fl
     grid = np.arange(SIZE, dtype=np.float32)[None, :]
     x = grid - (scene.phase[0] + scene.drift[0] * times)[:, None]
     y = grid - (scene.phase[1] + scene.drift[1] * times)[:, None]
-    wave_y = _square_wave(y, period=24)[:, :, None]
     if scene.background == "striped":
-        wave = np.broadcast_to(wave_y, (len(times), SIZE, SIZE))
+        wave = np.broadcast_to(_wave(y, period=24)[:, :, None], (len(times), SIZE, SIZE))
     else:
-        wave_x = _square_wave(x, period=32)[:, None, :]
-        wave_y = _square_wave(y, period=32)[:, :, None]
-        wave = wave_x * wave_y + (1 - wave_x) * (1 - wave_y)
+        wave = _wave(x, period=32)[:, None, :] * _wave(y, period=32)[:, :, None]
     dark, light = (np.array(colour, np.float32) for colour in TEXTURED_BACKGROUNDS[scene.background])
-    return dark + (light - dark) * wave[..., None]
+    return dark + (light - dark) * (0.5 + 0.5 * wave[..., None])
 
 
-def _square_wave(along: NDArray[np.floating], period: float) -> NDArray[np.floating]:
-    """0 and 1 in turn, half a period each, with one soft pixel at each edge."""
-    distance = np.abs(np.mod(along, period) - period / 2) - period / 4
-    return np.clip(0.5 - distance, 0, 1)
+def _wave(along: NDArray[np.floating], period: float) -> NDArray[np.floating]:
+    return np.sin(2 * np.pi / period * along)

@@ -20,28 +20,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...parallel.processors import with_attention
-from .nets import FLOW_SHIFT, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
-from .scene import draw, sample_scene, sentence
+from .nets import FLOW_SHIFT, LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
+from .scene import SIZE, draw, sample_scene, sentence
 from .train_vae import clip_to_tensor
 from .training import Schedule, Trainer
 
-_CLIP_FRAMES = 41
 _SHARD = 100
+_LATEST_START = 150  # frames into a take, for clips from the middle
+_BEFORE_MIDDLE = 2  # latents of such a clip that are left out: they know too little of what was before them
 _FRAMES_A_STEP = 64  # latent frames in a batch, whatever the clip length
-_LENGTHS = {9: 0.5, 6: 0.2, 4: 0.15, 2: 0.1, 1: 0.05}
+_LENGTHS = {MAX_LATENT_FRAMES: 0.65, 6: 0.15, 4: 0.1, 2: 0.05, 1: 0.05}
 # Half of all samples start in the middle of a clip, with a latent that stands for four frames; but of whole clips at one noise level
 # few do. That is what a take looks like, and nothing else tells the model that a take starts with a latent for one frame, whose code
 # is another: rotary positions are relative. In a mid-take window the neighbours, fused in at every step, tell.
-_FROM_MIDDLE, _WHOLE_FROM_MIDDLE = 0.555, 0.1
+_FROM_MIDDLE, _WHOLE_FROM_MIDDLE = 0.59, 0.1
 
 
 def _clip_rng(index: int) -> Generator:
     return np.random.default_rng((7, index))
 
 
+def _draw_clip(index: int) -> Tensor:
+    """Clips with an even index are the start of a take, the others come from its middle."""
+    rng = _clip_rng(index)
+    scene = sample_scene(rng)
+    if index % 2 == 0:
+        return clip_to_tensor(draw(scene, 4 * MAX_LATENT_FRAMES - 3))
+    return clip_to_tensor(draw(scene, 4 * (MAX_LATENT_FRAMES + _BEFORE_MIDDLE) - 3, start=int(rng.integers(1, _LATEST_START))))
+
+
 @torch.no_grad()
 def encode_clips(folder: Path, num_clips: int, device: torch.device) -> None:
-    """Encode clips of 41 frames with the trained VAE into shards of 100: latents [16, 11, 12, 12], normalised, fp16."""
+    """Encode clips with the trained VAE into shards of 100: latents [16, 9, 12, 12], normalised, fp16."""
     vae = AutoencoderKLWan.from_pretrained(folder / "vae").to(device)
     mean = torch.tensor(vae.config.latents_mean, device=device).view(-1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std, device=device).view(-1, 1, 1, 1)
@@ -50,13 +60,13 @@ def encode_clips(folder: Path, num_clips: int, device: torch.device) -> None:
         target = folder / "latents" / f"{shard:04d}.safetensors"
         if target.exists():
             continue
-        clips = []
-        for index in range(shard * _SHARD, (shard + 1) * _SHARD):
-            clip = clip_to_tensor(draw(sample_scene(_clip_rng(index)), _CLIP_FRAMES))[None].to(device)
+        encoded = torch.empty(_SHARD, LATENT_CHANNELS, MAX_LATENT_FRAMES, SIZE // 8, SIZE // 8, dtype=torch.float16)
+        for first in (*range(0, _SHARD, 10), *range(1, _SHARD, 10)):
+            clips = torch.stack([_draw_clip(shard * _SHARD + index) for index in range(first, first + 10, 2)])
             with torch.autocast(device.type, torch.bfloat16):
-                latents = vae.encode(clip).latent_dist.mode()[0].float()
-            clips.append(((latents - mean) / std).half().cpu())
-        save_file({"latents": torch.stack(clips)}, target.with_suffix(".tmp"))
+                latents = vae.encode(clips.to(device)).latent_dist.mode().float()
+            encoded[first : first + 10 : 2] = ((latents - mean) / std)[:, :, -MAX_LATENT_FRAMES:].half().cpu()
+        save_file({"latents": encoded}, target.with_suffix(".tmp"))
         target.with_suffix(".tmp").replace(target)
 
 
@@ -144,14 +154,14 @@ class _Clips:
         context = int(rng.integers(1, length)) if per_frame and length > 1 and rng.random() < 0.5 else 0
         isolated = context if rng.random() < 0.5 else 0
         share = _WHOLE_FROM_MIDDLE if length == max(_LENGTHS) and not per_frame else _FROM_MIDDLE
-        chosen = rng.integers(0, len(self.latents) * _SHARD, count)
         cuts, prompts = [], []
-        for index in chosen:
+        for _ in range(count):
+            from_middle = bool(rng.random() < share)
+            index = 2 * int(rng.integers(0, len(self.latents) * _SHARD // 2)) + from_middle
             clip = self.latents[index // _SHARD][index % _SHARD]
-            from_middle = rng.random() < share
-            start = int(rng.integers(1, clip.shape[1] - length + 1)) if from_middle else 0
+            start = int(rng.integers(0, MAX_LATENT_FRAMES - length + 1)) if from_middle else 0
             cuts.append(clip[:, start : start + length].float())
-            prompts.append("" if rng.random() < 0.1 else sentence(sample_scene(_clip_rng(int(index))), rng))
+            prompts.append("" if rng.random() < 0.1 else sentence(sample_scene(_clip_rng(index)), rng))
         sigma = _noise_levels(rng, count, length if per_frame else 1).expand(count, length).clone()
         sigma[:, :context] = 0
         weight = torch.ones(count, length)
@@ -166,7 +176,7 @@ def _noise_levels(rng: Generator, *shape: int) -> Tensor:
     return torch.from_numpy(FLOW_SHIFT * level / (1 + (FLOW_SHIFT - 1) * level)).float()
 
 
-def train_dit(folder: Path, minutes: float, device: torch.device) -> None:
+def train_dit(folder: Path, schedule: Schedule, device: torch.device) -> None:
     """Train on what `encode_clips` wrote; the weights stay in the trainer's checkpoint, from where `export` takes them."""
     model = DenoiserWithText().to(device)
     model.transformer.compile_repeated_blocks(dynamic=False)
@@ -193,4 +203,4 @@ def train_dit(folder: Path, minutes: float, device: torch.device) -> None:
         return value, {"loss_per_frame" if not shared else "loss_shared": float(value.detach())}
 
     matrices = [weight for weight in model.transformer.blocks.parameters() if weight.ndim == 2]
-    Trainer("dit", model, Schedule(minutes, peak_lr=1.2e-3, final_lr=2e-5, warmup_steps=200), folder, matrices).run(loss)
+    Trainer("dit", model, schedule, folder, matrices).run(loss)

@@ -19,7 +19,7 @@ from .training import Loss, Schedule, Trainer
 _LATENT_NOISE = 0.05  # a fixed posterior spread: latents that are a little off, as a DiT's are, still decode well
 # Crop in pixels, frames, clips a step. The long ones matter: a causal VAE trained on short clips alone drifts beyond their length.
 _BATCHES = ((64, 9, 2), (64, 33, 1), (48, 65, 1), (SIZE, 17, 1))
-_MEAN_WEIGHT, _SPREAD_WEIGHT = 5e-4, 1e-3
+_ABS_WEIGHT, _MSE_WEIGHT, _MEAN_WEIGHT, _SPREAD_WEIGHT = 0.2, 10.0, 5e-4, 1e-3
 
 
 def clip_to_tensor(frames: np.ndarray) -> Tensor:
@@ -27,23 +27,23 @@ def clip_to_tensor(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1)
 
 
-def train_vae(folder: Path, minutes: float, device: torch.device) -> AutoencoderKLWan:
-    """Train for so many minutes in all (resumed runs included); the result's latents have zero mean and unit scale by its config."""
+def train_vae(folder: Path, schedule: Schedule, device: torch.device) -> AutoencoderKLWan:
+    """Train encoder and decoder; the result's latents have zero mean and unit scale by its config."""
     vae = build_vae().to(device)
-    averaged = Trainer("vae", vae, Schedule(minutes, peak_lr=2e-3, final_lr=5e-5), folder).run(_loss(vae, device))
+    averaged = Trainer("vae", vae, schedule, folder).run(_loss(vae, device))
     _measure_latents(averaged)
     return averaged
 
 
-def train_decoder(folder: Path, minutes: float, device: torch.device) -> AutoencoderKLWan:
+def train_decoder(folder: Path, schedule: Schedule, device: torch.device) -> AutoencoderKLWan:
     """Go on with the decoder of `folder`/vae alone: the latents, which the DiT has learnt, stay what they are."""
     vae = AutoencoderKLWan.from_pretrained(folder / "vae").to(device)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
-    return Trainer("decoder", vae, Schedule(minutes, peak_lr=7e-4, final_lr=2e-5), folder).run(_loss(vae, device, abs_weight=0.2, mse_weight=10.0))
+    return Trainer("decoder", vae, schedule, folder).run(_loss(vae, device))
 
 
-def _loss(vae: AutoencoderKLWan, device: torch.device, *, abs_weight: float = 1.0, mse_weight: float = 1.0) -> Loss:
+def _loss(vae: AutoencoderKLWan, device: torch.device) -> Loss:
     def loss(rng: Generator, step: int) -> tuple[Tensor, dict[str, float]]:
         crop, num_frames, batch = _BATCHES[step % len(_BATCHES)]
         clips = torch.stack([_crop(rng, crop, num_frames) for _ in range(batch)]).to(device)
@@ -54,14 +54,14 @@ def _loss(vae: AutoencoderKLWan, device: torch.device, *, abs_weight: float = 1.
         error = decoded.float() - clips
         mse = error.pow(2).mean()
         spread = (posterior.logvar.float() - 2 * math.log(_LATENT_NOISE)).pow(2).mean()
-        value = abs_weight * error.abs().mean() + mse_weight * mse + _MEAN_WEIGHT * posterior.mean.float().pow(2).mean() + _SPREAD_WEIGHT * spread
+        value = _ABS_WEIGHT * error.abs().mean() + _MSE_WEIGHT * mse + _MEAN_WEIGHT * posterior.mean.float().pow(2).mean() + _SPREAD_WEIGHT * spread
         return value, {"psnr": float(10 * torch.log10(4 / mse.detach()))}
 
     return loss
 
 
 def _crop(rng: Generator, crop: int, num_frames: int) -> Tensor:
-    frames = draw(sample_scene(rng, two_things=0.5), num_frames, start=int(rng.integers(0, 64)))
+    frames = draw(sample_scene(rng, two_things=0.5), num_frames, start=int(rng.integers(0, 128)))
     x, y = rng.integers(0, SIZE - crop + 1, 2)
     return clip_to_tensor(frames[:, y : y + crop, x : x + crop])
 

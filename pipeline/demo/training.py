@@ -24,20 +24,29 @@ _LOG_STEPS = 50
 _SAVE_SECONDS = 120.0
 _AVERAGE_DECAY = 0.99  # a window of 100 steps: training is short and ends at a small learning rate
 
+LOG = "training_log.jsonl"
+
 Loss = Callable[[Generator, int], tuple[Tensor, dict[str, float]]]
+
+
+def log_command(folder: Path, arguments: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("a") as file:
+        file.write(json.dumps({"command": arguments}) + "\n")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Cosine from `peak_lr` to `final_lr` over `minutes` of training time, summed over resumed runs."""
+    """Cosine from `peak_lr` at minute `since` to `final_lr` at minute `minutes` of training time, summed over resumed runs."""
 
     minutes: float
     peak_lr: float
     final_lr: float
+    since: float = 0.0
     warmup_steps: int = 100
 
     def learning_rate(self, step: int, seconds: float) -> float:
-        done = min(1.0, seconds / (60 * self.minutes))
+        done = min(1.0, (seconds / 60 - self.since) / (self.minutes - self.since))
         cosine = self.final_lr + 0.5 * (self.peak_lr - self.final_lr) * (1 + math.cos(math.pi * done))
         return cosine * min(1.0, (step + 1) / self.warmup_steps)
 
@@ -56,7 +65,7 @@ class Trainer:
     """Trains `module` in place and keeps a moving average of its weights, which is what gets used.
 
     `matrices`: those of its weights that Muon trains.
-    Checkpoints go to `folder`/PART.pt, from where a new trainer goes on; the log to `folder`/training_log.jsonl.
+    Checkpoints go to `folder`/PART.pt, from where a new trainer goes on; the log to `folder`/`LOG`.
     """
 
     def __init__(self, part: str, module: nn.Module, schedule: Schedule, folder: Path, matrices: Sequence[nn.Parameter] = ()) -> None:
@@ -65,7 +74,7 @@ class Trainer:
         self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY))
         self.optimisers = _build_optimisers(module, matrices, schedule.peak_lr)
         self.step, self.seconds = 0, 0.0
-        self._checkpoint, self._log = folder / f"{part}.pt", folder / "training_log.jsonl"
+        self._checkpoint, self._log = folder / f"{part}.pt", folder / LOG
         self._figures: list[dict[str, float]] = []
         if self._checkpoint.exists():
             self._resume()
