@@ -26,8 +26,8 @@ _START_SECONDS = 240.0  # a cold disk makes the imports slow: that is no hang of
 def _serve(rank: int, pipe: Connection, timeout: timedelta) -> None:
     torch.set_num_threads(1)
     pipe.send("ready")
-    while True:
-        function, arguments, degrees, rendezvous = pipe.recv()
+    while (task := pipe.recv()) is not None:
+        function, arguments, degrees, rendezvous = task
         try:
             if degrees.num_ranks > 1:
                 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=degrees.num_ranks, timeout=timeout)
@@ -81,6 +81,9 @@ class GlooPool:
             process.join()
 
     def __exit__(self, *error: object) -> None:
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join(10)
         self._kill()
         self._folder.cleanup()
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from .enable import Cached
 
 _BRANCHES = ("cond", "uncond")
-# What forecasts are measured on, so that it costs next to nothing: so many units, spread over those computed, and of their tokens one
-# channel in so many. Both are the same on every shard.
-_WATCHED_UNITS, _WATCHED_CHANNELS = 2, 8
+# So that measuring forecasts costs next to nothing, it is done on one feature a call, and of its tokens on one channel in so many: the same
+# ones on every shard.
+_WATCHED_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Call:
         self._place = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
         self._entry = -1
-        self._watched: frozenset[int] = frozenset()
+        self._watched: int | None = None
 
     @property
     def reused_run(self) -> int:
@@ -90,7 +90,7 @@ class Call:
         slot.reused_run = slot.reused_run + 1 if verdict.decision is Decision.REUSE else 0
         self._record(verdict, trigger is not None)
         computed = [unit for unit in range(len(self._units)) if unit not in verdict.reused]
-        self._watched = frozenset(computed[:: -(-len(computed) // _WATCHED_UNITS) or 1])
+        self._watched = computed[len(computed) // 2] if computed else None
         return verdict
 
     def _measured(self, tensor: Tensor, num_text: int | None = None) -> Tensor:
@@ -161,10 +161,11 @@ class Call:
 
     def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
         predictor = self._predictor(unit, name, num_text)
-        if predictor.ready and unit in self._watched:
+        if predictor.ready and unit == self._watched:
             channels = feature.shape[-1] // _WATCHED_CHANNELS if feature.ndim == 3 else None
             sample, forecast = (self._measured(one, num_text) for one in (feature[..., :channels], predictor.predict(self._at, channels)))
             self._cached.trace.add_forecast(self._entry, l1_sums(forecast, sample))
+            self._watched = None
         if self._slot.trigger.learns and not self._cached.replay and not self._follows:
             before = self._measured(predictor.predict(self._at), num_text) if predictor.ready else None
             self._slot.trigger.learn(unit, self._measured(feature, num_text) if learnt is None else learnt, before)

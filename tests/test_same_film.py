@@ -94,6 +94,23 @@ def test_hunyuan_video_is_the_same_film_on_3_ranks(gloo_pool: GlooPool, tiny_hun
     )
 
 
+def _render_compiled(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe) -> Rendered:
+    renderer = Renderer(card, ModelOptions(), mesh=mesh)
+    renderer.family.transformer.compile_repeated_blocks(backend="aot_eager")
+    return renderer.render(take, recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [Degrees(ulysses_degree=2), Degrees(ring_degree=2)], ids=str)
+def test_compiled_blocks_are_sharded(gloo_pool: GlooPool, tiny_wan: Path, degrees: Degrees) -> None:
+    """More than one block, and a model that is not sharded beside it: code is compiled once, where it is seen first."""
+    card, take, recipe = read_card(str(tiny_wan)), tiny_take(num_frames=13, num_inference_steps=8, prompts=ONE_PROMPT), tiny_recipe("fbcache")
+    [alone] = gloo_pool.run(_render_compiled, 1, card, take, recipe)
+    for rendered in gloo_pool.run(_render_compiled, degrees, card, take, recipe):
+        assert (rendered.latents - alone.latents).abs().max() <= TOLERANCE
+        assert rendered.trace.choices == alone.trace.choices
+
+
 def _replay(mesh: Mesh, card: ModelCard, trace: Trace, dtype: str) -> Rendered:
     """With a threshold that would decide otherwise."""
     recipe = load_recipe("fbcache", {"trigger": {"threshold": 0.0}})

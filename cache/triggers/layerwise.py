@@ -121,6 +121,6 @@ class Layerwise(Trigger):
         if self.config.measure == "l1":
             sums = l1_sums(now, before)
         else:
-            squared = (now - before).float().pow(2).sum(dtype=torch.float64)
+            squared = torch.linalg.vector_norm((now - before).float(), dim=-1).double().square().sum()
             sums = torch.stack((squared, torch.full_like(squared, now.numel())))
         self._pending[unit] = self._pending[unit] + sums if unit in self._pending else sums

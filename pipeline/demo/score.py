@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...cache import Recipe, load_recipe
+from ...cache import Recipe
+from ..caching import find_recipe
 from ..card import read_card
 from ..render import Renderer
 from ..take import Take
@@ -78,9 +79,10 @@ def main() -> None:
     parser.add_argument("--cache", default="none", help="a recipe to render with")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here (PNG)")
     options = parser.parse_args()
-    recipe = None if options.cache == "none" else load_recipe(options.cache)
+    card = read_card(options.model)
+    recipe = None if options.cache == "none" else find_recipe(options.cache, card, options.steps)
     clips = []
-    for clip in score_clips(Renderer(read_card(options.model)), options.clips, num_inference_steps=options.steps, recipe=recipe):
+    for clip in score_clips(Renderer(card), options.clips, num_inference_steps=options.steps, recipe=recipe):
         clips.append(clip)
         wrong = [name for name, right in asdict(clip.verdict).items() if not right]
         print(f"{len(clips) - 1:3} {clip.prompt}: {'wrong ' + ', '.join(wrong) if wrong else 'right'}", flush=True)

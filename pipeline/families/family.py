@@ -86,4 +86,5 @@ def attend_together(transformer: Any, modules: Iterable[tuple[str, nn.Module]], 
         raise ValueError(f"ulysses_degree={degree} does not divide the model's {heads} heads.")
     for name, module in modules:
         attention: Any = module
-        attention.set_processor(with_attention(attention.processor, SequenceAttention(shards, kernel, name)))
+        attend = torch.compiler.disable(SequenceAttention(shards, kernel, name))
+        attention.set_processor(with_attention(attention.processor, attend))
