@@ -131,14 +131,21 @@ def _place(rng: Generator, motion: str, side: float) -> tuple[float, float, floa
 
 def sentence(scene: Scene, rng: Generator | None = None) -> str:
     """Say the whole scene; with `rng` the wording varies, without it is the plainest."""
+    return join_clauses(clauses(scene, rng))
+
+
+def clauses(scene: Scene, rng: Generator | None = None) -> list[str]:
+    """What a sentence says of each thing, in their order, and of the background."""
 
     def pick(options: tuple[str, ...]) -> str:
         return str(rng.choice(options)) if rng is not None else options[0]
 
-    def say(thing: Thing) -> str:
-        return f"a {thing.colour} {thing.shape} {pick(_VERBS[thing.motion])}"
+    things = [f"a {thing.colour} {thing.shape} {pick(_VERBS[thing.motion])}" for thing in scene.things]
+    return [*things, pick(_PLACES).format(scene.background)]
 
-    return " and ".join(say(thing) for thing in scene.things) + " " + pick(_PLACES).format(scene.background)
+
+def join_clauses(parts: list[str]) -> str:
+    return f"{' and '.join(parts[:-1])} {parts[-1]}"
 
 
 def vocabulary() -> list[str]:

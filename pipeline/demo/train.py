@@ -12,12 +12,12 @@ import torch
 
 from .training import Schedule, log_command
 
-_LEARNING_RATES = {"vae": (2e-3, 5e-5), "decoder": (7e-4, 2e-5), "dit": (1.2e-3, 2e-5)}  # first and last
+_LEARNING_RATES = {"vae": (2e-3, 5e-5), "decoder": (7e-4, 2e-5), "text": (1e-3, 2e-5), "dit": (1.2e-3, 2e-5)}  # first and last
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("vae", "decoder", "latents", "dit", "export"))
+    parser.add_argument("part", choices=("vae", "decoder", "latents", "text", "dit", "export"))
     parser.add_argument("--minutes", type=float, default=30, help="training time in all, resumed runs included")
     parser.add_argument("--since", type=float, default=0, help="minute at which the learning rate starts to fall from its peak")
     parser.add_argument("--peak-lr", type=float, help="another peak, for going on with a trained part")
@@ -43,6 +43,10 @@ def main() -> None:
 
         log_command(options.work, f"latents --clips {options.clips}")
         encode_clips(options.work, options.clips, device)
+    elif options.part == "text":
+        from .train_text import train_text
+
+        train_text(options.work, schedule, device)
     elif options.part == "dit":
         from .train_dit import train_dit
 

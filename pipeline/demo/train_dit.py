@@ -35,6 +35,8 @@ _LENGTHS = {MAX_LATENT_FRAMES: 0.65, 6: 0.15, 4: 0.1, 2: 0.05, 1: 0.05}
 # is another: rotary positions are relative. In a mid-take window the neighbours, fused in at every step, tell.
 _FROM_MIDDLE, _WHOLE_FROM_MIDDLE = 0.59, 0.1
 
+_TWO_THINGS = 0.6  # of a batch: one thing alone is learnt sooner
+
 
 def _clip_rng(index: int) -> Generator:
     return np.random.default_rng((7, index))
@@ -142,10 +144,13 @@ class _Clips:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.latents: list[Tensor] = []
+        self._indices: dict[tuple[bool, int], list[int]] = {}  # by whether a clip is from the middle of a take, and its number of things
 
     def refresh(self) -> None:
         for path in sorted(self.folder.glob("*.safetensors"))[len(self.latents) :]:
             self.latents.append(load_file(path)["latents"])
+            for index in range((len(self.latents) - 1) * _SHARD, len(self.latents) * _SHARD):
+                self._indices.setdefault((index % 2 == 1, len(sample_scene(_clip_rng(index)).things)), []).append(index)
 
     def batch(self, rng: Generator) -> _Batch:
         length = int(rng.choice(list(_LENGTHS), p=list(_LENGTHS.values())))
@@ -157,7 +162,7 @@ class _Clips:
         cuts, prompts = [], []
         for _ in range(count):
             from_middle = bool(rng.random() < share)
-            index = 2 * int(rng.integers(0, len(self.latents) * _SHARD // 2)) + from_middle
+            index = int(rng.choice(self._indices[from_middle, 2 if rng.random() < _TWO_THINGS else 1]))
             clip = self.latents[index // _SHARD][index % _SHARD]
             start = int(rng.integers(0, MAX_LATENT_FRAMES - length + 1)) if from_middle else 0
             cuts.append(clip[:, start : start + length].float())
@@ -179,6 +184,11 @@ def _noise_levels(rng: Generator, *shape: int) -> Tensor:
 def train_dit(folder: Path, schedule: Schedule, device: torch.device) -> None:
     """Train on what `encode_clips` wrote; the weights stay in the trainer's checkpoint, from where `export` takes them."""
     model = DenoiserWithText().to(device)
+    read = folder / "text.pt"
+    if read.exists() and not (folder / "dit.pt").exists():
+        average = torch.load(read, weights_only=True)["average"]
+        prefix = "module.encoder."
+        model.text_encoder.load_state_dict({name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)})
     model.transformer.compile_repeated_blocks(dynamic=False)
     torch._dynamo.config.cache_size_limit = 64
     clips = _Clips(folder / "latents")
