@@ -22,7 +22,7 @@ from .training import Schedule, Trainer
 _ASKED: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS}
 _PROMPTS_A_STEP = 128
 _STAY = 1.0  # how much an encoder that a DiT knows already is kept from changing, beside a loss of 1 nat for each question
-_NO_ANSWER = -100
+NO_ANSWER = -100
 
 
 class _Reader(nn.Module):
@@ -52,7 +52,7 @@ def train_text(folder: Path, schedule: Schedule, device: torch.device) -> None:
         said = [clauses(scene, rng) for scene in scenes]
         tokens = tokenize([join_clauses(parts) for parts in said], padding=True, return_tensors="pt").to(device)
         words = reader.encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        answers = _answers(scenes, said, tokens.input_ids.shape[1])
+        answers = answers_of(scenes, said, tokens.input_ids.shape[1])
         wrong = {name: F.cross_entropy(ask(words).flatten(0, 1), answers[name].flatten().to(device)) for name, ask in reader.questions.items()}
         value = torch.stack(list(wrong.values())).sum()
         figures = {name: float(one.detach()) for name, one in wrong.items()}
@@ -69,9 +69,9 @@ def train_text(folder: Path, schedule: Schedule, device: torch.device) -> None:
         _put_back(encoder, known)
 
 
-def _answers(scenes: list[Scene], said: list[list[str]], length: int) -> dict[str, Tensor]:
+def answers_of(scenes: list[Scene], said: list[list[str]], length: int) -> dict[str, Tensor]:
     """For each question, [scenes, length]: the right answer at each word that is about it. A token is a word."""
-    answers = {name: torch.full((len(scenes), length), _NO_ANSWER) for name in ("order", *_ASKED, "background")}
+    answers = {name: torch.full((len(scenes), length), NO_ANSWER) for name in ("order", *_ASKED, "background")}
     for row, (scene, parts) in enumerate(zip(scenes, said, strict=True)):
         start = 0
         for order, (thing, clause) in enumerate(zip(scene.things, parts, strict=False)):
