@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor
 
+Attention = Callable[..., Tensor]
 
-def with_attention(processor: Any, attention: Callable[..., Tensor]) -> Any:
+
+def with_attention(processor: Any, attention: Attention) -> Any:
     """A processor like `processor` whose calls of diffusers' `dispatch_attention_fn` go to `attention`.
 
     Only this one object changes: its `__call__` is the original code seen through other globals, so that projections, norms and
     rotary positions stay diffusers' own, in whatever version. Raises ValueError for processors that do not dispatch.
     """
-    original = type(processor).__call__
+    replaced: Any = object.__new__(_class_like(type(processor)))
+    replaced.__dict__.update(processor.__dict__, attention=attention)
+    return replaced
+
+
+class _Dispatch:
+    """Stands where the code of a class of processors looks for `dispatch_attention_fn`."""
+
+    attention: Attention
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.attention(*args, **kwargs)
+
+
+@cache
+def _class_like(processor_class: type) -> type:
+    """One class for all layers, and with it one code: torch.compile compiles what they have in common once."""
+    original = processor_class.__call__
     if not isinstance(original, FunctionType) or "dispatch_attention_fn" not in original.__code__.co_names:
-        raise ValueError(f"{type(processor).__name__} does not call dispatch_attention_fn; its family needs a processor of its own.")
-    scope = {**original.__globals__, "dispatch_attention_fn": attention}
+        raise ValueError(f"{processor_class.__name__} does not call dispatch_attention_fn; its family needs a processor of its own.")
+    dispatch = _Dispatch()
+    scope = {**original.__globals__, "dispatch_attention_fn": dispatch}
     call = FunctionType(_copy(original.__code__), scope, original.__name__, original.__defaults__, original.__closure__)
     call.__kwdefaults__ = original.__kwdefaults__
-    parallel_class = type(f"Parallel{type(processor).__name__}", (type(processor),), {"__call__": call})
-    replaced: Any = object.__new__(parallel_class)
-    replaced.__dict__.update(processor.__dict__)
-    return replaced
+
+    def call_with_own_attention(self: Any, *args: Any, **kwargs: Any) -> Any:
+        dispatch.attention = self.attention
+        return call(self, *args, **kwargs)
+
+    return type(f"Parallel{processor_class.__name__}", (processor_class,), {"__call__": call_with_own_attention})
 
 
 def _copy(code: CodeType) -> CodeType:
