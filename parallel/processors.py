@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -18,7 +18,8 @@ def with_attention(processor: Any, attention: Attention) -> Any:
     Only this one object changes: its `__call__` is the original code seen through other globals, so that projections, norms and
     rotary positions stay diffusers' own, in whatever version. Raises ValueError for processors that do not dispatch.
     """
-    replaced: Any = object.__new__(_class_like(type(processor)))
+    processor_class: Any = type(processor)
+    replaced: Any = object.__new__(_class_like(processor_class))
     replaced.__dict__.update(processor.__dict__, attention=attention)
     return replaced
 
@@ -43,6 +44,7 @@ def _class_like(processor_class: type) -> type:
     call = FunctionType(_copy(original.__code__), scope, original.__name__, original.__defaults__, original.__closure__)
     call.__kwdefaults__ = original.__kwdefaults__
 
+    @wraps(original)  # diffusers passes on what the signature names
     def call_with_own_attention(self: Any, *args: Any, **kwargs: Any) -> Any:
         dispatch.attention = self.attention
         return call(self, *args, **kwargs)
