@@ -21,7 +21,8 @@ from .training import Schedule, Trainer
 
 _ASKED: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS}
 _PROMPTS_A_STEP = 128
-_STAY = 1.0  # how much an encoder that a DiT knows already is kept from changing, beside a loss of 1 nat for each question
+_STAY = 0.3  # how much an encoder that a DiT knows already is kept from changing, beside a loss of 1 nat for each question
+_NOISE = 0.7  # of an embedding's root mean square: an answer that is whispered would do for a linear question, but not for a DiT
 NO_ANSWER = -100
 
 
@@ -53,7 +54,8 @@ def train_text(folder: Path, schedule: Schedule, device: torch.device) -> None:
         tokens = tokenize([join_clauses(parts) for parts in said], padding=True, return_tensors="pt").to(device)
         words = reader.encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         answers = answers_of(scenes, said, tokens.input_ids.shape[1])
-        wrong = {name: F.cross_entropy(ask(words).flatten(0, 1), answers[name].flatten().to(device)) for name, ask in reader.questions.items()}
+        noisy = words + _NOISE * words.detach().square().mean().sqrt() * torch.randn_like(words)
+        wrong = {name: F.cross_entropy(ask(noisy).flatten(0, 1), answers[name].flatten().to(device)) for name, ask in reader.questions.items()}
         value = torch.stack(list(wrong.values())).sum()
         figures = {name: float(one.detach()) for name, one in wrong.items()}
         if before is not None:
