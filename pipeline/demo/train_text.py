@@ -38,9 +38,14 @@ class _Reader(nn.Module):
 
 
 def train_text(folder: Path, schedule: Schedule, device: torch.device) -> None:
-    """Train the encoder of `folder`/dit.pt, if there is one, and put it back there; or else a new one for `train_dit` to begin with."""
+    """Train the encoder of `folder`/dit.pt, if there is one, and put it back there; or else a new one for `train_dit` to begin with.
+
+    Raises ValueError where an earlier reading would overwrite what the DiT has learnt since.
+    """
+    known, earlier = folder / "dit.pt", folder / "text.pt"
+    if known.exists() and earlier.exists():
+        raise ValueError(f"'{earlier}' is older than the encoder in '{known}'; move it away to read anew from there.")
     model = DenoiserWithText()
-    known = folder / "dit.pt"
     if known.exists():
         weights = torch.load(known, weights_only=True)["module"]
         model.load_state_dict({name: weight for name, weight in weights.items() if "relative_attention_bias" not in name}, strict=False)
