@@ -32,7 +32,10 @@ def _serve(rank: int, pipe: Connection, timeout: timedelta) -> None:
             if degrees.num_ranks > 1:
                 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=degrees.num_ranks, timeout=timeout)
             try:
-                pipe.send((True, function(Mesh(degrees, dist.group.WORLD if degrees.num_ranks > 1 else None), *arguments)))
+                mesh = Mesh(degrees, dist.group.WORLD if degrees.num_ranks > 1 else None)
+                if degrees.num_ranks > 1:
+                    dist.barrier()  # a rank that leaves while another still connects breaks that one
+                pipe.send((True, function(mesh, *arguments)))
             finally:
                 if degrees.num_ranks > 1:
                     dist.destroy_process_group()
