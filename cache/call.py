@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .decision import Decision, Verdict, l1_sums
-from .predictors import Predictor
+from .predictors import Predictor, sampled_channels
 from .sites import Site
 from .state import Slot
 from .trace import TraceEntry, name_layers
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from .enable import Cached
 
 _BRANCHES = ("cond", "uncond")
-# So that measuring forecasts costs next to nothing, it is done on one feature a call, and of its tokens on one channel in so many: the same
-# ones on every shard.
-_WATCHED_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Call:
         self._place = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
         self._entry = -1
-        self._watched: int | None = None
+        self._watched: int | None = None  # the unit whose forecast is measured, one a call
 
     @property
     def reused_run(self) -> int:
@@ -162,7 +159,7 @@ class Call:
     def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
         predictor = self._predictor(unit, name, num_text)
         if predictor.ready and unit == self._watched:
-            channels = feature.shape[-1] // _WATCHED_CHANNELS if feature.ndim == 3 else None
+            channels = sampled_channels(feature)
             sample, forecast = (self._measured(one, num_text) for one in (feature[..., :channels], predictor.predict(self._at, channels)))
             self._cached.trace.add_forecast(self._entry, l1_sums(forecast, sample))
             self._watched = None

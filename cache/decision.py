@@ -34,6 +34,12 @@ def l1(tensor: Tensor) -> Tensor:
     return tensor.abs().sum(dim=-1, dtype=torch.promote_types(tensor.dtype, torch.float32)).sum(dtype=torch.float64)
 
 
+def dot(one: Tensor, other: Tensor) -> Tensor:
+    """The inner product over the tokens at hand, a scalar in fp64, summed as in `l1`."""
+    wide = torch.promote_types(one.dtype, torch.float32)
+    return torch.linalg.vecdot(one.to(wide), other.to(wide)).sum(dtype=torch.float64)
+
+
 def l1_sums(now: Tensor, before: Tensor | None) -> Tensor:
     """Partial sums of ||now - before||_1 / ||before||_1 over the tokens at hand: [2], fp64; zeros where there is no `before`.
 

@@ -10,7 +10,7 @@ from .dmd import Dmd, DmdConfig
 from .hermite import Hermite, HermiteConfig
 from .mean_velocity import MeanVelocity, MeanVelocityConfig
 from .planned import Planned, PlannedConfig
-from .predictor import Predictor
+from .predictor import Predictor, sampled_channels
 from .racer import Racer, RacerConfig
 from .reuse import Reuse, ReuseConfig
 from .taylor import Taylor, TaylorConfig
@@ -29,4 +29,4 @@ PREDICTORS: dict[str, tuple[type[Any], type[Predictor]]] = {
     "taylor": (TaylorConfig, Taylor),
 }
 
-__all__ = ["PREDICTORS", "Predictor"]
+__all__ = ["PREDICTORS", "Predictor", "sampled_channels"]

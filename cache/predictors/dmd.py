@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..decision import dot
 from .predictor import WindowPredictor, lagrange_weights
 
 
@@ -62,8 +63,8 @@ class Dmd(WindowPredictor):
 
     def push(self, at: float, feature: Tensor) -> None:
         super().push(at, feature)
-        rows = [kept.get()[:, self.measured].double().flatten() for _, kept in self._window]
-        self._pending = torch.stack([row.dot(rows[-1]) for row in rows])
+        features = [kept.get()[:, self.measured] for _, kept in self._window]
+        self._pending = torch.stack([dot(feature, features[-1]) for feature in features])
 
     def weights(self, at: float) -> list[float]:
         places = self.places

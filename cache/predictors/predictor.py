@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..storage import Kept, Storage
 
+_SAMPLED = 8  # one channel in so many
+
 
 class Predictor(ABC):
     """Foretells one feature of one segment and branch from its computed past; made anew for each take.
@@ -103,6 +105,14 @@ class WindowPredictor(Predictor):
     def predict(self, at: float, channels: int | None = None) -> Tensor:
         assert self._window, "predict() before push()"
         return weighted_sum([kept for _, kept in self._window], self.weights(at), channels)
+
+
+def sampled_channels(feature: Tensor) -> int | None:
+    """How many of the first channels of a feature [batch, tokens, dim] tell, at next to no cost, how good a forecast of all of it is.
+
+    The same ones on every shard; None (all of them) for features of another shape.
+    """
+    return max(1, feature.shape[-1] // _SAMPLED) if feature.ndim == 3 else None
 
 
 def weighted_sum(features: Sequence[Kept], weights: Sequence[float], channels: int | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..decision import l1_sums, ratio
 from .chebyshev import ChebyshevConfig, chebyshev_weights
-from .predictor import WindowPredictor, lagrange_weights, weighted_sum
+from .predictor import WindowPredictor, lagrange_weights, sampled_channels, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Racer(WindowPredictor):
         self._chebyshev = ChebyshevConfig(config.degree, config.window, config.ridge)
 
     def measure(self, at: float, probe: Tensor) -> Tensor:
-        """How far the two forecasts are apart; nothing while there is one feature alone."""
+        """How far the two forecasts are apart, on a sample of their channels; nothing while there is one feature alone."""
         if len(self._window) < 2:
             return torch.zeros(2, dtype=torch.float64, device=probe.device)
         features = [kept for _, kept in self._window]
-        forecasts = (weighted_sum(features, weights)[:, self.measured] for weights in (self._taylor(at), self._chebyshev_at(at)))
+        channels = sampled_channels(features[-1].stored)
+        forecasts = (weighted_sum(features, weights, channels)[:, self.measured] for weights in (self._taylor(at), self._chebyshev_at(at)))
         return l1_sums(*forecasts)
 
     def take(self, sums: Sequence[float]) -> None:
