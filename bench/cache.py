@@ -124,11 +124,12 @@ def measure(studio: Studio, contenders: Sequence[Contender], shown: Sequence[Cli
 def _compare(studio: Studio, clip: Clip, num_inference_steps: int, settings: Sequence[Setting]) -> Iterator[_Outcome]:
     """One clip under every setting, a few of them at a time between uncached films."""
     plain = studio.film(clip, num_inference_steps)
-    frames = studio.frames(plain.latents)
+    frames, before = studio.frames(plain.latents), plain
     region = moving_region(frames)
     for start in range(0, len(settings), _CACHED_IN_A_ROW):
         row = settings[start : start + _CACHED_IN_A_ROW]
-        uncached, cached = _render_row(studio, clip, num_inference_steps, row, plain)
+        uncached, cached = _render_row(studio, clip, num_inference_steps, row, before)
+        before = uncached[-1]
         seconds = fmean((seconds_of(uncached[:-1]), seconds_of(uncached[1:])))  # of as many films as the cached ones
         for films in cached:
             own = studio.frames(films[0].latents)
@@ -136,16 +137,16 @@ def _compare(studio: Studio, clip: Clip, num_inference_steps: int, settings: Seq
 
 
 def _render_row(
-    studio: Studio, clip: Clip, num_inference_steps: int, row: Sequence[Setting], plain: Film
+    studio: Studio, clip: Clip, num_inference_steps: int, row: Sequence[Setting], before: Film
 ) -> tuple[list[Film], list[tuple[Film, ...]]]:
-    """Uncached films and, for each setting, its cached ones, in turn; more of both while uncached ones differ in time, as then something
-    else runs on the machine.
+    """Uncached films, `before` the first of them, and, for each setting, its cached ones, in turn; more of both while uncached ones
+    differ in time, as then something else runs on the machine.
     """
-    uncached, turns = [studio.film(clip, num_inference_steps)], []
+    uncached, turns = [before], list[list[Film]]()
     for turn in range(1, _TRIES + 1):
         turns.append([_cached_film(studio, clip, num_inference_steps, setting) for setting in row])
         uncached.append(studio.film(clip, num_inference_steps))
-        assert torch.equal(uncached[-1].latents, plain.latents), "a cache was not taken off"
+        assert torch.equal(uncached[-1].latents, before.latents), "a cache was not taken off"
         seconds = [film.seconds for film in uncached]
         if turn >= _REPEATS[num_inference_steps] and max(seconds) <= _STEADY * min(seconds):
             break
