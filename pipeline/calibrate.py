@@ -138,7 +138,7 @@ def calibrate_each(
 def _planned(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     velocities = measure_velocities(renderer, takes, recipe)
     growth = measure_growth(renderer, takes)
-    mend = {"sigmas": velocities.sigmas.tolist()} if steps_by_velocity(renderer, takes[0]) else {}
+    sigmas = velocities.sigmas.tolist() if steps_by_velocity(renderer, takes[0]) else []
 
     def numbers(setting: Setting) -> Changes:
         plan = planned.plan_steps(velocities.guided, velocities.sigmas, growth, setting.computed)
@@ -146,7 +146,7 @@ def _planned(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
         return [
             {
                 "trigger": {"computed": list(plan.computed), "expected_errors": errors},
-                "predictor": {"damping_by_step": list(plan.damping), **mend},
+                "predictor": {"damping_by_step": list(plan.damping), "bending_by_step": list(plan.bending), "sigmas": sigmas},
             }
         ]
 

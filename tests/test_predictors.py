@@ -174,3 +174,19 @@ def test_planned_believes_a_share_of_the_slope_gap_by_gap() -> None:
     assert predictor.amend(4, _number(9)).item() == 9  # no sigmas: nothing is made up for
     with pytest.raises(ValueError, match="it must have one more"):
         PlannedConfig(damping_by_step=[1.0], sigmas=[1.0, 0.5, 0.0])
+
+
+def test_planned_makes_up_along_a_parabola() -> None:
+    """v = s^2, 0, 2 and 5 computed, even strides of -1: of the gap from 2 to 5, as much of the bend as it is told."""
+    for bending, missed in ((1.0, 0.0), (0.5, 2.0), (0.0, 4.0)):  # the line is off by (s - 2) (s - 5): -2 at 3 and -2 at 4
+        config = PlannedConfig(damping_by_step=[1.0] * 6, sigmas=[6.0 - step for step in range(7)], bending_by_step=[0.0, 0.0, bending, 0, 0, 0])
+        predictor = Planned(config)
+        predictor.push(0, _number(0))
+        predictor.push(2, _number(4))
+        used = 0.0
+        for step in (3, 4):
+            forecast = predictor.predict(step)
+            predictor.settle(step, forecast)
+            used += forecast.item()
+        used += predictor.amend(5, _number(25)).item()
+        assert used == pytest.approx(9 + 16 + 25 + missed)

@@ -4,7 +4,8 @@ LeMiCa's (arXiv 2511.00090) and MeanCache's (arXiv 2601.19961) idea with the pre
 neighbours in the plan, the skipped steps put the error
 D(p, i, j) = sum_{s=i+1}^{j-1} (v_i + a (v_i - v_p) (s - i) / (i - p) - v_s) (sigma_{s+1} - sigma_s)
 into the latents. The predictor makes up for part of D later on, which the plan leaves out: tried with what remains instead, it was equal
-at a third of the steps and worse at a fifth. D is linear in the velocities, so that its mean square needs no more of them than their Gram
+at a third of the steps and worse at a fifth. How much of the bend through three computed steps to believe in then is fitted gap by gap, to
+make what remains least. D is linear in the velocities, so that its mean square needs no more of them than their Gram
 matrix. What an error does to the film depends on when it is made: the steps that follow let early ones grow and mend late ones, by a
 factor that is measured.
 """
@@ -15,21 +16,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..predictors.predictor import damped_weights
+from ..predictors.predictor import damped_weights, difference_weights, lagrange_weights
 from .path import Floats, Past, cheapest_path
 
-MAX_GAP = 9
+MAX_GAP = 12
+_MAX_BENDING = 2.0
 DAMPINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
 class Plan:
     """computed: steps, ascending, the first and the last among them. damping: for each step of the take, the share of the slope to
-    believe in the gap that starts there. cost: mean squared error of the film, all gaps' added up.
+    believe in the gap that starts there. bending: of the bend, once the gap is over. cost: mean squared error of the film before anything
+    is made up for, all gaps' added up.
     """
 
     computed: tuple[int, ...]
     damping: tuple[float, ...]
+    bending: tuple[float, ...]
     cost: float
 
 
@@ -46,11 +50,12 @@ def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, 
         return cost + growth[there - 1] * costs.least(past, there)[0]
 
     computed, cost = cheapest_path(len(gram), num_computed, max_gap=max_gap, memory=2, nothing=0.0, extend=extend)
-    damping = [0.0] * len(gram)
+    damping, bending = [0.0] * len(gram), [0.0] * len(gram)
     for number, there in enumerate(computed[1:], start=1):
         past = computed[max(0, number - 2) : number]
         damping[past[-1]] = costs.least(past, there)[1]
-    return Plan(computed, tuple(damping), cost)
+        bending[past[-1]] = _bending(past, there, gram, np.diff(sigmas))
+    return Plan(computed, tuple(damping), tuple(bending), cost)
 
 
 class _EdgeCosts:
@@ -71,6 +76,19 @@ class _EdgeCosts:
         skipped = range(past[-1] + 1, there)
         weights = sum((self._strides[step] * _forecast_error(past, step, damping, len(self._gram)) for step in skipped), np.zeros(len(self._gram)))
         return float(weights @ self._gram @ weights), damping
+
+
+def _bending(past: Past, there: int, gram: Floats, strides: Floats) -> float:
+    """What share of the bend leaves least of the skipped steps' error; of one computed step before the gap there is no bend."""
+    if len(past) < 2:
+        return 0.0
+    here, straight, bent = past[-1], np.zeros(len(gram)), np.zeros(len(gram))
+    for step in range(here + 1, there):
+        straight[[here, there]] += strides[step] * np.array(lagrange_weights((here, there), step))
+        straight[step] -= strides[step]
+        bent[[*past, there]] += strides[step] * (step - here) * (step - there) * np.array(difference_weights((*past, there), 2))
+    size = bent @ gram @ bent
+    return float(np.clip(-(bent @ gram @ straight) / size, 0.0, _MAX_BENDING)) if size > 0 else 0.0
 
 
 def _forecast_error(past: Past, at: int, damping: float, num_steps: int) -> Floats:

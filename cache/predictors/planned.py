@@ -1,7 +1,10 @@
 """Follow the line through the last two computed velocities, damped gap by gap, and make up for it as soon as the next one is known.
 
 methods.md, section 6, and a corrector. A reused velocity f_s moves the latents by f_s (sigma_{s+1} - sigma_s). Once step j is computed,
-the steps that were skipped since step i are known better: they lie close to the line m_s from v_i to v_j. So the model's v_j is passed on as
+the steps that were skipped since step i are known better: they lie close to
+m_s = v_i + (v_j - v_i) (s - i) / (j - i) + b v[h, i, j] (s - i) (s - j),
+with h computed before i and v[h, i, j] the second divided difference: at b = 1 the parabola through all three, at b = 0 the line through
+the last two. So the model's v_j is passed on as
 v_j + sum_{s=i+1}^{j-1} (m_s - f_s) (sigma_{s+1} - sigma_s) / (sigma_{j+1} - sigma_j),
 and the latents after step j are where the m_s would have led to.
 """
@@ -13,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..storage import Kept
-from .predictor import WindowPredictor, damped_weights, weighted_sum
+from .predictor import WindowPredictor, damped_weights, difference_weights, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,12 @@ class PlannedConfig:
     """damping_by_step: for each step of the take, the share of the slope to believe in the gap that starts there; empty: all of it.
 
     sigmas: of the take, one more than it has steps, of a sampler that steps by velocity times sigma; empty: nothing is made up for.
+    bending_by_step: b of the gap that starts at each step of the take; empty: 0.
     """
 
     damping_by_step: list[float] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
+    bending_by_step: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for damping in self.damping_by_step:
@@ -32,6 +37,8 @@ class PlannedConfig:
                 raise ValueError(f"damping_by_step names {damping:g}; shares of a slope lie between 0 (plain reuse) and 1.")
         if self.sigmas and len(self.damping_by_step) != len(self.sigmas) - 1:
             raise ValueError(f"sigmas has {len(self.sigmas)} entries and damping_by_step {len(self.damping_by_step)}; it must have one more.")
+        if self.bending_by_step and len(self.bending_by_step) != len(self.damping_by_step):
+            raise ValueError(f"bending_by_step has {len(self.bending_by_step)} entries and damping_by_step {len(self.damping_by_step)}.")
 
 
 class Planned(WindowPredictor):
@@ -54,16 +61,24 @@ class Planned(WindowPredictor):
     def amend(self, at: float, feature: Tensor) -> Tensor:
         if not (self.config.sigmas and self._skipped):
             return feature
-        last, own = self.places[-1], 0.0
-        weights = [0.0] * len(self.places)
+        weights = [0.0] * len(self.places) + [1.0]
         for skipped in self._skipped:
-            stride, share = self._stride(skipped), (skipped - last) / (at - last)
-            own += stride * share
-            weights[-1] += stride * (1 - share)
-            weights = [weight - stride * used for weight, used in zip(weights, self.weights(skipped), strict=True)]
-        scale = 1 / self._stride(at)
+            scale = self._stride(skipped) / self._stride(at)
+            used = [*self.weights(skipped), 0.0]
+            weights = [weight + scale * (better - own) for weight, better, own in zip(weights, self._between(skipped, at), used, strict=True)]
         now = Kept(feature, None, feature.dtype, feature.device)
-        return weighted_sum([*(kept for _, kept in self._window), now], [*(scale * weight for weight in weights), 1 + scale * own])
+        return weighted_sum([*(kept for _, kept in self._window), now], weights)
+
+    def _between(self, skipped: float, at: float) -> list[float]:
+        """The weights of the window and of what is computed at `at` in m_s."""
+        knots = [*self.places, at]
+        last, by_step = self.places[-1], self.config.bending_by_step
+        share = (skipped - last) / (at - last)
+        weights = [0.0] * (len(knots) - 2) + [1 - share, share]
+        if not by_step or len(knots) < 3:
+            return weights
+        bend = by_step[int(last)] * (skipped - last) * (skipped - at)
+        return [weight + bend * curve for weight, curve in zip(weights, difference_weights(knots, 2), strict=True)]
 
     def push(self, at: float, feature: Tensor) -> None:
         super().push(at, feature)
