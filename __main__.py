@@ -1,5 +1,5 @@
 """`python -m longtake`: the command line, where there is no `longtake` script (a wheel shipped with `ray job submit`)."""
 
-from longtake.jobs.cli import main
+from .jobs.cli import main
 
 main()

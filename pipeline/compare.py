@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from longtake.pipeline.film import read_frames
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from .film import read_frames
 
 MIN_SIDE = 11  # pixels: SSIM's Gaussian window
 
