@@ -12,6 +12,8 @@ import yaml
 from rich.console import Console
 
 app = typer.Typer(name="longtake", help="Render long video clips with diffusion transformers on Ray clusters.", no_args_is_help=True)
+
+_WORTH_SAYING = 150  # characters of a setting; expected errors of many steps are for the file alone
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -153,7 +155,8 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     made = _checked(calibration.calibrate, recipe, Renderer(card, device=_device()), takes, computed=computed, threshold=threshold)
     write_atomic(target, yaml.safe_dump(made.to_dict(), sort_keys=False))
     for part in made.parts:
-        Console(highlight=False, soft_wrap=True).print(f"{target}: {made.name}, {part.site.name}: {part.trigger}", markup=False)
+        settings = ", ".join(f"{name}={value}" for name, value in vars(part.trigger.config).items() if len(str(value)) <= _WORTH_SAYING)
+        Console(highlight=False, soft_wrap=True).print(f"{target}: {made.name}, {part.site.name}: {part.trigger.name}({settings})", markup=False)
 
 
 def _check_target(out: Path, *, make: bool) -> None:
