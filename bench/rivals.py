@@ -39,7 +39,7 @@ import cache_dit
 logging.set_verbosity_error()  # FasterCache warns before every film that it is experimental
 
 DIFFUSERS, CACHE_DIT = "diffusers", "cache-dit"
-_WAN_MODULES = [r"blocks\.\d+\.(attn1|attn2|ffn)"]
+WAN_MODULES = [r"blocks\.\d+\.(attn1|attn2|ffn)"]
 
 LEFT_OUT = {
     "diffusers PAB and FasterCache as a stock Wan pipeline calls them": "with the branches in separate calls, PAB hands one branch's attention "
@@ -61,7 +61,7 @@ def _diffusers(tuning: Tuning) -> Iterator[Contender]:
     sweeps: dict[str, list[tuple[str, ConfigOf]]] = {
         "FirstBlockCache": [(f"threshold={value:g}", first_block(value)) for value in thresholds["FirstBlockCache"]],
         "MagCache": [(f"threshold={value:g}", mag(value, ratios)) for value in thresholds["MagCache"]],
-        "TaylorSeer": [(f"interval={value}", taylorseer(value, cache_identifiers=_WAN_MODULES)) for value in INTERVALS[:count]],
+        "TaylorSeer": [(f"interval={value}", taylorseer(value, cache_identifiers=WAN_MODULES)) for value in INTERVALS[:count]],
         "TaylorSeer lite": [(f"interval={value}", taylorseer(value, use_lite_mode=True)) for value in INTERVALS[:count]],
         "SeaCache": [(f"threshold={value:g}", _sea(value)) for value in thresholds["SeaCache"]],
         "PAB": [(f"ranges={value}, {2 * value}", _pab(value)) for value in INTERVALS[:count]],

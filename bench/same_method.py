@@ -12,12 +12,11 @@ import cache_dit
 
 from ..cache import load_recipe
 from .contenders import Setting, Tuning, our_setting
-from .rivals import dbcache_setting, diffusers_setting, first_block, mag, mag_ratios, taylorseer
+from .rivals import WAN_MODULES, dbcache_setting, diffusers_setting, first_block, mag, mag_ratios, taylorseer
 
 LEFT_OUT = {
     "cache-dit FoCa": "never divides by the gap between computed steps",
     "cache-dit DMD": "no recipe here has its predictor",
-    "diffusers TaylorSeer, full mode": "keeps the output of each module, which no site here does; its lite mode is compared",
     "diffusers SeaCache, PAB, FasterCache": "no recipe here takes the same parameters",
 }
 
@@ -42,7 +41,7 @@ def pairs(tuning: Tuning) -> list[Pair]:
 
     first_block_cache = ours({"name": "relative_change", "threshold": _THRESHOLD}, {"name": "stack", "first_blocks": 1}, {"name": "reuse"})
     magnitude = {"name": "magnitude", "ratios": ratios, "threshold": _MAG_THRESHOLD, "max_reused_steps": _MAX_SKIPS}
-    lite = [step for step in range(steps) if step < 3 or (step - 4) % _INTERVAL == 0]  # where diffusers computes
+    seer = [step for step in range(steps) if step < 3 or (step - 4) % _INTERVAL == 0]  # where diffusers computes
     even = [step for step in range(steps) if step < 4 or step % _INTERVAL == 0]
     taylor = {"name": "taylor", "order": 1}
     return [
@@ -59,8 +58,13 @@ def pairs(tuning: Tuning) -> list[Pair]:
         ),
         Pair(
             "Taylor at equal intervals, diffusers lite",
-            ours({"name": "mask", "computed": lite}, {"name": "output"}, taylor),
+            ours({"name": "mask", "computed": seer}, {"name": "output"}, taylor),
             diffusers_setting("same", taylorseer(_INTERVAL, use_lite_mode=True)),
+        ),
+        Pair(
+            "Taylor at equal intervals, diffusers full",
+            ours({"name": "mask", "computed": seer}, {"name": "modules"}, taylor),
+            diffusers_setting("same", taylorseer(_INTERVAL, cache_identifiers=WAN_MODULES)),
         ),
         Pair(
             "Taylor at equal intervals, cache-dit",
