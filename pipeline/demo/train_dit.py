@@ -33,7 +33,7 @@ _LENGTHS = {MAX_LATENT_FRAMES: 0.65, 6: 0.15, 4: 0.1, 2: 0.05, 1: 0.05}
 # Half of all samples start in the middle of a clip, with a latent that stands for four frames; but of whole clips at one noise level
 # few do. That is what a take looks like, and nothing else tells the model that a take starts with a latent for one frame, whose code
 # is another: rotary positions are relative. In a mid-take window the neighbours, fused in at every step, tell.
-_FROM_MIDDLE, _WHOLE_FROM_MIDDLE = 0.59, 0.1
+_FROM_MIDDLE, _WHOLE_FROM_MIDDLE = 0.61, 0.03
 
 _TWO_THINGS = 0.6  # of a batch: one thing alone is learnt sooner
 
