@@ -31,7 +31,7 @@ from .cache_picture import draw
 from .contenders import LEFT_OUT, OURS, STEPS, Contender, Setting, Tuning, our_contenders
 from .fronts import Point, comparable_at, fastest_at
 from .results import RESULTS, Bar, write_results
-from .step_costs import compute_recipe, reuse_recipe, time_calls
+from .step_costs import compute_recipe, reuse_recipe, shares_of_a_call
 from .stock import Clip, Film, Studio, clips, moving_region, psnr, seconds_of
 
 _CLIPS, _TUNING_CLIPS, _SCORED_CLIPS = 3, 4, 64
@@ -39,7 +39,7 @@ _CACHED_IN_A_ROW = 6  # films between two uncached ones
 _STEADY, _TRIES = 1.08, 3  # how far uncached films may differ in time; the most times that a film is rendered
 _REPEATS = {50: 1, 12: 2, 6: 2}  # the least times
 _WARM_UP_STEPS = 4
-_ROUNDS = 60
+_ROUNDS = 20
 _FRONTS = (  # bar, steps of a film, dB, least ratio; distilled models run 6 steps, which no bar is set for
     ("front_30db", 50, 30.0, 1.25),
     ("front_35db", 50, 35.0, 1.25),
@@ -215,8 +215,7 @@ def _costs(studio: Studio, recipes: dict[tuple[str, str], Recipe]) -> tuple[dict
     for predictor in ({"name": "reuse"}, {"name": "taylor", "order": 1}):
         ways[f"reuse stack {predictor['name']}"] = reuse_recipe({"name": "stack", "first_blocks": 0, "last_blocks": 0}, predictor)
         ways[f"reuse output {predictor['name']}"] = reuse_recipe({"name": "output"}, predictor)
-    seconds = time_calls(studio, ways, _ROUNDS)
-    shares = {name: median(cached / bare for cached, bare in zip(seconds[name], seconds["none"], strict=True)) for name in ways}
+    shares = shares_of_a_call(studio, ways, _ROUNDS)
 
     def dearest(kind: str) -> float:
         return round(max(share for name, share in shares.items() if name.startswith(kind)), 4)

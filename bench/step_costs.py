@@ -1,23 +1,25 @@
 """What single model calls cost under a cache: a REUSE as a share of a full call, a COMPUTE over a call without a cache.
 
-The demo model at its full window, one branch: the other one costs the same again. Each way has a transformer of its own, so that calls
-can be made in turn while every cache keeps its state.
+The demo model at its full window, one branch: the other one costs the same again. Each way has a transformer of its own, so that they can
+take turns while every cache keeps its state; a few calls at a turn, the first ones left out, because in a take the processor's own caches
+hold what this model has just used and not what thirty others have.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
+from statistics import median
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
 
-from ..cache import Cached, Recipe, enable_cache, load_recipe
+from ..cache import Recipe, enable_cache, load_recipe
 from .stock import Studio
 
 _NEVER = 10**6
+_CALLS, _FIRST = 6, 2  # of a turn, and how many of them are left out
 
 
 def reuse_recipe(site: dict[str, Any], predictor: dict[str, Any]) -> Recipe:
@@ -32,30 +34,42 @@ def compute_recipe(recipe: Recipe) -> Recipe:
 
 
 @torch.no_grad()
-def time_calls(studio: Studio, recipes: dict[str, Recipe], rounds: int) -> dict[str, list[float]]:
-    """Seconds a call, in turn: without a cache ("none") and under each recipe, its first two calls left out."""
+def shares_of_a_call(studio: Studio, recipes: dict[str, Recipe], rounds: int) -> dict[str, float]:
+    """What a call under each recipe takes of one without a cache: the median over the rounds, in each a few calls of both in a row."""
+    inputs = _inputs(studio)
+    bare = _Way(studio, inputs, None)
+    ways = {name: _Way(studio, inputs, recipe) for name, recipe in recipes.items()}
+    ratios: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name, way in ways.items():
+            seconds = {one: one.seconds() for one in ((bare, way) if turn % 2 else (way, bare))}
+            ratios[name].append(seconds[way] / seconds[bare])
+    return {name: median(of_rounds) for name, of_rounds in ratios.items()}
+
+
+def _inputs(studio: Studio) -> dict[str, Any]:
     card = studio.card
-    latents = torch.randn(
-        1, card.latent_channels, card.latent_frames(card.trained_frames), card.height // card.spatial_stride, card.width // card.spatial_stride
-    )
-    text = studio.prompt("a red circle moves right over a grey background")["prompt_embeds"].to(latents.dtype)
-    transformers: dict[str, tuple[Any, Cached | None]] = {}
-    for name, recipe in (("none", None), *recipes.items()):
-        transformer = WanTransformer3DModel.from_pretrained(card.path / "transformer").eval()
-        transformers[name] = (transformer, enable_cache(transformer, recipe, num_inference_steps=_NEVER) if recipe else None)
-    seconds: dict[str, list[float]] = {name: [] for name in transformers}
-    for step in range(2 + rounds):
-        timestep = torch.tensor([1000.0 - step])
-        for name, (transformer, cached) in _in_turn(transformers.items(), step):
-            began = time.perf_counter()
-            with cached.step(step, timestep, branch="cond") if cached else nullcontext():
-                transformer(hidden_states=latents, timestep=timestep, encoder_hidden_states=text, return_dict=False)
-            seconds[name].append(time.perf_counter() - began)
-    return {name: times[2:] for name, times in seconds.items()}
+    shape = (card.latent_channels, card.latent_frames(card.trained_frames), card.height // card.spatial_stride, card.width // card.spatial_stride)
+    text = studio.prompt("a red circle moves right over a grey background")["prompt_embeds"]
+    return {"hidden_states": torch.randn(1, *shape), "encoder_hidden_states": text.to(torch.float32), "return_dict": False}
 
 
-def _in_turn(ways: Iterable[tuple[str, Any]], turn: int) -> list[tuple[str, Any]]:
-    """Each round begins with another one, so that no way always follows the same."""
-    ordered = list(ways)
-    start = turn % len(ordered)
-    return ordered[start:] + ordered[:start]
+class _Way:
+    """A transformer of its own, with a cache or without, that is called step after step."""
+
+    def __init__(self, studio: Studio, inputs: dict[str, Any], recipe: Recipe | None) -> None:
+        self._transformer: Any = WanTransformer3DModel.from_pretrained(studio.card.path / "transformer").eval()
+        self._cached = enable_cache(self._transformer, recipe, num_inference_steps=_NEVER) if recipe else None
+        self._inputs, self._step = inputs, 0
+
+    def seconds(self) -> float:
+        """Of a call, the median of a few."""
+        return median([self._call() for _ in range(_CALLS)][_FIRST:])
+
+    def _call(self) -> float:
+        timestep = torch.tensor([1000.0 - self._step])
+        began = time.perf_counter()
+        with self._cached.step(self._step, timestep, branch="cond") if self._cached else nullcontext():
+            self._transformer(timestep=timestep, **self._inputs)
+        self._step += 1
+        return time.perf_counter() - began

@@ -31,7 +31,11 @@ class Verdict:
 
 def l1(tensor: Tensor) -> Tensor:
     """||tensor||_1 over the tokens at hand, a scalar in fp64 (rows are summed in fp32 at least, which is twice as fast)."""
-    return tensor.abs().sum(dim=-1, dtype=torch.promote_types(tensor.dtype, torch.float32)).sum(dtype=torch.float64)
+    return _total(tensor.abs())
+
+
+def _total(tensor: Tensor) -> Tensor:
+    return tensor.sum(dim=-1, dtype=torch.promote_types(tensor.dtype, torch.float32)).sum(dtype=torch.float64)
 
 
 def dot(one: Tensor, other: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ def l1_sums(now: Tensor, before: Tensor | None) -> Tensor:
     """
     if before is None:
         return torch.zeros(2, dtype=torch.float64, device=now.device)
-    return torch.stack((l1(now - before), l1(before)))
+    return torch.stack((_total((now - before).abs_()), l1(before)))
 
 
 def ratio(sums: Sequence[float] | Tensor) -> float:
