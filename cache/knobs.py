@@ -14,7 +14,7 @@ _RUNGS_PER_OCTAVE = 4
 class Knob:
     """Settings of a trigger that grow together, the larger the faster, up to `octaves` doublings or halvings from what a recipe says.
 
-    least: the smallest value of settings that are whole numbers (where 0 is a choice of its own and stays); None for the others.
+    least: the smallest value of settings that are whole numbers; None for the others.
     """
 
     settings: tuple[str, ...]
@@ -29,9 +29,18 @@ class Knob:
         if isinstance(value, list):  # a codebook: its bounds grow, its intervals stay
             return [[self._scale(bound, factor), interval] for bound, interval in value]
         if self.least is not None:
-            return max(self.least, round(value * factor)) if value else value
+            return max(self.least, round(value * factor))
         return float(f"{value * factor:.3g}")
 
+
+class _Gate(Knob):
+    """Where a range begins that ends with the take and is reused as a whole (T-GATE): what is turned is its length in timesteps."""
+
+    def turn(self, config: Any, factor: float) -> Any:
+        return replace(config, high=self._scale(min(1000.0, config.low + factor * (config.high - config.low)), 1.0))
+
+
+_GATE = _Gate(("high",), octaves=2)
 
 # One line a trigger. None: nothing to turn; the steps of masks and plans were chosen together.
 KNOBS: dict[str, Knob | None] = {
@@ -48,9 +57,14 @@ KNOBS: dict[str, Knob | None] = {
 }
 
 
+def _knob(part: Part) -> Knob | None:
+    is_gate = part.trigger.name == "ranges" and part.trigger.config.interval == 0
+    return _GATE if is_gate else KNOBS[part.trigger.name]
+
+
 def ladder(recipe: Recipe) -> tuple[Recipe, ...]:
     """The recipe with the knobs of all its parts turned alike, from slow to fast, itself among them; itself alone if it has none."""
-    knobs = [knob for part in recipe.parts if (knob := KNOBS[part.trigger.name])]
+    knobs = [knob for part in recipe.parts if (knob := _knob(part))]
     end = _RUNGS_PER_OCTAVE * max((knob.octaves for knob in knobs), default=0)
     rungs: list[Recipe] = []
     for turn in range(-end, end + 1):
@@ -62,13 +76,13 @@ def ladder(recipe: Recipe) -> tuple[Recipe, ...]:
 
 
 def _turn(part: Part, factor: float) -> Part:
-    knob = KNOBS[part.trigger.name]
+    knob = _knob(part)
     return replace(part, trigger=replace(part.trigger, config=knob.turn(part.trigger.config, factor))) if knob else part
 
 
 def describe_knobs(recipe: Recipe) -> str:
     """Where a recipe's knobs stand, for people: `threshold 0.1`; empty if it has none."""
-    knobs = [(part.trigger.config, KNOBS[part.trigger.name]) for part in recipe.parts]
+    knobs = [(part.trigger.config, _knob(part)) for part in recipe.parts]
     return ", ".join(f"{name} {_shown(getattr(config, name))}" for config, knob in knobs if knob for name in knob.settings)
 
 

@@ -48,9 +48,8 @@ def test_fronts_are_compared_where_all_of_them_have_points() -> None:
     assert comparable_at(32, tool, gentle) == 36
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if not load_recipe(name).calibrated and name != "t_gate"])
+@pytest.mark.parametrize("name", [name for name in recipe_names() if not load_recipe(name).calibrated])
 def test_every_recipe_is_tried_with_the_same_number_of_settings(name: str) -> None:
-    """But for T-GATE, which has nothing to turn."""
     for steps in STEPS:
         recipes = sweep(load_recipe(name), steps)
         assert len({str(recipe.deciding()) for recipe in recipes}) == NUM_SETTINGS[steps]

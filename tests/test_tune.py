@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from takes import tiny_recipe, tiny_take
 
-RECIPES = [load_recipe(name) for name in ("fbcache", "interval", "bwcache", "t_gate")]
+RECIPES = [load_recipe(name) for name in ("fbcache", "interval", "bwcache", "lemica")]
 LADDERS = {recipe.name: ladder(recipe) for recipe in RECIPES}
 
 
@@ -50,7 +50,8 @@ def test_knobs_turn_every_part_and_what_belongs_together() -> None:
     assert ladder(load_recipe("bwcache"))[-1].parts[0].trigger.config.codebook == [[4.0, 6]]
     slowest = ladder(load_recipe("speca"))[0].parts[0].trigger.config
     assert (slowest.threshold, slowest.floor) == (0.0625, 0.00625)
-    assert len(ladder(load_recipe("t_gate"))) == 1  # nothing is computed in its range, which no factor changes
+    gates = [rung.parts[0].trigger.config.high for rung in ladder(load_recipe("t_gate"))]
+    assert gates[0] == 205 and gates[-1] == 1000 and gates == sorted(gates)
     assert describe_knobs(load_recipe("adacache")) == "codebook 0.08..0.4"
 
 
