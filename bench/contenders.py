@@ -124,16 +124,20 @@ _BUDGETS = {50: [30, 22, 16, 12, 9, 7], 12: [9, 7, 6, 5, 4, 3], 6: [5, 4, 3, 2]}
 _LEMICA_BUDGETS = {50: [30, 22, 18, 15, 13, 11], 12: [9, 8, 7, 6, 5, 4], 6: [5, 4, 3, 2]}
 
 
-def _by_budget(budgets: dict[int, list[int]], name: str, tuning: Tuning) -> list[Recipe]:
-    return calibrate_each(name, tuning.renderer, tuning.takes, computed=budgets[tuning.num_inference_steps])
+def _by_budget(budgets: dict[int, list[int]], name: str, tuning: Tuning) -> dict[str, Recipe]:
+    computed = budgets[tuning.num_inference_steps]
+    recipes = calibrate_each(name, tuning.renderer, tuning.takes, computed=computed)
+    return {f"computed {count}": recipe for count, recipe in zip(computed, recipes, strict=True)}
 
 
-def _by_error(low: float, high: float, name: str, tuning: Tuning) -> list[Recipe]:
-    return calibrate_each(name, tuning.renderer, tuning.takes, threshold=geometric(low, high, tuning.num_settings))
+def _by_error(low: float, high: float, name: str, tuning: Tuning) -> dict[str, Recipe]:
+    errors = geometric(low, high, tuning.num_settings)
+    recipes = calibrate_each(name, tuning.renderer, tuning.takes, threshold=errors)
+    return {f"threshold {error:g}": recipe for error, recipe in zip(errors, recipes, strict=True)}
 
 
 # Recipes that are measured on the model for each setting anew; other calibrated ones are measured once, and swept.
-_CALIBRATED: dict[str, Callable[[str, Tuning], list[Recipe]]] = {
+_CALIBRATED: dict[str, Callable[[str, Tuning], dict[str, Recipe]]] = {
     "ertacache": partial(_by_error, 0.03, 0.4),
     "lemica": partial(_by_budget, _LEMICA_BUDGETS),
     "meancache": partial(_by_budget, _BUDGETS),
@@ -154,12 +158,13 @@ def our_contenders(tuning: Tuning, only: str = "") -> list[Contender]:
 def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
     steps = tuning.num_inference_steps
     if name in _CALIBRATED:
-        recipes = _CALIBRATED[name](name, tuning)
+        labelled = _CALIBRATED[name](name, tuning)
     else:
         recipe = load_recipe(name)
-        recipes = sweep(calibrate(name, tuning.renderer, tuning.takes) if recipe.calibrated else recipe, steps)
-    for recipe in recipes:
-        yield our_setting(knobs.describe_knobs(recipe) or recipe.name, recipe, steps)
+        swept = sweep(calibrate(name, tuning.renderer, tuning.takes) if recipe.calibrated else recipe, steps)
+        labelled = {knobs.describe_knobs(recipe): recipe for recipe in swept}
+    for label, recipe in labelled.items():
+        yield our_setting(label, recipe, steps)
 
 
 def sweep(recipe: Recipe, steps: int) -> list[Recipe]:
