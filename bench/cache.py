@@ -5,7 +5,7 @@ and seeds for everybody, one VAE. Whatever is tuned or calibrated is so on other
 settings. Speed-up: the time of the uncached films just before and after over the cached film's, denoising alone; the median over the
 clips. Where films are rendered several times, each step counts with the fastest time that it took. PSNR: of decoded frames against the
 uncached film, the mean over the clips; also at the moving region alone, the pixels that leave the median of the uncached film at some
-frame. Fronts are those of `fronts`.
+frame. Fronts are those of `fronts`. It takes an hour or two; one that was interrupted goes on where it was.
 
 front_30db, front_35db, front_40db, front_12_steps: our speed-up at that PSNR over the fastest of theirs. same_method_diff: dB between
 the same method of ours and theirs. score_drop: points of the demo's score (the mean of its four shares) that our best film of at least
@@ -15,21 +15,27 @@ the same method of ours and theirs. score_drop: points of the demo's score (the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 from statistics import fmean, median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ..cache import Recipe
-from ..pipeline.card import read_card
+from ..pipeline.card import model_hash, read_card
 from ..pipeline.demo.score import Score, score_clips
 from ..pipeline.render import Renderer
 from . import rivals, same_method
 from .cache_picture import draw
 from .contenders import LEFT_OUT, OURS, STEPS, Contender, Setting, Tuning, our_contenders
 from .fronts import Point, comparable_at, fastest_at
+from .journal import Journal
 from .results import RESULTS, Bar, write_results
 from .step_costs import compute_recipe, reuse_recipe, shares_of_a_call
 from .stock import Clip, Film, Studio, clips, moving_region, psnr, seconds_of
@@ -76,6 +82,7 @@ def main() -> None:
     studio, renderer = Studio(), Renderer(read_card("demo"))
     shown, tuned = clips(_CLIPS, held_out=True), clips(_TUNING_CLIPS, held_out=False)
     studio.film(tuned[0], _WARM_UP_STEPS)
+    journal = _journal(studio)
     measured: list[Measured] = []
     recipes: dict[tuple[str, str], Recipe] = {}
     bars: dict[str, Bar] = {}
@@ -83,12 +90,12 @@ def main() -> None:
     for steps in STEPS:
         tuning = Tuning(studio, renderer, tuned, steps)
         contenders = [*our_contenders(tuning), *rivals.contenders(tuning)]
-        measured += measure(studio, contenders, shown, steps)
+        measured += measure(studio, journal, contenders, shown, steps)
         if steps == STEPS[0]:
             recipes = {(who.method, setting.label): setting.recipe for who in contenders for setting in who.settings if setting.recipe}
-            bars["same_method_diff"], raw["same_method"] = _same_method(tuning, shown)
+            bars["same_method_diff"], raw["same_method"] = _same_method(tuning, journal, shown)
     fronts, raw["fronts"] = _fronts(measured)
-    score_bar, raw["score"] = _score_drop(renderer, measured, recipes)
+    score_bar, raw["score"] = _score_drop(renderer, journal, measured, recipes)
     costs, raw["share_of_a_call"] = _costs(studio, recipes)
     raw |= {
         "clips": [asdict(clip) for clip in shown],
@@ -98,13 +105,20 @@ def main() -> None:
     raw["points"] = [asdict(point) for point in measured]
     draw(measured, RESULTS / "cache.png")
     write_results("cache", {**fronts, **bars, "score_drop": score_bar, **costs}, raw)
+    journal.discard()
 
 
-def measure(studio: Studio, contenders: Sequence[Contender], shown: Sequence[Clip], num_inference_steps: int) -> list[Measured]:
+def _journal(studio: Studio) -> Journal:
+    subject = {"model": model_hash(studio.card.path), "versions": {package: version(package) for package in ("torch", "diffusers", "cache-dit")}}
+    return Journal(RESULTS / "cache.journal", subject)
+
+
+def measure(studio: Studio, journal: Journal, contenders: Sequence[Contender], shown: Sequence[Clip], num_inference_steps: int) -> list[Measured]:
     """All settings of all contenders, the first one of each before the second one of any, so that drifts of the machine hit all alike."""
     by_contender = [[(who, setting) for setting in who.settings] for who in contenders]
     entries = [entry for turn in zip(*by_contender, strict=True) for entry in turn]
-    outcomes = [list(_compare(studio, clip, num_inference_steps, [setting for _, setting in entries])) for clip in shown]
+    settings = {f"{who.name}, {setting.label}": setting for who, setting in entries}
+    outcomes = [list(_compare(studio, journal, clip, num_inference_steps, settings)) for clip in shown]
     return [
         Measured(
             who.tool,
@@ -121,49 +135,62 @@ def measure(studio: Studio, contenders: Sequence[Contender], shown: Sequence[Cli
     ]
 
 
-def _compare(studio: Studio, clip: Clip, num_inference_steps: int, settings: Sequence[Setting]) -> Iterator[_Outcome]:
+def _compare(studio: Studio, journal: Journal, clip: Clip, num_inference_steps: int, settings: Mapping[str, Setting]) -> Iterator[_Outcome]:
     """One clip under every setting, a few of them at a time between uncached films."""
-    plain = studio.film(clip, num_inference_steps)
-    frames, before = studio.frames(plain.latents), plain
-    region = moving_region(frames)
-    for start in range(0, len(settings), _CACHED_IN_A_ROW):
-        row = settings[start : start + _CACHED_IN_A_ROW]
-        uncached, cached = _render_row(studio, clip, num_inference_steps, row, before)
-        before = uncached[-1]
+    original: _Original | None = None
+    names = list(settings)
+    for row in (names[start : start + _CACHED_IN_A_ROW] for start in range(0, len(names), _CACHED_IN_A_ROW)):
+        recipes = hashlib.sha256(repr([recipe and recipe.to_dict() for recipe in (settings[name].recipe for name in row)]).encode())
+        entry = f"{num_inference_steps} steps, {clip.prompt}, seed {clip.seed}: {'; '.join(row)}; {recipes.hexdigest()[:16]}"
+        if entry not in journal:
+            original = original or _Original(studio, clip, num_inference_steps)
+            journal.note(entry, [asdict(outcome) for outcome in original.compare([settings[name] for name in row])])
+        yield from (_Outcome(**figures) for figures in journal[entry])
+
+
+class _Original:
+    """A clip's uncached film, which cached ones are compared with."""
+
+    def __init__(self, studio: Studio, clip: Clip, num_inference_steps: int) -> None:
+        self._studio, self._clip, self._num_inference_steps = studio, clip, num_inference_steps
+        self._last = self._film()
+        self._frames = studio.frames(self._last.latents)
+        self._region = moving_region(self._frames)
+
+    def compare(self, row: Sequence[Setting]) -> Iterator[_Outcome]:
+        uncached, cached = self._render_row(row)
+        self._last = uncached[-1]
         seconds = fmean((seconds_of(uncached[:-1]), seconds_of(uncached[1:])))  # of as many films as the cached ones
         for films in cached:
-            own = studio.frames(films[0].latents)
-            yield _Outcome(seconds / seconds_of(films), psnr(own, frames), psnr(own, frames, region), films[0].computed)
+            own = self._studio.frames(films[0].latents)
+            quality = psnr(own, self._frames), psnr(own, self._frames, self._region)
+            yield _Outcome(seconds / seconds_of(films), *quality, films[0].computed)
+
+    def _render_row(self, row: Sequence[Setting]) -> tuple[list[Film], list[tuple[Film, ...]]]:
+        """Uncached films, the last one of the row before first, and, for each setting, its cached ones, in turn; more of both while
+        uncached ones differ in time, as then something else runs on the machine.
+        """
+        uncached, turns = [self._last], list[list[Film]]()
+        for turn in range(1, _TRIES + 1):
+            turns.append([self._film(setting) for setting in row])
+            uncached.append(self._film())
+            assert torch.equal(uncached[-1].latents, self._last.latents), "a cache was not taken off"
+            seconds = [film.seconds for film in uncached]
+            if turn >= _REPEATS[self._num_inference_steps] and max(seconds) <= _STEADY * min(seconds):
+                break
+        return uncached, list(zip(*turns, strict=True))
+
+    def _film(self, setting: Setting | None = None) -> Film:
+        with setting.put(self._studio.pipe) if setting else nullcontext():
+            return self._studio.film(self._clip, self._num_inference_steps)
 
 
-def _render_row(
-    studio: Studio, clip: Clip, num_inference_steps: int, row: Sequence[Setting], before: Film
-) -> tuple[list[Film], list[tuple[Film, ...]]]:
-    """Uncached films, `before` the first of them, and, for each setting, its cached ones, in turn; more of both while uncached ones
-    differ in time, as then something else runs on the machine.
-    """
-    uncached, turns = [before], list[list[Film]]()
-    for turn in range(1, _TRIES + 1):
-        turns.append([_cached_film(studio, clip, num_inference_steps, setting) for setting in row])
-        uncached.append(studio.film(clip, num_inference_steps))
-        assert torch.equal(uncached[-1].latents, before.latents), "a cache was not taken off"
-        seconds = [film.seconds for film in uncached]
-        if turn >= _REPEATS[num_inference_steps] and max(seconds) <= _STEADY * min(seconds):
-            break
-    return uncached, list(zip(*turns, strict=True))
-
-
-def _cached_film(studio: Studio, clip: Clip, num_inference_steps: int, setting: Setting) -> Film:
-    with setting.put(studio.pipe):
-        return studio.film(clip, num_inference_steps)
-
-
-def _same_method(tuning: Tuning, shown: Sequence[Clip]) -> tuple[Bar, list[dict[str, Any]]]:
+def _same_method(tuning: Tuning, journal: Journal, shown: Sequence[Clip]) -> tuple[Bar, list[dict[str, Any]]]:
     """The largest difference in dB, over pairs and clips."""
     studio, steps, rows = tuning.studio, tuning.num_inference_steps, []
     for pair in same_method.pairs(tuning):
-        settings = [pair.ours, pair.theirs]
-        ours, theirs = zip(*(list(_compare(studio, clip, steps, settings)) for clip in shown), strict=True)
+        settings = {f"ours, {pair.name}": pair.ours, f"theirs, {pair.name}": pair.theirs}
+        ours, theirs = zip(*(list(_compare(studio, journal, clip, steps, settings)) for clip in shown), strict=True)
         rows.append(
             {
                 "pair": pair.name,
@@ -197,16 +224,23 @@ def _methods(measured: Sequence[Measured], steps: int, region: str, *, ours: boo
     return methods
 
 
-def _score_drop(renderer: Renderer, measured: Sequence[Measured], recipes: dict[tuple[str, str], Recipe]) -> tuple[Bar, dict[str, Any]]:
+def _score_drop(
+    renderer: Renderer, journal: Journal, measured: Sequence[Measured], recipes: dict[tuple[str, str], Recipe]
+) -> tuple[Bar, dict[str, Any]]:
     candidates = [point for point in measured if point.tool == OURS and point.num_inference_steps == STEPS[0] and point.speedup >= 2]
     best = max(candidates, key=lambda point: point.psnr)
-    chosen = (None, recipes[best.method, best.setting])
-    plain, cached = (
-        Score.of([clip.verdict for clip in score_clips(renderer, _SCORED_CLIPS, num_inference_steps=STEPS[0], recipe=recipe)]) for recipe in chosen
-    )
+    plain, cached = (_score(renderer, journal, recipe) for recipe in (None, recipes[best.method, best.setting]))
     points = [100 * fmean((score.colour, score.shape, score.motion, score.background)) for score in (plain, cached)]
     raw = {"recipe": f"{best.method}, {best.setting}", "speedup": best.speedup, "without": asdict(plain), "with": asdict(cached)}
     return Bar(round(points[0] - points[1], 2), "points", 2, at_least=False), raw
+
+
+def _score(renderer: Renderer, journal: Journal, recipe: Recipe | None) -> Score:
+    entry = f"score with {recipe and recipe.to_dict()}"
+    if entry not in journal:
+        clips = score_clips(renderer, _SCORED_CLIPS, num_inference_steps=STEPS[0], recipe=recipe)
+        journal.note(entry, asdict(Score.of([clip.verdict for clip in clips])))
+    return Score(**journal[entry])
 
 
 def _costs(studio: Studio, recipes: dict[tuple[str, str], Recipe]) -> tuple[dict[str, Bar], dict[str, float]]:
@@ -235,7 +269,9 @@ def _look(only: str, num_inference_steps: int, every: int) -> None:
     studio.film(tuning.clips[0], _WARM_UP_STEPS)
     everyone = [*our_contenders(tuning, only), *rivals.contenders(tuning)]
     chosen = [replace(who, settings=who.settings[::every]) for who in everyone if only in who.name]
-    for point in sorted(measure(studio, chosen, tuning.clips[:1], num_inference_steps), key=lambda point: (point.tool, point.method)):
+    with TemporaryDirectory() as folder:
+        points = measure(studio, Journal(Path(folder) / "journal", {}), chosen, tuning.clips[:1], num_inference_steps)
+    for point in sorted(points, key=lambda point: (point.tool, point.method)):
         where = f"{point.speedup:5.2f}x {point.psnr:6.2f} dB, moving {point.psnr_moving:6.2f} dB, {point.computed:g} calls"
         print(f"{point.tool} {point.method} ({point.setting}): {where}")
 

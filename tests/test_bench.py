@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from longtake.bench.contenders import NUM_SETTINGS, STEPS, sweep
 from longtake.bench.fronts import Point, comparable_at, fastest_at, speed_at
+from longtake.bench.journal import Journal
 from longtake.bench.pool import GlooPool
 from longtake.bench.stock import clips, moving_region, psnr
 from longtake.cache import load_recipe
@@ -68,6 +70,22 @@ def test_psnr_of_the_moving_region_looks_there_alone() -> None:
     other[:, :, 0, 0] += 0.1
     assert psnr(frames, other, region) == 100
     assert psnr(frames, other) == pytest.approx(20 + 10 * torch.tensor(64.0).log10().item(), abs=1e-3)
+
+
+def test_a_journal_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    path, subject = tmp_path / "journal", {"model": "a"}
+    journal = Journal(path, subject)
+    journal.note("first", [1.5])
+    journal.note("second", {"psnr": 40.0})
+    with path.open("a") as file:
+        file.write('["third", [0.')
+    again = Journal(path, subject)
+    assert again["first"] == [1.5] and again["second"] == {"psnr": 40.0} and "third" not in again
+    again.note("third", 3)
+    assert Journal(path, subject)["third"] == 3
+    assert "first" not in Journal(path, {"model": "b"})
+    again.discard()
+    assert not path.exists()
 
 
 def _number_unless(mesh: Mesh, dying: int | None) -> int:

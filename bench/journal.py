@@ -1,0 +1,40 @@
+"""What a long benchmark has measured so far, so that one that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Figures under names, a line each in the order of measuring; a line that was cut off is measured again.
+
+    subject: what is measured, such as a model's hash and versions; of another subject nothing is believed, and the file begins anew.
+    """
+
+    def __init__(self, path: Path, subject: dict[str, Any]) -> None:
+        self._path, self._figures = path, dict[str, Any]()
+        written = path.read_text() if path.exists() else ""
+        head, *lines = written[: written.rfind("\n") + 1].splitlines() or [""]
+        if head == json.dumps(subject):
+            self._figures = dict(map(json.loads, lines))
+            path.write_text("\n".join([head, *lines, ""]))
+        else:
+            path.write_text(json.dumps(subject) + "\n")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._figures
+
+    def __getitem__(self, name: str) -> Any:
+        return self._figures[name]
+
+    def note(self, name: str, figures: Any) -> None:
+        """Raises TypeError for figures that JSON cannot hold."""
+        with self._path.open("a") as file:
+            file.write(json.dumps([name, figures]) + "\n")
+        self._figures[name] = figures
+
+    def discard(self) -> None:
+        """Once the results are written."""
+        self._path.unlink(missing_ok=True)
