@@ -88,12 +88,12 @@ def main() -> None:
     bars: dict[str, Bar] = {}
     raw: dict[str, Any] = {}
     for steps in STEPS:
-        tuning = Tuning(studio, renderer, tuned, steps)
+        tuning = Tuning(studio, renderer, tuned, steps, journal)
         contenders = [*our_contenders(tuning), *rivals.contenders(tuning)]
-        measured += measure(studio, journal, contenders, shown, steps)
+        measured += measure(tuning, contenders, shown)
         if steps == STEPS[0]:
             recipes = {(who.method, setting.label): setting.recipe for who in contenders for setting in who.settings if setting.recipe}
-            bars["same_method_diff"], raw["same_method"] = _same_method(tuning, journal, shown)
+            bars["same_method_diff"], raw["same_method"] = _same_method(tuning, shown)
     fronts, raw["fronts"] = _fronts(measured)
     score_bar, raw["score"] = _score_drop(renderer, journal, measured, recipes)
     costs, raw["share_of_a_call"] = _costs(studio, recipes)
@@ -102,6 +102,7 @@ def main() -> None:
         "tuning_clips": [asdict(clip) for clip in tuned],
         "left_out": {"measured": {**rivals.LEFT_OUT, **LEFT_OUT}, "same_method": same_method.LEFT_OUT},
     }
+    raw["sittings"] = journal.sittings
     raw["points"] = [asdict(point) for point in measured]
     draw(measured, RESULTS / "cache.png")
     write_results("cache", {**fronts, **bars, "score_drop": score_bar, **costs}, raw)
@@ -109,22 +110,29 @@ def main() -> None:
 
 
 def _journal(studio: Studio) -> Journal:
-    subject = {"model": model_hash(studio.card.path), "versions": {package: version(package) for package in ("torch", "diffusers", "cache-dit")}}
-    return Journal(RESULTS / "cache.journal", subject)
+    """Of this model, these versions and all that makes films and settings."""
+    root, sources = RESULTS.parent.parent, hashlib.sha256()
+    measured = [root / "bench" / f"{module}.py" for module in ("contenders", "rivals", "stock", "same_method")]
+    for folder in ("cache", "configs", "parallel", "pipeline"):
+        measured += sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".yaml"))
+    for path in measured:
+        sources.update(path.read_bytes())
+    versions = {package: version(package) for package in ("torch", "diffusers", "cache-dit")}
+    return Journal(RESULTS / "cache.journal", {"model": model_hash(studio.card.path), "versions": versions, "sources": sources.hexdigest()})
 
 
-def measure(studio: Studio, journal: Journal, contenders: Sequence[Contender], shown: Sequence[Clip], num_inference_steps: int) -> list[Measured]:
+def measure(tuning: Tuning, contenders: Sequence[Contender], shown: Sequence[Clip]) -> list[Measured]:
     """All settings of all contenders, the first one of each before the second one of any, so that drifts of the machine hit all alike."""
     by_contender = [[(who, setting) for setting in who.settings] for who in contenders]
     entries = [entry for turn in zip(*by_contender, strict=True) for entry in turn]
     settings = {f"{who.name}, {setting.label}": setting for who, setting in entries}
-    outcomes = [list(_compare(studio, journal, clip, num_inference_steps, settings)) for clip in shown]
+    outcomes = [list(_compare(tuning, clip, settings)) for clip in shown]
     return [
         Measured(
             who.tool,
             who.method,
             setting.label,
-            num_inference_steps,
+            tuning.num_inference_steps,
             speedup=round(median(outcome.speedup for outcome in of_clips), 3),
             psnr=round(fmean(outcome.psnr for outcome in of_clips), 2),
             psnr_moving=round(fmean(outcome.psnr_moving for outcome in of_clips), 2),
@@ -135,15 +143,15 @@ def measure(studio: Studio, journal: Journal, contenders: Sequence[Contender], s
     ]
 
 
-def _compare(studio: Studio, journal: Journal, clip: Clip, num_inference_steps: int, settings: Mapping[str, Setting]) -> Iterator[_Outcome]:
+def _compare(tuning: Tuning, clip: Clip, settings: Mapping[str, Setting]) -> Iterator[_Outcome]:
     """One clip under every setting, a few of them at a time between uncached films."""
+    names, steps, journal = list(settings), tuning.num_inference_steps, tuning.journal
     original: _Original | None = None
-    names = list(settings)
     for row in (names[start : start + _CACHED_IN_A_ROW] for start in range(0, len(names), _CACHED_IN_A_ROW)):
         recipes = hashlib.sha256(repr([recipe and recipe.to_dict() for recipe in (settings[name].recipe for name in row)]).encode())
-        entry = f"{num_inference_steps} steps, {clip.prompt}, seed {clip.seed}: {'; '.join(row)}; {recipes.hexdigest()[:16]}"
+        entry = f"{steps} steps, {clip.prompt}, seed {clip.seed}: {'; '.join(row)}; {recipes.hexdigest()[:16]}"
         if entry not in journal:
-            original = original or _Original(studio, clip, num_inference_steps)
+            original = original or _Original(tuning.studio, clip, steps)
             journal.note(entry, [asdict(outcome) for outcome in original.compare([settings[name] for name in row])])
         yield from (_Outcome(**figures) for figures in journal[entry])
 
@@ -185,12 +193,12 @@ class _Original:
             return self._studio.film(self._clip, self._num_inference_steps)
 
 
-def _same_method(tuning: Tuning, journal: Journal, shown: Sequence[Clip]) -> tuple[Bar, list[dict[str, Any]]]:
+def _same_method(tuning: Tuning, shown: Sequence[Clip]) -> tuple[Bar, list[dict[str, Any]]]:
     """The largest difference in dB, over pairs and clips."""
-    studio, steps, rows = tuning.studio, tuning.num_inference_steps, []
+    rows = []
     for pair in same_method.pairs(tuning):
         settings = {f"ours, {pair.name}": pair.ours, f"theirs, {pair.name}": pair.theirs}
-        ours, theirs = zip(*(list(_compare(studio, journal, clip, steps, settings)) for clip in shown), strict=True)
+        ours, theirs = zip(*(list(_compare(tuning, clip, settings)) for clip in shown), strict=True)
         rows.append(
             {
                 "pair": pair.name,
@@ -264,13 +272,13 @@ def _costs(studio: Studio, recipes: dict[tuple[str, str], Recipe]) -> tuple[dict
 
 def _look(only: str, num_inference_steps: int, every: int) -> None:
     """For whoever adds a sweep: the points of some contenders on one tuning clip."""
-    studio = Studio()
-    tuning = Tuning(studio, Renderer(read_card("demo")), clips(_TUNING_CLIPS, held_out=False), num_inference_steps)
-    studio.film(tuning.clips[0], _WARM_UP_STEPS)
-    everyone = [*our_contenders(tuning, only), *rivals.contenders(tuning)]
-    chosen = [replace(who, settings=who.settings[::every]) for who in everyone if only in who.name]
+    studio, tuned = Studio(), clips(_TUNING_CLIPS, held_out=False)
+    studio.film(tuned[0], _WARM_UP_STEPS)
     with TemporaryDirectory() as folder:
-        points = measure(studio, Journal(Path(folder) / "journal", {}), chosen, tuning.clips[:1], num_inference_steps)
+        tuning = Tuning(studio, Renderer(read_card("demo")), tuned, num_inference_steps, Journal(Path(folder) / "journal", {}))
+        everyone = [*our_contenders(tuning, only), *rivals.contenders(tuning)]
+        chosen = [replace(who, settings=who.settings[::every]) for who in everyone if only in who.name]
+        points = measure(tuning, chosen, tuned[:1])
     for point in sorted(points, key=lambda point: (point.tool, point.method)):
         where = f"{point.speedup:5.2f}x {point.psnr:6.2f} dB, moving {point.psnr_moving:6.2f} dB, {point.computed:g} calls"
         print(f"{point.tool} {point.method} ({point.setting}): {where}")

@@ -19,6 +19,7 @@ from ..cache.recipe import recipe_names
 from ..pipeline.calibrate import calibrate, calibrate_each, calibration_takes
 from ..pipeline.render import Renderer
 from ..pipeline.take import Take
+from .journal import Journal
 from .stock import GUIDANCE_SCALE, Clip, Studio
 
 OURS = "longtake"
@@ -60,6 +61,7 @@ class Tuning:
     renderer: Renderer
     clips: list[Clip]
     num_inference_steps: int
+    journal: Journal
 
     @property
     def num_settings(self) -> int:
@@ -156,15 +158,20 @@ def our_contenders(tuning: Tuning, only: str = "") -> list[Contender]:
 
 
 def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
-    steps = tuning.num_inference_steps
+    """From the journal, where their recipes were measured on the model and this run goes on with another."""
+    entry = f"{tuning.num_inference_steps} steps: the settings of {name}"
+    if entry not in tuning.journal:
+        tuning.journal.note(entry, {label: recipe.to_dict() for label, recipe in _labelled(name, tuning).items()})
+    for label, recipe in tuning.journal[entry].items():
+        yield our_setting(label, load_recipe(recipe), tuning.num_inference_steps)
+
+
+def _labelled(name: str, tuning: Tuning) -> dict[str, Recipe]:
     if name in _CALIBRATED:
-        labelled = _CALIBRATED[name](name, tuning)
-    else:
-        recipe = load_recipe(name)
-        swept = sweep(calibrate(name, tuning.renderer, tuning.takes) if recipe.calibrated else recipe, steps)
-        labelled = {knobs.describe_knobs(recipe): recipe for recipe in swept}
-    for label, recipe in labelled.items():
-        yield our_setting(label, recipe, steps)
+        return _CALIBRATED[name](name, tuning)
+    recipe = load_recipe(name)
+    swept = sweep(calibrate(name, tuning.renderer, tuning.takes) if recipe.calibrated else recipe, tuning.num_inference_steps)
+    return {knobs.describe_knobs(recipe): recipe for recipe in swept}
 
 
 def sweep(recipe: Recipe, steps: int) -> list[Recipe]:

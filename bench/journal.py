@@ -22,6 +22,12 @@ class Journal:
             path.write_text("\n".join([head, *lines, ""]))
         else:
             path.write_text(json.dumps(subject) + "\n")
+        self.note("sittings", self._figures.get("sittings", 0) + 1)
+
+    @property
+    def sittings(self) -> int:
+        """In how many goes it was measured."""
+        return int(self["sittings"])
 
     def __contains__(self, name: str) -> bool:
         return name in self._figures

@@ -80,7 +80,7 @@ def test_a_journal_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('["third", [0.')
     again = Journal(path, subject)
-    assert again["first"] == [1.5] and again["second"] == {"psnr": 40.0} and "third" not in again
+    assert again["first"] == [1.5] and again["second"] == {"psnr": 40.0} and "third" not in again and again.sittings == 2
     again.note("third", 3)
     assert Journal(path, subject)["third"] == 3
     assert "first" not in Journal(path, {"model": "b"})
