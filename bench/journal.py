@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..pipeline.files import write_atomic
+
 
 class Journal:
     """Figures under names, a line each in the order of measuring; a line that was cut off is measured again.
@@ -19,9 +21,9 @@ class Journal:
         head, *lines = written[: written.rfind("\n") + 1].splitlines() or [""]
         if head == json.dumps(subject):
             self._figures = dict(map(json.loads, lines))
-            path.write_text("\n".join([head, *lines, ""]))
+            write_atomic(path, "\n".join([head, *lines, ""]))
         else:
-            path.write_text(json.dumps(subject) + "\n")
+            write_atomic(path, json.dumps(subject) + "\n")
         self.note("sittings", self._figures.get("sittings", 0) + 1)
 
     @property
