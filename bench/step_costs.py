@@ -19,6 +19,7 @@ from ..cache import Recipe, enable_cache, load_recipe
 from .stock import Studio
 
 _NEVER = 10**6
+_STEPS = 50  # of a take, as many as the recipes are calibrated for
 _CALLS, _FIRST = 6, 2  # of a turn, and how many of them are left out
 
 
@@ -55,19 +56,23 @@ def _inputs(studio: Studio) -> dict[str, Any]:
 
 
 class _Way:
-    """A transformer of its own, with a cache or without, that is called step after step."""
+    """A transformer of its own, with a cache or without, that is called step after step, take after take."""
 
     def __init__(self, studio: Studio, inputs: dict[str, Any], recipe: Recipe | None) -> None:
         self._transformer: Any = WanTransformer3DModel.from_pretrained(studio.card.path / "transformer").eval()
-        self._cached = enable_cache(self._transformer, recipe, num_inference_steps=_NEVER) if recipe else None
+        self._cached = enable_cache(self._transformer, recipe, num_inference_steps=_STEPS) if recipe else None
         self._inputs, self._step = inputs, 0
 
     def seconds(self) -> float:
-        """Of a call, the median of a few."""
+        """Of a call, the median of a few; a new take begins with calls that are left out."""
+        if self._step + _CALLS > _STEPS:
+            self._step = 0
+            if self._cached:
+                self._cached.reset()
         return median([self._call() for _ in range(_CALLS)][_FIRST:])
 
     def _call(self) -> float:
-        timestep = torch.tensor([1000.0 - self._step])
+        timestep = torch.tensor([1000.0 * (1 - self._step / _STEPS)])
         began = time.perf_counter()
         with self._cached.step(self._step, timestep, branch="cond") if self._cached else nullcontext():
             self._transformer(timestep=timestep, **self._inputs)
