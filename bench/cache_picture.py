@@ -42,7 +42,7 @@ _GREYS = [(line, marker) for marker in "osDv^" for line in ("--", "-.", ":")]
 def draw(measured: Sequence[Plotted], path: Path) -> None:
     """One panel for each number of steps."""
     panels = sorted({point.num_inference_steps for point in measured}, reverse=True)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels) + 3, 8), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels), 10), squeeze=False, layout="constrained")
     lines: dict[str, Any] = {}
     for axis, steps in zip(axes[0], panels, strict=True):
         of_steps = [point for point in measured if point.num_inference_steps == steps]
@@ -51,8 +51,7 @@ def draw(measured: Sequence[Plotted], path: Path) -> None:
         axis.set(title=f"{steps} steps", xlabel="speed-up by the clock", ylim=(_LOW, _HIGH))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("PSNR against the uncached film, dB")
-    figure.legend(lines.values(), lines.keys(), loc="center right", fontsize="small")
-    figure.tight_layout(rect=(0, 0, 1 - 2.7 / figure.get_figwidth(), 1))
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 * len(panels) + 1, fontsize="small")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
