@@ -101,9 +101,9 @@ def main() -> None:
         "clips": [asdict(clip) for clip in shown],
         "tuning_clips": [asdict(clip) for clip in tuned],
         "left_out": {"measured": {**rivals.LEFT_OUT, **LEFT_OUT}, "same_method": same_method.LEFT_OUT},
+        "sittings": journal.sittings,
+        "points": [asdict(point) for point in measured],
     }
-    raw["sittings"] = journal.sittings
-    raw["points"] = [asdict(point) for point in measured]
     draw(measured, RESULTS / "cache.png")
     write_results("cache", {**fronts, **bars, "score_drop": score_bar, **costs}, raw)
     journal.discard()
