@@ -51,12 +51,13 @@ Measured = Callable[[Setting], Changes]
 @dataclass(frozen=True)
 class Method:
     """measure: from full takes to what they say of the recipe's parts, for one setting after another. max_gap: where a budget of computed
-    steps is planned, the longest way between two of them. threshold: where one is taken, the usual one. any_steps: the numbers serve
-    takes of any number of steps.
+    steps is planned, the longest way between two of them. free_end: the last step need not be one of them. threshold: where one is
+    taken, the usual one. any_steps: the numbers serve takes of any number of steps.
     """
 
     measure: Callable[[Renderer, list[Take], Recipe], Measured]
     max_gap: int | None = None
+    free_end: bool = False
     threshold: float | None = None
     any_steps: bool = False
 
@@ -70,7 +71,7 @@ class Method:
             raise ValueError(f"--threshold is {threshold:g}; at 0 and below nothing would be reused.")
         if self.max_gap is not None:
             computed = num_steps * 2 // 5 if computed is None else computed
-            check_budget(num_steps, computed, self.max_gap)
+            check_budget(num_steps, computed, self.max_gap, free_end=self.free_end)
         return Setting(computed or 0, threshold or self.threshold or 0.0)
 
 
@@ -239,7 +240,7 @@ CALIBRATIONS: dict[str, Method] = {
     "lemica": Method(_lemica, max_gap=LEMICA_MAX_GAP),
     "magcache": Method(_magcache, any_steps=True),
     "meancache": Method(_meancache, max_gap=meancache.MAX_GAP),
-    "planned": Method(_planned, max_gap=planned.MAX_GAP),
+    "planned": Method(_planned, max_gap=planned.MAX_GAP, free_end=True),
     "ra_cfgcache": Method(_ra_cfgcache, any_steps=True),
     "smoothcache": Method(_smoothcache, threshold=0.15),
     "teacache": Method(_teacache, any_steps=True),

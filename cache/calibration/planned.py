@@ -3,11 +3,11 @@
 LeMiCa's (arXiv 2511.00090) and MeanCache's (arXiv 2601.19961) idea with the predictor inside, re-derived. For computed steps p < i < j,
 neighbours in the plan, the skipped steps put the error
 D(p, i, j) = sum_{s=i+1}^{j-1} (v_i + a (v_i - v_p) (s - i) / (i - p) - v_s) (sigma_{s+1} - sigma_s)
-into the latents. The predictor makes up for part of D later on, which the plan leaves out: tried with what remains instead, it was equal
-at a third of the steps and worse at a fifth. How much of the bend through three computed steps to believe in then is fitted gap by gap, to
-make what remains least. D is linear in the velocities, so that its mean square needs no more of them than their Gram
-matrix. What an error does to the film depends on when it is made: the steps that follow let early ones grow and mend late ones, by a
-factor that is measured.
+into the latents. The take's end ends the last gap as a computed step would, so that the last step need not be computed. The predictor
+makes up for part of D later on, which the plan leaves out: tried with what remains instead, it was equal at a third of the steps and worse
+at a fifth. How much of the bend through three computed steps to believe in then is fitted gap by gap, to make what remains least. D is
+linear in the velocities, so that its mean square needs no more of them than their Gram matrix. What an error does to the film depends on
+when it is made: the steps that follow let early ones grow and mend late ones, by a factor that is measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DAMPINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Plan:
-    """computed: steps, ascending, the first and the last among them. damping: for each step of the take, the share of the slope to
+    """computed: steps, ascending, the first among them. damping: for each step of the take, the share of the slope to
     believe in the gap that starts there. bending: of the bend, once the gap is over. cost: mean squared error of the film before anything
     is made up for, all gaps' added up.
     """
@@ -42,19 +42,21 @@ def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, 
 
     gram: [steps, steps], mean products of the velocities of two steps, per latent value. sigmas: [steps + 1]. growth: [steps], mean
     square of the film's change by that of the latents, for a change made at each step. max_gap: the longest way from one computed step
-    to the next. Raises ValueError if so few steps cannot be spread over the take.
+    to the next, or to the take's end. Raises ValueError if so few steps cannot be spread over the take.
     """
     costs = _EdgeCosts(gram, np.diff(sigmas))
 
     def extend(cost: float, past: Past, there: int) -> float:
         return cost + growth[there - 1] * costs.least(past, there)[0]
 
-    computed, cost = cheapest_path(len(gram), num_computed, max_gap=max_gap, memory=2, nothing=0.0, extend=extend)
-    damping, bending = [0.0] * len(gram), [0.0] * len(gram)
-    for number, there in enumerate(computed[1:], start=1):
+    num_steps = len(gram)
+    computed, cost = cheapest_path(num_steps, num_computed, max_gap=max_gap, memory=2, nothing=0.0, extend=extend, free_end=True)
+    damping, bending = [0.0] * num_steps, [0.0] * num_steps
+    for number, there in enumerate((*computed[1:], num_steps), start=1):
         past = computed[max(0, number - 2) : number]
         damping[past[-1]] = costs.least(past, there)[1]
-        bending[past[-1]] = _bending(past, there, gram, np.diff(sigmas))
+        if there < num_steps:  # the take's end is no step that could make up for the last gap
+            bending[past[-1]] = _bending(past, there, gram, np.diff(sigmas))
     return Plan(computed, tuple(damping), tuple(bending), cost)
 
 
