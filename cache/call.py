@@ -55,6 +55,7 @@ class Call:
         self._slot: Slot = cached.state.slot(part, cursor.segment, self.branch, len(units))
         self._place = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
+        self._learns = self._slot.trigger.learns and not cached.replay and not self._follows
         self._entry = -1
         self._watched: int | None = None  # the unit whose forecast is measured, one a call
 
@@ -157,29 +158,28 @@ class Call:
         self._entry = self._cached.trace.add(TraceEntry(*self._place, layers, verdict.decision.value, value=value, margin=margin))
 
     def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
-        predictor = self._predictor(unit, name, num_text)
-        if predictor.ready and unit == self._watched:
+        key = f"{unit}.{name}"
+        predictor = self._slot.predictors.get(key) or self._new_predictor(key, num_text)
+        if unit == self._watched and predictor.ready:
             channels = sampled_channels(feature)
             sample, forecast = (self._measured(one, num_text) for one in (feature[..., :channels], predictor.predict(self._at, channels)))
             self._cached.trace.add_forecast(self._entry, l1_sums(forecast, sample))
             self._watched = None
-        if self._slot.trigger.learns and not self._cached.replay and not self._follows:
+        if self._learns:
             before = self._measured(predictor.predict(self._at), num_text) if predictor.ready else None
             self._slot.trigger.learn(unit, self._measured(feature, num_text) if learnt is None else learnt, before)
         amended = predictor.amend(self._at, feature)
         predictor.push(self._at, feature)
         return amended
 
-    def _predictor(self, unit: int, name: str, num_text: int | None) -> Predictor:
-        key = f"{unit}.{name}"
-        if key not in self._slot.predictors:
-            predictor = self._cached.state.predictor(self._cached.recipe.parts[self._part])
-            text = self._num_text if num_text is None else num_text
-            predictor.measured = slice(None, -text if text else None)
-            assert self._beside is not None, "keep() before decide()"
-            predictor.measure(self._at, self._beside)  # it was not there yet when the others measured
-            self._slot.predictors[key] = predictor
-        return self._slot.predictors[key]
+    def _new_predictor(self, key: str, num_text: int | None) -> Predictor:
+        predictor = self._cached.state.predictor(self._cached.recipe.parts[self._part])
+        text = self._num_text if num_text is None else num_text
+        predictor.measured = slice(None, -text if text else None)
+        assert self._beside is not None, "keep() before decide()"
+        predictor.measure(self._at, self._beside)  # it was not there yet when the others measured
+        self._slot.predictors[key] = predictor
+        return predictor
 
     def recall(self, unit: int = 0, name: str = "") -> Tensor:
         predictor = self._slot.predictors[f"{unit}.{name}"]

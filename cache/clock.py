@@ -28,8 +28,9 @@ class Clock:
         self._now: tuple[int, float, str] | None = None
         self._undo: list[Callable[[], None]] = []
         for transformer in transformers:
-            signature = inspect.signature(type(transformer).forward)
-            self._undo.append(transformer.register_forward_pre_hook(partial(self._note, signature), with_kwargs=True).remove)
+            names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+            place = names.index("timestep") if "timestep" in names else len(names)
+            self._undo.append(transformer.register_forward_pre_hook(partial(self._note, place), with_kwargs=True).remove)
             contexts = getattr(transformer, "cache_context", None)
             if contexts is not None:
                 transformer.cache_context = partial(self._name_branch, contexts)
@@ -65,8 +66,8 @@ class Clock:
             raise ValueError(f"This is step {index + 2} of a take; enable_cache was told num_inference_steps={self._num_inference_steps}.")
         return index + 1, timestep, branch
 
-    def _note(self, signature: inspect.Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._timestep = signature.bind_partial(module, *args, **kwargs).arguments.get("timestep")
+    def _note(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._timestep = args[place] if place < len(args) else kwargs.get("timestep")
         self._now = None
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +13,7 @@ DTYPES = {"model": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "
 PLACES = ("device", "host")
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """A feature at rest. scale: what the stored values were divided by. Where storage changed nothing, `stored` is the feature itself."""
 
     stored: Tensor
@@ -40,6 +40,8 @@ class Storage:
     place: str = "device"
 
     def put(self, feature: Tensor) -> Kept:
+        if self.dtype == "model" and self.place == "device":
+            return Kept(feature, None, feature.dtype, feature.device)
         stored, scale, dtype = feature, None, DTYPES[self.dtype]
         if dtype is not None and dtype is torch.float8_e4m3fn:
             scale = feature.abs().amax().float().clamp_min(1e-12) / torch.finfo(dtype).max

@@ -18,8 +18,6 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in nested containers and in the attributes of objects of ours, each as often as it is there."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Kept):
-        yield from (tensor for tensor in (value.stored, value.scale) if tensor is not None)
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
@@ -33,11 +34,15 @@ class Chebyshev(WindowPredictor):
         self.config = config
 
     def weights(self, at: float) -> list[float]:
-        return chebyshev_weights(self.places, at, self.config)
+        return chebyshev_weights(tuple(self.places), at, self.config)
 
 
-def chebyshev_weights(places: Sequence[float], at: float, config: ChebyshevConfig) -> list[float]:
-    """Row of the basis at `at` times the ridge solution; places are scaled so that window and `at` span -1 to 1."""
+@lru_cache(maxsize=16)
+def chebyshev_weights(places: tuple[float, ...], at: float, config: ChebyshevConfig) -> list[float]:
+    """Row of the basis at `at` times the ridge solution; places are scaled so that window and `at` span -1 to 1.
+
+    Remembered, as all units and both branches ask for the same ones.
+    """
     low, high = min(places[0], at), max(places[-1], at)
     degree = min(config.degree, len(places) - 1)
 

@@ -86,9 +86,15 @@ def dmd_weights(gram: NDArray[np.float64], ahead: float, rank_cut: float) -> lis
     scaled = vectors[:, kept] / np.sqrt(squares[kept])  # columns of X V S^-1 are orthonormal modes
     dynamics = scaled.T @ gram[:-1, 1:] @ scaled
     last = scaled.T @ gram[:-1, -1]  # coordinates of the newest snapshot in the modes
-    values, modes = np.linalg.eig(dynamics)
-    ahead_of = (modes @ np.diag(values.astype(complex) ** ahead) @ np.linalg.solve(modes, last.astype(complex))).real
     weights = np.zeros(len(gram))
-    weights[:-1] += scaled @ (ahead_of - last)
+    weights[:-1] += scaled @ (_power(dynamics, ahead) @ last - last)
     weights[-1] += 1.0
     return [float(weight) for weight in weights]
+
+
+def _power(matrix: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
+    """By eigenvalues, unless the exponent is whole."""
+    if exponent == int(exponent):
+        return np.linalg.matrix_power(matrix, int(exponent))
+    values, vectors = np.linalg.eig(matrix)
+    return (vectors @ np.diag(values.astype(complex) ** exponent) @ np.linalg.inv(vectors)).real

@@ -54,7 +54,7 @@ class Racer(WindowPredictor):
         self.risk = ratio(sums) if sums[1] > 0 else 0.0
 
     def _chebyshev_at(self, at: float) -> list[float]:
-        return chebyshev_weights(self.places, at, self._chebyshev)
+        return chebyshev_weights(tuple(self.places), at, self._chebyshev)
 
     def _taylor(self, at: float) -> list[float]:
         last = self.places[-self.config.order - 1 :]
