@@ -1,8 +1,8 @@
 """What single model calls cost under a cache: a REUSE as a share of a full call, a COMPUTE over a call without a cache.
 
-The demo model at its full window, one branch: the other one costs the same again. Each way has a transformer of its own, so that they can
-take turns while every cache keeps its state; a few calls at a turn, the first ones left out, because in a take the processor's own caches
-hold what this model has just used and not what thirty others have.
+The demo model at its full window, one branch: the other one costs the same again. A recipe at a time, as a process that renders holds one
+model: a transformer with the cache and one without take turns, a few calls at a turn, the first ones left out, because in a take the
+processor's own caches hold what this model has just used and not what another one has.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ def shares_of_a_call(studio: Studio, recipes: dict[str, Recipe], rounds: int) ->
     """What a call under each recipe takes of one without a cache: the median over the rounds, in each a few calls of both in a row."""
     inputs = _inputs(studio)
     bare = _Way(studio, inputs, None)
-    ways = {name: _Way(studio, inputs, recipe) for name, recipe in recipes.items()}
-    ratios: dict[str, list[float]] = {name: [] for name in ways}
+    return {name: _share(_Way(studio, inputs, recipe), bare, rounds) for name, recipe in recipes.items()}
+
+
+def _share(way: _Way, bare: _Way, rounds: int) -> float:
+    ratios = []
     for turn in range(rounds):
-        for name, way in ways.items():
-            seconds = {one: one.seconds() for one in ((bare, way) if turn % 2 else (way, bare))}
-            ratios[name].append(seconds[way] / seconds[bare])
-    return {name: median(of_rounds) for name, of_rounds in ratios.items()}
+        seconds = {one: one.seconds() for one in ((bare, way) if turn % 2 else (way, bare))}
+        ratios.append(seconds[way] / seconds[bare])
+    return median(ratios)
 
 
 def _inputs(studio: Studio) -> dict[str, Any]:
