@@ -42,8 +42,8 @@ from .stock import Clip, Film, Studio, clips, moving_region, psnr, seconds_of
 
 _CLIPS, _TUNING_CLIPS, _SCORED_CLIPS = 3, 4, 64
 _CACHED_IN_A_ROW = 6  # films between two uncached ones
-_STEADY, _TRIES = 1.08, 3  # how far uncached films may differ in time; the most times that a film is rendered
-_REPEATS = {50: 1, 12: 2, 6: 2}  # the least times
+_STEADY, _TRIES = 1.08, 5  # how far renderings of one film may differ in time; the most of them
+_REPEATS = {50: 1, 12: 3, 6: 4}  # the least
 _WARM_UP_STEPS = 4
 _ROUNDS = 20
 _FRONTS = (  # bar, steps of a film, dB, least ratio; distilled models run 6 steps, which no bar is set for
@@ -176,21 +176,25 @@ class _Original:
 
     def _render_row(self, row: Sequence[Setting]) -> tuple[list[Film], list[tuple[Film, ...]]]:
         """Uncached films, the last one of the row before first, and, for each setting, its cached ones, in turn; more of both while
-        uncached ones differ in time, as then something else runs on the machine.
+        those of one setting differ in time, as then something else runs on the machine.
         """
         uncached, turns = [self._last], list[list[Film]]()
         for turn in range(1, _TRIES + 1):
             turns.append([self._film(setting) for setting in row])
             uncached.append(self._film())
             assert torch.equal(uncached[-1].latents, self._last.latents), "a cache was not taken off"
-            seconds = [film.seconds for film in uncached]
-            if turn >= _REPEATS[self._num_inference_steps] and max(seconds) <= _STEADY * min(seconds):
+            if turn >= _REPEATS[self._num_inference_steps] and all(map(_is_steady, [uncached, *zip(*turns, strict=True)])):
                 break
         return uncached, list(zip(*turns, strict=True))
 
     def _film(self, setting: Setting | None = None) -> Film:
         with setting.put(self._studio.pipe) if setting else nullcontext():
             return self._studio.film(self._clip, self._num_inference_steps)
+
+
+def _is_steady(films: Sequence[Film]) -> bool:
+    seconds = [film.seconds for film in films]
+    return max(seconds) <= _STEADY * min(seconds)
 
 
 def _same_method(tuning: Tuning, shown: Sequence[Clip]) -> tuple[Bar, list[dict[str, Any]]]:
