@@ -33,8 +33,9 @@ from ..pipeline.demo.score import Score, score_clips
 from ..pipeline.render import Renderer
 from . import rivals, same_method
 from .cache_picture import draw
-from .contenders import LEFT_OUT, OURS, STEPS, Contender, Setting, Tuning, our_contenders
+from .contenders import OURS, STEPS, Contender, Setting, Tuning, our_contenders
 from .fronts import Point, comparable_at, fastest_at
+from .joint import joint_contenders
 from .journal import Journal
 from .results import RESULTS, Bar, write_results
 from .step_costs import compute_recipe, reuse_recipe, shares_of_a_call
@@ -90,7 +91,7 @@ def main() -> None:
     for steps in STEPS:
         tuning = Tuning(studio, renderer, tuned, steps, journal)
         contenders = [*our_contenders(tuning), *rivals.contenders(tuning)]
-        measured += measure(tuning, contenders, shown)
+        measured += [*measure(tuning, contenders, shown), *measure(tuning, joint_contenders(tuning), shown)]
         if steps == STEPS[0]:
             recipes = {(who.method, setting.label): setting.recipe for who in contenders for setting in who.settings if setting.recipe}
             bars["same_method_diff"], raw["same_method"] = _same_method(tuning, shown)
@@ -100,7 +101,7 @@ def main() -> None:
     raw |= {
         "clips": [asdict(clip) for clip in shown],
         "tuning_clips": [asdict(clip) for clip in tuned],
-        "left_out": {"measured": {**rivals.LEFT_OUT, **LEFT_OUT}, "same_method": same_method.LEFT_OUT},
+        "left_out": {"measured": rivals.LEFT_OUT, "same_method": same_method.LEFT_OUT},
         "sittings": journal.sittings,
         "points": [asdict(point) for point in measured],
     }
@@ -280,7 +281,7 @@ def _look(only: str, num_inference_steps: int, every: int) -> None:
     studio.film(tuned[0], _WARM_UP_STEPS)
     with TemporaryDirectory() as folder:
         tuning = Tuning(studio, Renderer(read_card("demo")), tuned, num_inference_steps, Journal(Path(folder) / "journal", {}))
-        everyone = [*our_contenders(tuning, only), *rivals.contenders(tuning)]
+        everyone = [*our_contenders(tuning, only), *joint_contenders(tuning), *rivals.contenders(tuning)]
         chosen = [replace(who, settings=who.settings[::every]) for who in everyone if only in who.name]
         points = measure(tuning, chosen, tuned[:1])
     for point in sorted(points, key=lambda point: (point.tool, point.method)):

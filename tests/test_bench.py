@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from longtake.bench.contenders import NUM_SETTINGS, STEPS, sweep
 from longtake.bench.fronts import Point, comparable_at, fastest_at, speed_at
+from longtake.bench.joint import put
 from longtake.bench.journal import Journal
 from longtake.bench.pool import GlooPool
-from longtake.bench.stock import clips, moving_region, psnr
+from longtake.bench.stock import GUIDANCE_SCALE, Studio, clips, moving_region, psnr
 from longtake.cache import load_recipe
 from longtake.cache.recipe import recipe_names
 from longtake.parallel import Mesh
+from longtake.pipeline.render import Renderer
+from longtake.pipeline.take import Take
 
 POINTS = st.lists(st.builds(Point, speedup=st.floats(1, 10), psnr=st.floats(10, 60)), min_size=1, max_size=8)
 LINE = [Point(2, 40), Point(4, 30)]
@@ -55,6 +59,19 @@ def test_every_recipe_is_tried_with_the_same_number_of_settings(name: str) -> No
     for steps in STEPS:
         recipes = sweep(load_recipe(name), steps)
         assert len({str(recipe.deciding()) for recipe in recipes}) == NUM_SETTINGS[steps]
+
+
+def test_a_joint_decision_in_a_stock_pipeline_is_that_of_our_own_loop() -> None:
+    studio, [clip] = Studio(), clips(1, held_out=True)
+    studio.pipe.text_encoder = type(studio.pipe.text_encoder).from_pretrained(studio.card.path / "text_encoder", dtype=torch.float32)  # as ours
+    recipe = load_recipe({**load_recipe("ra_cfgcache", {"trigger": {"threshold": 0.5}}).to_dict(), "calibrated": False})
+    with put(recipe, 6, studio.prompt("")["negative_prompt_embeds"], studio.pipe):
+        film = studio.film(clip, 6)
+    take = Take.clip(studio.card, "clip", clip.prompt, seed=clip.seed, num_inference_steps=6, guidance_scale=GUIDANCE_SCALE)
+    rendered = Renderer(studio.card).render(replace(take, noise="diffusers"), recipe)
+    assert rendered.trace is not None
+    assert film.computed == 2 * rendered.trace.summary()["compute"] < 12
+    assert float((film.latents - rendered.latents).abs().max()) < 1e-4
 
 
 def test_tuning_clips_are_not_measured() -> None:
