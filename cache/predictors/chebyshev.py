@@ -33,12 +33,12 @@ class Chebyshev(WindowPredictor):
         super().__init__(config.window)
         self.config = config
 
-    def weights(self, at: float) -> list[float]:
+    def weights(self, at: float) -> tuple[float, ...]:
         return chebyshev_weights(tuple(self.places), at, self.config)
 
 
 @lru_cache(maxsize=16)
-def chebyshev_weights(places: tuple[float, ...], at: float, config: ChebyshevConfig) -> list[float]:
+def chebyshev_weights(places: tuple[float, ...], at: float, config: ChebyshevConfig) -> tuple[float, ...]:
     """Row of the basis at `at` times the ridge solution; places are scaled so that window and `at` span -1 to 1.
 
     Remembered, as all units and both branches ask for the same ones.
@@ -51,5 +51,4 @@ def chebyshev_weights(places: tuple[float, ...], at: float, config: ChebyshevCon
 
     design, row = basis(places), basis([at])[0]
     penalty = config.ridge * np.diag([0.0] + [1.0] * degree)
-    weights: list[float] = (row @ np.linalg.solve(design.T @ design + penalty, design.T)).tolist()
-    return weights
+    return tuple((row @ np.linalg.solve(design.T @ design + penalty, design.T)).tolist())

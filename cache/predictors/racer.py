@@ -53,7 +53,7 @@ class Racer(WindowPredictor):
     def take(self, sums: Sequence[float]) -> None:
         self.risk = ratio(sums) if sums[1] > 0 else 0.0
 
-    def _chebyshev_at(self, at: float) -> list[float]:
+    def _chebyshev_at(self, at: float) -> tuple[float, ...]:
         return chebyshev_weights(tuple(self.places), at, self._chebyshev)
 
     def _taylor(self, at: float) -> list[float]:
