@@ -114,7 +114,7 @@ def main() -> None:
 def _journal(studio: Studio) -> Journal:
     """Of this model, these versions and all that makes films and settings."""
     root, sources = RESULTS.parent.parent, hashlib.sha256()
-    measured = [root / "bench" / f"{module}.py" for module in ("contenders", "rivals", "stock", "same_method")]
+    measured = [root / "bench" / f"{module}.py" for module in ("contenders", "joint", "rivals", "stock", "same_method")]
     for folder in ("cache", "configs", "parallel", "pipeline"):
         measured += sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".yaml"))
     for path in measured:
@@ -283,7 +283,7 @@ def _look(only: str, num_inference_steps: int, every: int) -> None:
     studio.film(tuned[0], _WARM_UP_STEPS)
     with TemporaryDirectory() as folder:
         tuning = Tuning(studio, Renderer(read_card("demo")), tuned, num_inference_steps, Journal(Path(folder) / "journal", {}))
-        everyone = [*our_contenders(tuning, only), *joint_contenders(tuning), *rivals.contenders(tuning)]
+        everyone = [*our_contenders(tuning, only), *joint_contenders(tuning, only), *rivals.contenders(tuning)]
         chosen = [replace(who, settings=who.settings[::every]) for who in everyone if only in who.name]
         points = measure(tuning, chosen, tuned[:1])
     for point in sorted(points, key=lambda point: (point.tool, point.method)):

@@ -20,9 +20,9 @@ from ..pipeline.calibrate import calibrate
 from .contenders import LEFT_OUT, OURS, Contender, Setting, Tuning, rungs
 
 
-def joint_contenders(tuning: Tuning) -> list[Contender]:
-    """Those recipes that `our_contenders` leaves out."""
-    return [Contender(OURS, name, tuple(_settings(name, tuning))) for name in LEFT_OUT]
+def joint_contenders(tuning: Tuning, only: str = "") -> list[Contender]:
+    """Those recipes that `our_contenders` leaves out, or those of them whose name contains `only`."""
+    return [Contender(OURS, name, tuple(_settings(name, tuning))) for name in LEFT_OUT if only in f"{OURS} {name}"]
 
 
 def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
