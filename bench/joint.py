@@ -5,7 +5,7 @@ The conditional call runs both branches in a batch, the unconditional one gets i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cache import Recipe, enable_cache, load_recipe
 from ..cache.knobs import describe_knobs
-from ..cache.sites.site import replace_forward
+from ..cache.wrap import wrap
 from ..pipeline.calibrate import calibrate
 from .contenders import LEFT_OUT, OURS, Contender, Setting, Tuning, rungs
 
@@ -38,10 +38,10 @@ def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
 def put(recipe: Recipe, num_inference_steps: int, negative: Tensor, pipe: Any) -> Iterator[None]:
     """negative: the negative prompt's embeddings, which the pipeline hands over too late."""
     cached = enable_cache(pipe, recipe, num_inference_steps=num_inference_steps)
-    original, step = pipe.transformer.forward, -1
+    step = -1
     uncond: Tensor | None = None
 
-    def forward(hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
+    def forward(original: Callable[..., Any], hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
         nonlocal step, uncond
         if uncond is not None:
             mine, uncond = uncond, None
@@ -52,7 +52,7 @@ def put(recipe: Recipe, num_inference_steps: int, negative: Tensor, pipe: Any) -
             cond, uncond = original(*both, **others)[0].chunk(2)
         return (cond,)
 
-    undo = replace_forward(pipe.transformer, forward)
+    undo = wrap(pipe.transformer, "forward", forward)
     try:
         yield
     finally:

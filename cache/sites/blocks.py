@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..stack import Block, Entry, block_lists, take_over
+from ..stack import Block, Entry, Walk, num_blocks, take_over
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
 from .stack import KINDS
@@ -41,9 +41,10 @@ class Blocks(Site):
         self._probe = Probe(config.probe)
         self.watches_tokens = not self._probe.replicated
 
-    def runs(self, num_blocks: int) -> list[range]:
-        count = self.config.num_runs or num_blocks
-        cuts = [num_blocks * index // count for index in range(count + 1)]
+    def runs(self, count: int) -> list[range]:
+        """The runs that so many blocks are cut into."""
+        runs = self.config.num_runs or count
+        cuts = [count * index // runs for index in range(runs + 1)]
         return [range(*pair) for pair in pairwise(cuts)]
 
     def check(self, shape: ModelShape) -> None:
@@ -51,13 +52,14 @@ class Blocks(Site):
             raise ValueError(f"num_runs is {self.config.num_runs}, more than the model's {shape.num_blocks} blocks; lower it.")
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        num_blocks = sum(map(len, block_lists(transformer).values()))
-        runs = self.runs(num_blocks)
+        runs = self.runs(num_blocks(transformer))
 
-        def run(blocks: list[Block], entry: Entry) -> Tensor:
-            return self._run(blocks, runs, entry, begin(runs, entry.num_text))
+        def start(entry: Entry) -> Walk:
+            call = begin(runs, entry.num_text)
+            probe = self._probe.read(entry, entry.hidden_states, call.moment.timestep)
+            return _BlocksWalk(runs, call.decide(probe).reused, call, adds=self.config.keep == "residual")
 
-        give_back, unlisten = take_over(transformer, run), self._probe.attach(transformer)
+        give_back, unlisten = take_over(transformer, start), self._probe.attach(transformer)
 
         def detach() -> None:
             unlisten()
@@ -65,25 +67,34 @@ class Blocks(Site):
 
         return detach
 
-    def _run(self, blocks: list[Block], runs: list[range], entry: Entry, call: SiteRun) -> Tensor:
-        hidden_states = entry.hidden_states
-        probe = self._probe.read(entry, hidden_states, call.moment.timestep)
-        reused = call.decide(probe).reused
-        adds = self.config.keep == "residual"
-        for unit, run in enumerate(runs):
-            if unit in reused:
-                recalled = call.recall(unit)
-                hidden_states = hidden_states + recalled if adds else recalled
-                continue
-            before = hidden_states
-            for index in run:
-                hidden_states = blocks[index](hidden_states)
-            call.keep(hidden_states - before if adds else hidden_states, unit)
-        return hidden_states
-
     def feature_values(self, shape: ModelShape) -> Iterator[int]:
         for _ in self.runs(shape.num_blocks):
             yield (shape.tokens + shape.text_tokens) * shape.dim * shape.batch
 
     def probe_values(self, shape: ModelShape) -> tuple[int, int]:
         return (self._probe.num_values(shape),) * 2
+
+
+class _BlocksWalk:
+    """A model call, through some runs of blocks and past others."""
+
+    def __init__(self, runs: list[range], reused: frozenset[int], call: SiteRun, *, adds: bool) -> None:
+        self._units = {index: unit for unit, run in enumerate(runs) for index in run}
+        self._runs, self._reused, self._call, self._adds = runs, reused, call, adds
+        self._before: Tensor | None = None
+
+    def __call__(self, index: int, hidden_states: Tensor, block: Block) -> Tensor:
+        unit = self._units[index]
+        run = self._runs[unit]
+        if index == run.start:
+            self._before = hidden_states
+        assert self._before is not None, "a run of blocks was entered in its middle"
+        if unit not in self._reused:
+            out = block(hidden_states)
+            if index == run.stop - 1:
+                self._call.keep(out - self._before if self._adds else out, unit)
+            return out
+        if index < run.stop - 1:
+            return hidden_states
+        recalled = self._call.recall(unit)
+        return self._before + recalled if self._adds else recalled

@@ -15,7 +15,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from ..decision import Decision
-from .site import Begin, ModelShape, Site, SiteRun, replace_forward
+from ..wrap import wrap
+from .site import Begin, ModelShape, Site, SiteRun
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,8 @@ class Guidance(Site):
         return None
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        original = transformer.forward
 
-        def forward(hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        def forward(original: Callable[..., Any], hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
             call = begin([range(0)], None)
             if call.branch == "both":
                 raise ValueError("The recipe derives one branch from the other, but this loop calls the model on both at once; use another recipe.")
@@ -68,7 +68,7 @@ class Guidance(Site):
                     call.keep(sample - self._cond.pop(call.segment), learnt=sample)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-        return replace_forward(transformer, forward)
+        return wrap(transformer, "forward", forward)
 
     def _derived(self, cond: Tensor, call: SiteRun) -> Tensor:
         config, difference = self.config, call.recall()

@@ -16,9 +16,10 @@ from torch import nn
 
 from ..config import suggestion
 from ..decision import Decision
-from ..stack import Entry, block_lists, enter
+from ..stack import Entry, block_calls, block_lists, enter
+from ..wrap import Listener, wrap
 from .probe import Probe, check_probe
-from .site import Begin, ModelShape, Site, SiteRun, replace_forward
+from .site import Begin, ModelShape, Site, SiteRun
 
 # The attributes that diffusers gives these modules in its blocks. What attends to the text jointly counts as self-attention.
 _ATTRIBUTES = {"self_attention": ("attn1", "attn"), "cross_attention": ("attn2",), "feed_forward": ("ffn", "ff", "ff_context")}
@@ -63,20 +64,20 @@ class Modules(Site):
                 raise ValueError(f"The model has no {name} apart; choose a recipe that does not keep it, or set site.modules to {sorted(there)}.")
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        blocks = list(chain(*block_lists(transformer).values()))
+        calls, blocks = block_calls(transformer), list(chain(*block_lists(transformer).values()))
+        self._check_kinds({kind for kind, names in _ATTRIBUTES.items() if any(hasattr(block, name) for block in blocks for name in names)})
         units = [range(index, index + 1) for index in range(len(blocks))]
         undo = [self._probe.attach(transformer)]
 
         def start(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entry = enter(block, args, kwargs)
+            entry = enter(calls, block, args, kwargs)
             self._start(entry, begin(units, entry.num_text))
 
-        self._check_kinds({kind for kind, names in _ATTRIBUTES.items() if any(hasattr(block, name) for block in blocks for name in names)})
         for unit, block in enumerate(blocks):
             for name in chain(*(_ATTRIBUTES[kind] for kind in self.config.modules or _ATTRIBUTES)):
                 if hasattr(block, name):
                     undo.append(self._wrap(unit, getattr(block, name), name))
-        undo.append(blocks[0].register_forward_pre_hook(torch._dynamo.disable(start), with_kwargs=True).remove)
+        undo.append(blocks[0].register_forward_pre_hook(Listener(torch._dynamo.disable(start)), with_kwargs=True).remove)
 
         def detach() -> None:
             for step in undo:
@@ -91,9 +92,7 @@ class Modules(Site):
         self._reused = frozenset() if verdict.decision is Decision.COMPUTE else verdict.reused
 
     def _wrap(self, unit: int, module: nn.Module, name: str) -> Callable[[], None]:
-        original = module.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call = self._call
             assert call is not None, "a module ran before its model's first block"
             text = kwargs["encoder_hidden_states"] if name == "attn" else None
@@ -106,7 +105,7 @@ class Modules(Site):
             call.keep(feature, unit, name, num_text=num_text)
             return output
 
-        return replace_forward(module, torch._dynamo.disable(forward))
+        return wrap(module, "forward", torch._dynamo.disable(forward))
 
     def feature_values(self, shape: ModelShape) -> Iterator[int]:
         for block in range(shape.num_blocks):

@@ -10,7 +10,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from ..decision import Decision
-from .site import Begin, ModelShape, Site, replace_forward
+from ..wrap import wrap
+from .site import Begin, ModelShape, Site
 from .stack import KINDS
 
 
@@ -39,10 +40,9 @@ class Output(Site):
         return None
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        original = transformer.forward
         adds = self.config.keep == "residual"
 
-        def forward(hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        def forward(original: Callable[..., Any], hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
             call = begin([range(0)], None)
             if call.decide(hidden_states).decision is Decision.REUSE:
                 recalled = call.recall()
@@ -53,7 +53,7 @@ class Output(Site):
                 sample = computed + (call.keep(kept, learnt=computed) - kept)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-        return replace_forward(transformer, forward)
+        return wrap(transformer, "forward", forward)
 
     def feature_values(self, shape: ModelShape) -> Iterator[int]:
         yield shape.latents * shape.batch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..stack import Entry, modulated, video
+from ..wrap import Listener
 from .site import ModelShape
 
 PROBES = ("residual", "hidden_states", "modulated", "timestep", "latents", "evolution")
@@ -41,7 +42,7 @@ class Probe:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._latents = args[0] if args else kwargs["hidden_states"]
 
-        return transformer.register_forward_pre_hook(listen, with_kwargs=True).remove
+        return transformer.register_forward_pre_hook(Listener(listen), with_kwargs=True).remove
 
     def read(self, entry: Entry, after_first: Tensor, timestep: float) -> Tensor:
         """Without the text. after_first: the hidden states behind the first blocks, [batch, tokens, dim]; with no first blocks the

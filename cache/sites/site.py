@@ -108,17 +108,3 @@ class Site(ABC):
     @abstractmethod
     def probe_values(self, shape: ModelShape) -> tuple[int, int]:
         """How many values the trigger's probe has, and the predictor's."""
-
-
-def replace_forward(module: nn.Module, forward: Callable[..., object]) -> Callable[[], None]:
-    """Put `forward` in the place of a module's own; returns what undoes it."""
-    hooked = module.__dict__.get("forward")  # offloading puts its own there
-    module.forward = forward  # type: ignore[assignment]
-
-    def undo() -> None:
-        if hooked is None:
-            del module.forward
-        else:
-            module.forward = hooked
-
-    return undo

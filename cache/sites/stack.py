@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..decision import Decision
-from ..stack import Block, Entry, block_lists, take_over
+from ..stack import Block, Entry, Walk, num_blocks, take_over
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
 
@@ -47,36 +47,36 @@ class Stack(Site):
         self._probe, self._residual = Probe(config.probe), Probe("residual")
         self.watches_tokens = not self._probe.replicated
 
-    def computed_blocks(self, num_blocks: int) -> tuple[int, int]:
+    def computed_blocks(self, count: int) -> tuple[int, int]:
         """How many first and last blocks are computed at every step in a model of so many."""
 
-        def count(blocks: float) -> int:
-            return int(blocks) if blocks >= 1 else max(1, round(blocks * num_blocks)) if blocks else 0
+        def computed(blocks: float) -> int:
+            return int(blocks) if blocks >= 1 else max(1, round(blocks * count)) if blocks else 0
 
-        return count(self.config.first_blocks), count(self.config.last_blocks)
+        return computed(self.config.first_blocks), computed(self.config.last_blocks)
 
     def check(self, shape: ModelShape) -> None:
         self._between(shape.num_blocks)
 
-    def _between(self, num_blocks: int) -> range:
-        """The blocks that are kept. Raises ValueError if there are none."""
-        first, last = self.computed_blocks(num_blocks)
-        if first + last >= num_blocks:
+    def _between(self, count: int) -> range:
+        """The blocks that are kept, of so many. Raises ValueError if there are none."""
+        first, last = self.computed_blocks(count)
+        if first + last >= count:
             raise ValueError(
                 f"first_blocks={self.config.first_blocks:g} and last_blocks={self.config.last_blocks:g} leave nothing to reuse in a model "
-                f"of {num_blocks} blocks; compute fewer than {num_blocks} at every step."
+                f"of {count} blocks; compute fewer than {count} at every step."
             )
-        return range(first, num_blocks - last)
+        return range(first, count - last)
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        """One stack over all block lists, in the first list; the others iterate as empty."""
-        num_blocks = sum(map(len, block_lists(transformer).values()))
-        between = self._between(num_blocks)
+        """One stack over all block lists."""
+        count = num_blocks(transformer)
+        between = self._between(count)
 
-        def run(blocks: list[Block], entry: Entry) -> Tensor:
-            return self._run(blocks, between, entry, begin([between], entry.num_text))
+        def start(entry: Entry) -> Walk:
+            return _StackWalk(self, between, count, entry, begin([between], entry.num_text))
 
-        give_back, unlisten = take_over(transformer, run), self._probe.attach(transformer)
+        give_back, unlisten = take_over(transformer, start), self._probe.attach(transformer)
 
         def detach() -> None:
             unlisten()
@@ -84,26 +84,11 @@ class Stack(Site):
 
         return detach
 
-    def _run(self, blocks: list[Block], between: range, entry: Entry, call: SiteRun) -> Tensor:
-        before = _through(blocks[: between.start], entry.hidden_states)
+    def decides_reuse(self, entry: Entry, before: Tensor, call: SiteRun) -> bool:
+        """before: the hidden states in front of the blocks that are kept."""
         residual = self._residual.read(entry, before, call.moment.timestep)
         probe = residual if self.config.probe == "residual" else self._probe.read(entry, before, call.moment.timestep)
-        reused = call.decide(probe, residual).decision is Decision.REUSE
-        adds = self.config.keep == "residual"
-        if reused:
-            recalled = call.recall()
-            after = before + recalled if adds else recalled
-        else:
-            after = _through(blocks[between.start : between.stop], before)
-            call.keep(after - before if adds else after)
-        end = _through(blocks[between.stop :], after)
-        if self.config.verify:
-            real = end - after
-            if reused:
-                call.check(real, call.recall(name="last"))
-            else:
-                call.keep(real, name="last")
-        return end
+        return call.decide(probe, residual).decision is Decision.REUSE
 
     def feature_values(self, shape: ModelShape) -> Iterator[int]:
         for _ in range(2 if self.config.verify else 1):
@@ -113,7 +98,36 @@ class Stack(Site):
         return self._probe.num_values(shape), self._residual.num_values(shape)
 
 
-def _through(blocks: list[Block], hidden_states: Tensor) -> Tensor:
-    for block in blocks:
-        hidden_states = block(hidden_states)
-    return hidden_states
+class _StackWalk:
+    """A model call: in front of the kept blocks, through them or past them, and through the last ones."""
+
+    def __init__(self, site: Stack, between: range, count: int, entry: Entry, call: SiteRun) -> None:
+        self._site, self._between, self._count, self._entry, self._call = site, between, count, entry, call
+        self._reused = False
+        self._before = self._after = entry.hidden_states
+
+    def __call__(self, index: int, hidden_states: Tensor, block: Block) -> Tensor:
+        adds = self._site.config.keep == "residual"
+        if index == self._between.start:
+            self._before = hidden_states
+            self._reused = self._site.decides_reuse(self._entry, hidden_states, self._call)
+        if index == self._between.stop:
+            self._after = hidden_states
+        if index in self._between and self._reused:
+            if index < self._between.stop - 1:
+                return hidden_states
+            recalled = self._call.recall()
+            return self._before + recalled if adds else recalled
+        out = block(hidden_states)
+        if index == self._between.stop - 1:
+            self._call.keep(out - self._before if adds else out)
+        if self._site.config.verify and index == self._count - 1:
+            self._verify(out - self._after)
+        return out
+
+    def _verify(self, real: Tensor) -> None:
+        """real: what the last blocks add."""
+        if self._reused:
+            self._call.check(real, self._call.recall(name="last"))
+        else:
+            self._call.keep(real, name="last")
