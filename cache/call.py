@@ -79,8 +79,10 @@ class Call:
             predictor.take(reduced)
         if cached.replay:
             verdict = cached.replay.verdict(self._place, self._units)
-        elif self._follows:
+        elif self._follows and slot.ready:
             verdict = cached.state.verdicts[(self._part, self.segment)]
+        elif self._follows:  # a branch that begins later than the one that decides
+            verdict = Verdict.of(frozenset(), len(self._units))
         else:
             verdict = self._judge(sums[0])
             slot.trigger.settle(verdict.decision)

@@ -1,44 +1,64 @@
-"""Telling the step and branch of a model call where nobody says them: from the timestep, and from diffusers' cache_context."""
+"""Telling the step and branch of a model call where nobody says them: from a pipeline's schedule, and from diffusers' cache_context."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+
+from .wrap import wrap
+
+# The pipelines whose calls can be told apart, by the name of the class in diffusers, and the branches that one calls at each step, in their
+# order; empty where it names them itself, in `cache_context`. To add one, write its line here and its test.
+_PIPELINES: dict[str, tuple[str, ...]] = {
+    "HunyuanVideoPipeline": (),
+    "WanImageToVideoPipeline": (),
+    "WanPipeline": (),
+    "WanVACEPipeline": (),
+    "WanVideoToVideoPipeline": ("cond", "uncond"),
+}
 
 
 class Clock:
-    """Counts the steps of one or two transformers (Wan 2.2's experts) while a stock pipeline, or any loop from high timesteps to low ones,
-    calls them.
+    """Counts the steps of a take while a stock pipeline, or any loop from high timesteps to low ones, calls one or two transformers.
 
-    A call's branch is the name of the `cache_context` that it is made in, `both` outside of one. A timestep above a branch's last one
-    begins a new take: `on_new_take` is called.
+    With a pipeline a step's index is its place in the pipeline's schedule, and a new schedule begins a new take. A scheduler that calls the
+    model twice a step (Heun) has two places for it: to a cache each call is a step. Without one, each new
+    timestep below the last one is the next step, and one above it begins a new take. A call's branch is the name of the `cache_context`
+    that it is made in, or the next of those that the pipeline is known to call, or else `both`.
+
+    start_take: called when a take begins, with its number of steps and its scheduler, None where that is not known.
     """
 
-    def __init__(self, transformers: Sequence[Any], num_inference_steps: int, on_new_take: Callable[[], None]) -> None:
-        self._num_inference_steps, self._on_new_take = num_inference_steps, on_new_take
+    def __init__(self, num_inference_steps: int, pipeline: Any, start_take: Callable[[int, Any], None]) -> None:
+        """Raises ValueError, with the mend, for pipelines whose calls cannot be told apart."""
+        self._told, self._pipeline, self._start_take = num_inference_steps, pipeline, start_take
+        self._order = () if pipeline is None else _branches_in_order(pipeline)
         self._branch = "both"
-        self._timestep: torch.Tensor | float | None = None
-        self._last: dict[str, tuple[float, int]] = {}
+        self._timestep: Tensor | float | None = None
         self._now: tuple[int, float, str] | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._schedule: Tensor | None = None
+        self._seen: list[float] = []
+        self._last: dict[str, int] = {}
+
+    def attach(self, transformers: Sequence[Any]) -> Iterator[Callable[[], None]]:
+        """Listen to the transformers' calls; yields what ends that."""
         for transformer in transformers:
             names = list(inspect.signature(type(transformer).forward).parameters)[1:]
             place = names.index("timestep") if "timestep" in names else len(names)
-            self._undo.append(transformer.register_forward_pre_hook(partial(self._note, place), with_kwargs=True).remove)
-            contexts = getattr(transformer, "cache_context", None)
-            if contexts is not None:
-                transformer.cache_context = partial(self._name_branch, contexts)
-                self._undo.append(partial(delattr, transformer, "cache_context"))
+            yield wrap(transformer, "forward", lambda forward, *args, place=place, **kwargs: self._listen(place, forward, args, kwargs))
+            if hasattr(transformer, "cache_context"):
+                yield wrap(transformer, "cache_context", self._name_branch)
 
-    def detach(self) -> None:
-        for undo in self._undo:
-            undo()
+    def reset(self) -> None:
+        """Forget the take: the next call is the first of another one."""
+        self._schedule, self._now = None, None
+        self._seen.clear()
+        self._last.clear()
 
     def now(self) -> tuple[int, float, str]:
         """Step, timestep and branch of the call that is being made. Raises ValueError where they cannot be told."""
@@ -46,35 +66,75 @@ class Clock:
             self._now = self._count()
         return self._now
 
-    def _count(self) -> tuple[int, float, str]:
-        branch = self._branch
-        if self._timestep is None:
-            raise ValueError("The cache cannot tell the step of this call; make it inside `with cached.step(index, timestep, branch=...)`.")
-        timestep = float(torch.as_tensor(self._timestep).max())
-        last, index = self._last.get(branch, (float("inf"), -1))
-        if timestep == last:
-            raise ValueError(
-                f"Two calls at timestep {timestep:g} in branch '{branch}': the cache cannot tell them apart; make them inside "
-                f"`with transformer.cache_context(branch)` or `with cached.step(index, timestep, branch=...)`."
-            )
-        if timestep > last:
-            self._last.clear()
-            self._on_new_take()
-            index = -1
-        self._last[branch] = (timestep, index + 1)
-        if index + 1 >= self._num_inference_steps:
-            raise ValueError(f"This is step {index + 2} of a take; enable_cache was told num_inference_steps={self._num_inference_steps}.")
-        return index + 1, timestep, branch
-
-    def _note(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _listen(self, place: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._timestep = args[place] if place < len(args) else kwargs.get("timestep")
         self._now = None
+        return forward(*args, **kwargs)
 
     @contextmanager
-    def _name_branch(self, contexts: Callable[..., Any], name: str, **kwargs: Any) -> Iterator[None]:
+    def _name_branch(self, contexts: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
         before, self._branch = self._branch, name
         try:
-            with contexts(name, **kwargs):
+            with contexts(name, *args, **kwargs):
                 yield
         finally:
             self._branch = before
+
+    def _count(self) -> tuple[int, float, str]:
+        if self._timestep is None:
+            raise ValueError("The cache cannot tell the step of this call; make it inside `with cached.step(index, timestep, branch=...)`.")
+        given = torch.as_tensor(self._timestep)
+        timestep = float(given.max())  # Wan 2.2 gives one a token, zeros for what is clean already
+        index = self._count_calls(timestep) if self._pipeline is None else self._look_up(timestep, given.dtype)
+        branch = self._branch
+        if branch == "both" and self._order:
+            called = sum(last == index for last in self._last.values())
+            branch = self._order[min(called, len(self._order) - 1)]
+        if self._last.get(branch) == index:
+            raise ValueError(
+                f"Two calls at timestep {timestep:g} in branch '{branch}': the cache cannot tell them apart; make them inside "
+                f"`with transformer.cache_context(branch)` or `with cached.step(index, timestep, branch=...)`, or call cached.reset() if "
+                f"the second one begins a new take."
+            )
+        self._last[branch] = index
+        return index, timestep, branch
+
+    def _look_up(self, timestep: float, dtype: torch.dtype) -> int:
+        """The step's place in the pipeline's schedule, which a call makes anew."""
+        scheduler = self._pipeline.scheduler
+        schedule: Tensor = scheduler.timesteps
+        if schedule is not self._schedule:
+            self.reset()
+            self._start_take(len(schedule), scheduler)
+            self._schedule = schedule
+        away = (schedule.double() - timestep).abs()
+        index = getattr(scheduler, "step_index", None)
+        if index is None:  # it counts from its first step on, or never
+            index = int(away.argmin())
+        room = 1000 * torch.finfo(dtype if dtype.is_floating_point else torch.float32).eps  # what rounding to the call's dtype may do
+        if index >= len(schedule) or away[index] > room:
+            raise ValueError(
+                f"This call's timestep, {timestep:g}, is not step {index + 1} of the pipeline's schedule. Is it another pipeline that makes it? Put "
+                f"the cache on that one, or make the call inside `with cached.step(index, timestep, branch=...)`."
+            )
+        return index
+
+    def _count_calls(self, timestep: float) -> int:
+        if not self._seen or timestep > self._seen[-1]:
+            self.reset()
+            self._start_take(self._told, None)
+        if not self._seen or timestep < self._seen[-1]:
+            self._seen.append(timestep)
+        if len(self._seen) > self._told:
+            raise ValueError(f"This is step {len(self._seen)} of a take; enable_cache was told num_inference_steps={self._told}.")
+        return len(self._seen) - 1
+
+
+def _branches_in_order(pipeline: Any) -> tuple[str, ...]:
+    known = next((_PIPELINES[base.__name__] for base in type(pipeline).__mro__ if base.__name__ in _PIPELINES), None)
+    if known is None:
+        raise ValueError(
+            f"{type(pipeline).__name__} is no pipeline whose calls the cache can tell apart ({', '.join(_PIPELINES)}); put the cache on its "
+            f"transformer, and make the calls in a loop of your own, inside `with cached.step(index, timestep, branch=...)`."
+        )
+    return known

@@ -16,16 +16,21 @@ from torch import Tensor, nn
 from .call import Call, Cursor
 from .clock import Clock
 from .recipe import Recipe, load_recipe
+from .sampler import velocity_sigmas
 from .saving import Alone, Relay, load_state, save_state
 from .sites import Site, SiteRun
-from .stack import block_lists
+from .stack import num_blocks
 from .state import CacheState
-from .storage import Storage
+from .storage import PLACES, Storage
 from .trace import Replay, Trace
 from .triggers import Moment
 
 Reduce = Callable[[Tensor], Tensor]
 _MARK = "_longtake_cache"
+_COMPILED = (
+    "This transformer was compiled as a whole, with what a cache skips as a part of it; compile its blocks instead, by "
+    "transformer.compile_repeated_blocks()."
+)
 
 
 @dataclass(frozen=True)
@@ -54,23 +59,71 @@ def enable_cache(
     Model calls are told apart by their timestep and by diffusers' `cache_context`, as stock pipelines use it, or inside
     `with cached.step(...)`, which says more (segments of a long take).
 
+    model: in a pipeline, each call's own schedule says how many steps it has; num_inference_steps is what a transformer alone is told.
     recipe: a name, a YAML path or a Recipe. shards: for sharded models. replay: make the decisions of a trace again instead of the
-    trigger's own. place: where features are kept, `device` or `host`. Raises ValueError if the recipe does not fit.
+    trigger's own. place: where features are kept, `device` or `host`. Raises ValueError, with the mend, for what does not fit: recipes,
+    pipelines, schedulers and transformers that the cache cannot work on, other caches that are on already.
     """
-    found = model if isinstance(model, (list, tuple)) else (getattr(model, "transformer", model), getattr(model, "transformer_2", None))
-    transformers = [transformer for transformer in found if transformer is not None]
-    if any(hasattr(transformer, _MARK) for transformer in transformers):
-        raise ValueError("This transformer has a cache already; call disable() on it first.")
+    pipeline, transformers = _parts(model)
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be at least 1.")
+    if place not in PLACES:
+        raise ValueError(f"place is '{place}'; it must be one of {', '.join(PLACES)}.")
+    for transformer in transformers:
+        if getattr(transformer, _MARK, None) is not None:
+            raise ValueError("This transformer has a cache already; call disable() on it first.")
+        _check_others(transformer)
     chosen = load_recipe(recipe).fitted(*_size(transformers[0]))
+    if chosen.calibration:
+        chosen.calibration.check_steps(num_inference_steps, chosen.name)
     cached = Cached(chosen, num_inference_steps, shards or Shards(), replay, Storage(chosen.dtype, place))
-    cached.attach(transformers)
+    cached.attach(transformers, pipeline)
     return cached
 
 
+def _parts(model: Any) -> tuple[Any, list[Any]]:
+    """The pipeline, None if a model comes without one, and the transformers."""
+    if isinstance(model, (list, tuple)):
+        pipeline, found = None, list(model)
+    elif isinstance(model, nn.Module):
+        pipeline, found = None, [model]
+    else:
+        pipeline, found = model, [getattr(model, "transformer", None), getattr(model, "transformer_2", None)]
+    transformers = [transformer for transformer in found if transformer is not None]
+    for transformer in transformers:
+        if isinstance(transformer, torch._dynamo.OptimizedModule):
+            raise ValueError(_COMPILED)
+        if not (isinstance(transformer, nn.Module) and hasattr(transformer, "config")):
+            raise ValueError(f"A cache goes on diffusers' transformers, not on a {type(transformer).__name__}; give one, or its pipeline.")
+    if not transformers:
+        raise ValueError(f"{type(model).__name__} has no transformer to put a cache on; give a diffusers pipeline that has one, or the transformer.")
+    return pipeline, transformers
+
+
+def _check_others(transformer: Any) -> None:
+    """Raise ValueError, with the mend, for what a cache cannot work beside: other caches, and compilation of the model as a whole."""
+    if transformer._compiled_call_impl is not None:
+        raise ValueError(_COMPILED)
+    if getattr(transformer, "is_cache_enabled", False):
+        raise ValueError("A cache of diffusers is on this transformer; call transformer.disable_cache() first.")
+    if getattr(transformer, "_is_cached", False):
+        raise ValueError("A cache of cache-dit is on this transformer; call cache_dit.disable_cache(pipe) first.")
+
+
 def _size(transformer: Any) -> tuple[int, int]:
-    """Width and number of blocks, by which recipes know their models."""
-    config, num_blocks = transformer.config, sum(map(len, block_lists(transformer).values()))
-    return config.num_attention_heads * config.attention_head_dim, num_blocks
+    """Width and number of blocks, by which recipes know their models; zeros for models whose blocks are not known."""
+    try:
+        count = num_blocks(transformer)
+    except ValueError:
+        return 0, 0
+    return transformer.config.num_attention_heads * transformer.config.attention_head_dim, count
+
+
+class _Mark:
+    """Says of a transformer that it has a cache. A deep copy of the transformer has none."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
 
 
 class Cached:
@@ -83,23 +136,27 @@ class Cached:
         self.replay = replay
         self.state = CacheState(recipe, storage, span=float(num_inference_steps))
         self.trace = Trace(recipe.name, num_inference_steps)
+        self._transformers: Sequence[nn.Module] = ()
+        self._clock: Clock | None = None
         self._cursor: Cursor | None = None
         self._expert = 0
         self._undo: list[Callable[[], None]] = []
 
-    def attach(self, transformers: Sequence[nn.Module]) -> None:
+    def attach(self, transformers: Sequence[nn.Module], pipeline: Any = None) -> None:
+        """pipeline: the stock pipeline that makes the calls; None for loops of one's own. Raises ValueError as `enable_cache` does."""
+        self._transformers = transformers
+        self._clock = Clock(self.num_inference_steps, pipeline, self._start_take)
         try:
             for expert, transformer in enumerate(transformers):
                 for index, part in enumerate(self.recipe.parts):
                     site = part.site.build()
                     self._undo.append(site.attach(transformer, partial(self._begin, expert, index, site)))
-                setattr(transformer, _MARK, True)
+                setattr(transformer, _MARK, _Mark())
                 self._undo.append(partial(delattr, transformer, _MARK))
         except ValueError:
             self.disable()
             raise
-        self._clock = Clock(transformers, self.num_inference_steps, self.reset)
-        self._undo.append(self._clock.detach)
+        self._undo.extend(self._clock.attach(transformers))
 
     @contextmanager
     def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0) -> Iterator[None]:
@@ -149,8 +206,29 @@ class Cached:
         return "with both branches at once" if together else "branch by branch"
 
     def reset(self) -> None:
-        """Forget all; call it before each take."""
-        self.state.reset()
+        """Forget all; call it before each take of a loop of your own."""
+        if self._clock is not None:
+            self._clock.reset()
+        self._forget()
+
+    def check_sampler(self, scheduler: Any) -> None:
+        """Raise ValueError, with the mend, for a diffusers scheduler that the recipe's forecasts do not fit."""
+        sigmas = velocity_sigmas(scheduler)
+        for part in self.recipe.parts:
+            part.predictor.build().check_sampler(sigmas)
+
+    def _start_take(self, num_inference_steps: int, scheduler: Any = None) -> None:
+        """A pipeline's next call, or a loop's next take, has begun. Raises ValueError if the recipe was made for other steps or samplers."""
+        if self.recipe.calibration:
+            self.recipe.calibration.check_steps(num_inference_steps, self.recipe.name)
+        if scheduler is not None:
+            self.check_sampler(scheduler)
+        if num_inference_steps != self.num_inference_steps or self.trace.entries:
+            self.num_inference_steps = num_inference_steps
+            self._forget()
+
+    def _forget(self) -> None:
+        self.state.reset(span=float(self.num_inference_steps))
         self.trace = Trace(self.recipe.name, self.num_inference_steps)
 
     def disable(self) -> None:
@@ -161,8 +239,10 @@ class Cached:
 
     def _begin(self, expert: int, part: int, site: Site, units: Sequence[range], num_text: int | None) -> SiteRun:
         """What one expert's features say of the other's is nothing: a change of expert starts anew."""
+        _check_others(self._transformers[expert])
         if expert != self._expert:
             self.state.reset()
             self._expert = expert
+        assert self._clock is not None, "a call before attach()"
         cursor = self._cursor or self._point_at(*self._clock.now())
         return Call(self, cursor, part, site, units, num_text)

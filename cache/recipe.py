@@ -73,16 +73,20 @@ class Calibration:
         """Raise ValueError, with the mend, for another model, number of steps or course of sigma."""
         if model != self.model:
             raise ValueError(f"Recipe '{recipe}' was calibrated for another model; run `longtake calibrate` on this one.")
-        if self.num_inference_steps not in (0, num_inference_steps):
-            raise ValueError(
-                f"Recipe '{recipe}' was calibrated for {self.num_inference_steps} steps, the take has {num_inference_steps}; make them equal, "
-                f"or run `longtake calibrate` with --steps {num_inference_steps}."
-            )
+        self.check_steps(num_inference_steps, recipe)
         if self.num_inference_steps and self.flow_shift != flow_shift:
             stated = ("the model's own flow_shift" if shift is None else f"flow_shift {shift:g}" for shift in (self.flow_shift, flow_shift))
             raise ValueError(
                 f"Recipe '{recipe}' was calibrated with {next(stated)}, the take has {next(stated)}; make them equal, or run `longtake calibrate` "
                 f"with the take's."
+            )
+
+    def check_steps(self, num_inference_steps: int, recipe: str) -> None:
+        """Raise ValueError, with the mend, for takes of another number of steps."""
+        if self.num_inference_steps not in (0, num_inference_steps):
+            raise ValueError(
+                f"Recipe '{recipe}' was calibrated for {self.num_inference_steps} steps, the take has {num_inference_steps}; make them equal, "
+                f"or run `longtake calibrate` with --steps {num_inference_steps}."
             )
 
 

@@ -54,7 +54,9 @@ class CacheState:
         predictor.storage, predictor.span = self.storage, self._span
         return predictor
 
-    def reset(self) -> None:
+    def reset(self, span: float | None = None) -> None:
+        """span: of the next take, if another than before."""
+        self._span = self._span if span is None else span
         self.slots.clear()
         self.verdicts.clear()
 

@@ -48,6 +48,8 @@ class Denoising:
         self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
         self._both = [{name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for prompt in self._prompts]
         self.scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
+        if cached is not None:
+            cached.check_sampler(self.scheduler)
         draw = NOISES[take.noise]
         noise = draw(take.seed, self.timeline.num_latent_frames, card.latent_channels, take.height // stride, take.width // stride)
         self.latents = noise.to(family.device)

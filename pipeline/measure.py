@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ..cache import Recipe, enable_cache
 from ..cache.calibration.path import Floats
 from ..cache.recorder import Key, Recorder, Sight
+from ..cache.sampler import velocity_sigmas
 from .denoise import Denoising
 from .render import Renderer
 from .take import Take
@@ -79,8 +79,7 @@ def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
 
 def steps_by_velocity(renderer: Renderer, take: Take) -> bool:
     """Whether the sampler moves the latents by velocity times the step in sigma, and by nothing else."""
-    scheduler = renderer.family.scheduler(take.num_inference_steps, take.flow_shift)
-    return isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not scheduler.config.stochastic_sampling
+    return velocity_sigmas(renderer.family.scheduler(take.num_inference_steps, take.flow_shift)) is not None
 
 
 def record_steps(renderer: Renderer, take: Take, recipe: Recipe) -> Iterator[dict[Key, Sight]]:

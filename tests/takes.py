@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from longtake.cache import Recipe, load_recipe
 from longtake.pipeline.take import PromptAt, Take, TimelineSettings
 from torch import Tensor
@@ -79,7 +80,7 @@ _CHANGES_FOR_BOTH: dict[str, dict[str, dict[str, Any]]] = {
     "easycache": {"trigger": {"threshold": 0.5}},
     "planned": {
         "trigger": {"expected_errors": [0, 1e-6, 0, 0, 10, 0, 0, 10], "max_surprise": 2.0},
-        "predictor": {"damping_by_step": [0.75] * 8, "sigmas": [1 - step / 8 for step in range(9)]},
+        "predictor": {"damping_by_step": [0.75] * 8},
     },
     "ra_cfgcache": {"trigger": {"threshold": 0.35}},
     "speca": {"trigger": {"threshold": 1.0, "unchecked_steps": 0}},
@@ -89,6 +90,8 @@ _CHANGES_FOR_BOTH: dict[str, dict[str, dict[str, Any]]] = {
 def tiny_recipe(name: str, family: str = "wan") -> Recipe:
     """A shipped recipe with numbers at which it computes some of 8 steps of a tiny model and reuses others, none of them a close call."""
     recipe = load_recipe(name, {**_CHANGES_FOR_BOTH, **_CHANGES[family]}.get(name))
+    if name == "planned":
+        recipe = load_recipe(recipe, {"predictor": {"sigmas": _sigmas(family, 8)}})
     if not recipe.calibrated:
         return recipe
     values = {**recipe.to_dict(), "calibrated": False}
@@ -96,6 +99,17 @@ def tiny_recipe(name: str, family: str = "wan") -> Recipe:
         if part["trigger"]["name"] in ("mask", "plan"):
             part["trigger"]["computed"] = [0, 1, 4, 7]
     return load_recipe(values)
+
+
+def _sigmas(family: str, num_inference_steps: int) -> list[float]:
+    """Of a tiny model's own sampler."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if family == "wan" else 7.0)
+    if family == "wan":
+        scheduler.set_timesteps(num_inference_steps)
+    else:
+        scheduler.set_timesteps(sigmas=[1 - step / num_inference_steps for step in range(num_inference_steps)])
+    sigmas: list[float] = scheduler.sigmas.tolist()
+    return sigmas
 
 
 def tiny_take(**changes: Any) -> Take:

@@ -10,6 +10,7 @@ With r just before t there is nothing to correct by: if a reused v_r has moved t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -47,6 +48,10 @@ class MeanVelocity(Predictor):
         self._moved: deque[Tensor] = deque()  # the latents' slopes just behind these
         self._velocity: Kept | None = None
         self._correction: Tensor | None = None
+
+    def check_sampler(self, sigmas: Sequence[float] | None) -> None:
+        if sigmas is None:
+            raise ValueError("Predictor mean_velocity reads velocities off the latents, which only FlowMatchEulerDiscreteScheduler moves by them.")
 
     @property
     def num_kept(self) -> int:

@@ -11,12 +11,15 @@ and the latents after step j are where the m_s would have led to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..storage import Kept
 from .predictor import WindowPredictor, damped_weights, difference_weights, weighted_sum
+
+_SAME_SIGMA = 1e-3  # a thousandth of a take
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,14 @@ class Planned(WindowPredictor):
         super().__init__(2)
         self.config = config
         self._skipped: list[float] = []
+
+    def check_sampler(self, sigmas: Sequence[float] | None) -> None:
+        own = self.config.sigmas
+        if own and (sigmas is None or len(sigmas) != len(own) or max(abs(a - b) for a, b in zip(sigmas, own, strict=True)) > _SAME_SIGMA):
+            raise ValueError(
+                "Predictor planned makes up for what its forecasts did at the sigmas of FlowMatchEulerDiscreteScheduler that it was calibrated "
+                "with; give the pipeline that sampler, with the same flow shift, or run `longtake calibrate` on a model with the sampler it has."
+            )
 
     def weights(self, at: float) -> list[float]:
         places, by_step = self.places, self.config.damping_by_step

@@ -48,6 +48,11 @@ class Predictor(ABC):
     def ready(self) -> bool:
         """Whether enough was pushed to predict from; depends on how often, never on values."""
 
+    def check_sampler(self, sigmas: Sequence[float] | None) -> None:  # noqa: B027 - most do not ask how the latents move
+        """Raise ValueError, with the mend, for a sampler that its forecasts do not fit. sigmas: of one that steps by velocity times sigma;
+        None: of another kind.
+        """
+
     def measure(self, at: float, probe: Tensor) -> Tensor | None:
         """Partial sums, fp64, that the forecast for `at` needs of all shards; None for predictors that need none.
 
@@ -96,6 +101,9 @@ class WindowPredictor(Predictor):
         return [at for at, _ in self._window]
 
     def push(self, at: float, feature: Tensor) -> None:
+        """Of two features of one place (Heun's two calls at one sigma) the later one counts."""
+        if self._window and self._window[-1][0] == at:
+            self._window.pop()
         self._window.append((at, self.storage.put(feature)))
 
     @abstractmethod
