@@ -27,7 +27,7 @@ class Wrapped:
         self.original = original
         self._wrapper: Callable[..., Any] | None = wrapper
 
-    @torch.compiler.disable  # ours is not to be compiled; what it calls may be
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # ours is not to be compiled; what it calls may be
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.original(*args, **kwargs) if self._wrapper is None else self._wrapper(self.original, *args, **kwargs)
 
