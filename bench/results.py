@@ -8,13 +8,13 @@ import platform
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..pipeline.files import write_atomic
+from ..pipeline.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,7 +40,7 @@ def write_results(name: str, bars: dict[str, Bar], raw: dict[str, Any]) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": {package: version(package) for package in ("longtake", "torch", "diffusers", "transformers", "ray")},
+        "versions": package_versions(("longtake", "torch", "diffusers", "transformers", "ray")),
         "python": platform.python_version(),
         "commit": _commit(),
         "bars": {key: asdict(bar) for key, bar in bars.items()},
