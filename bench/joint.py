@@ -37,7 +37,7 @@ def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
 @contextmanager
 def put(recipe: Recipe, num_inference_steps: int, negative: Tensor, pipe: Any) -> Iterator[None]:
     """negative: the negative prompt's embeddings, which the pipeline hands over too late."""
-    cached = enable_cache(pipe, recipe, num_inference_steps=num_inference_steps)
+    cached = enable_cache(pipe.transformer, recipe, num_inference_steps=num_inference_steps)
     step = -1
     uncond: Tensor | None = None
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .enable import Cached
 
 _BRANCHES = ("cond", "uncond")
+BRANCH_BY_BRANCH = (
+    "Recipe '{}' decides from both branches before either runs, but this loop calls one after the other: call the model on a batch of both, use "
+    "longtake's own loop, or a recipe whose branches decide for themselves."
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,7 @@ class Call:
     def __init__(self, cached: Cached, cursor: Cursor, part: int, site: Site, units: Sequence[range], num_text: int | None) -> None:
         mode, at_once = cached.recipe.branches, cached.shards.branches is not None
         if mode == "joint" and cursor.branch != "both" and not at_once:
-            raise ValueError(
-                f"Recipe '{cached.recipe.name}' decides from both branches before either runs, but this loop calls one after the other: call "
-                f"the model on a batch of both, use longtake's own loop, or a recipe whose branches decide for themselves."
-            )
+            raise ValueError(BRANCH_BY_BRANCH.format(cached.recipe.name))
         self.moment, self.segment = cursor.moment, cursor.segment
         self.branch = "both" if mode == "joint" else cursor.branch
         self._cached, self._at, self._units = cached, cursor.at, units

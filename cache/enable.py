@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .call import Call, Cursor
+from .call import BRANCH_BY_BRANCH, Call, Cursor
 from .clock import Clock
 from .recipe import Recipe, load_recipe
 from .sampler import velocity_sigmas
@@ -76,6 +76,8 @@ def enable_cache(
     chosen = load_recipe(recipe).fitted(*_size(transformers[0]))
     if chosen.calibration:
         chosen.calibration.check_steps(num_inference_steps, chosen.name)
+    if pipeline is not None and chosen.branches == "joint":
+        raise ValueError(BRANCH_BY_BRANCH.format(chosen.name))
     cached = Cached(chosen, num_inference_steps, shards or Shards(), replay, Storage(chosen.dtype, place))
     cached.attach(transformers, pipeline)
     return cached

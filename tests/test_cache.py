@@ -247,8 +247,11 @@ def test_stock_pipelines_are_cached_as_our_own_loop_is(model: str, recipe: str, 
 
 
 def test_a_joint_decision_is_refused_where_branches_come_one_by_one(tiny_wan: Path) -> None:
+    """By a pipeline, which always does that; by a transformer alone as soon as it is seen."""
     stock = DiffusionPipeline.from_pretrained(tiny_wan)
-    cached = enable_cache(stock, tiny_recipe("ra_cfgcache"), num_inference_steps=8)
+    with pytest.raises(ValueError, match="decides from both branches before either runs"):
+        enable_cache(stock, tiny_recipe("ra_cfgcache"), num_inference_steps=8)
+    cached = enable_cache(stock.transformer, tiny_recipe("ra_cfgcache"), num_inference_steps=8)
     with pytest.raises(ValueError, match="decides from both branches before either runs"):
         stock_latents(stock, stock_take(num_inference_steps=8), 32)
     cached.disable()
