@@ -53,7 +53,8 @@ class Call:
         self._part, self._site, self._num_text = part, site, num_text or 0
         self._row = _BRANCHES.index(cursor.branch) if at_once and mode != "each" else None
         self._follows = mode == "cond" and cursor.branch == "uncond" and not at_once
-        self._slot: Slot = cached.state.slot(part, cursor.segment, self.branch, len(units))
+        # What is kept is of the branches that run here, even where others decide with them.
+        self._slot: Slot = cached.state.slot(part, cursor.segment, cursor.branch, len(units))
         self._place = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
         self._learns = self._slot.trigger.learns and not cached.replay and not self._follows

@@ -177,7 +177,8 @@ class Cached:
 
     def finish(self) -> Trace:
         """Complete the take's trace (forecast errors are reduced here, in one collective, so call it on every shard)."""
-        self.trace.finish(self.shards.tokens)
+        together = self.recipe.branches == "joint" and self.shards.branches
+        self.trace.finish(together or self.shards.tokens)
         return self.trace
 
     def save(self, path: Path, relay: Relay | None = None) -> None:
