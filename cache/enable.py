@@ -17,7 +17,7 @@ from .call import BRANCH_BY_BRANCH, Call, Cursor
 from .clock import Clock
 from .recipe import Recipe, load_recipe
 from .sampler import velocity_sigmas
-from .saving import Alone, Relay, load_state, save_state
+from .saving import Alone, Relay, load_state, read_about, save_state
 from .sites import Site, SiteRun
 from .stack import num_blocks
 from .state import CacheState
@@ -192,15 +192,22 @@ class Cached:
         save_state(self.state, path, relay, about)
 
     def load(self, path: Path, relay: Relay | None = None, device: torch.device | None = None) -> None:
-        """Go on from a file that `save` wrote, on any number of shards. Raises ValueError if another recipe wrote it, or a gang that
-        called a joint decision's branches in another way.
+        """Go on from a file that `save` wrote, on any number of shards. Raises ValueError, with nothing changed, if another recipe wrote
+        it, or a gang that called a joint decision's branches in another way.
         """
-        about = load_state(self.state, path, relay or Alone(), device or torch.device("cpu"))
+        about = read_about(path)
         if json.loads(about["recipe"]) != self.recipe.deciding():
             raise ValueError(f"The cache in '{path}' was kept by another recipe than '{self.recipe.name}'; go on with the one that it was made with.")
         if about["branches"] != self._arrangement:
             raise ValueError(f"The cache in '{path}' decided {about['branches']}, this gang does {self._arrangement}; keep parallel.cfg_degree.")
-        self.trace = Trace.from_json(about["trace"])
+        trace = Trace.from_json(about["trace"])
+        if trace.num_inference_steps != self.num_inference_steps:
+            raise ValueError(
+                f"The cache in '{path}' is of a take of {trace.num_inference_steps} steps, this one has {self.num_inference_steps}; make them equal."
+            )
+        self.reset()
+        load_state(self.state, path, relay or Alone(), device or torch.device("cpu"))
+        self.trace = trace
 
     @property
     def _arrangement(self) -> str:

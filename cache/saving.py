@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from .sites import Site
 from .state import CacheState, Slot
 from .storage import Kept
 from .values import pack, restore, unpack
+
+_VERSION = "2"
 
 Packed = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -82,22 +84,34 @@ def save_state(state: CacheState, path: Path, relay: Relay, about: dict[str, str
         slots[name] = _pack_slot(slot, _Saver(tensors, name, site, relay))
     packed = relay.collect((slots, tensors))
     if relay.writes():
-        metadata = {"slots": json.dumps({name: plain for part, _ in packed for name, plain in part.items()}), **about}
+        metadata = {"version": _VERSION, "slots": json.dumps({name: plain for part, _ in packed for name, plain in part.items()}), **about}
         temporary = path.with_suffix(".tmp")
         save_file({name: tensor for _, part in packed for name, tensor in part.items()}, temporary, metadata)
         temporary.replace(path)
 
 
-def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device) -> dict[str, str]:
-    """Fill an empty state from `save_state`'s file; returns what was kept beside the slots."""
+def read_about(path: Path) -> dict[str, str]:
+    """What `save_state` kept beside the slots. Raises ValueError for a file that it did not write, or not in this version."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise ValueError(f"There is no cache in '{path}'; render the take from its start.") from None
+    except SafetensorError as error:
+        raise ValueError(f"The cache in '{path}' is damaged ({error}); render the take from its start.") from None
+    if about.get("version") != _VERSION:
+        raise ValueError(f"'{path}' holds no cache that this version can read; render the take from its start.")
+    return about
+
+
+def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device) -> None:
+    """Fill an empty state from `save_state`'s file."""
     with safe_open(path, "pt", str(device)) as file:
-        about = dict(file.metadata())
-        for name, plain in json.loads(about.pop("slots")).items():
+        for name, plain in json.loads(file.metadata()["slots"]).items():
             part, segment, branch = name.split("/")
             if relay.runs_here(int(segment), branch):
                 site = state.recipe.parts[int(part)].site.build()
                 _unpack_slot(state, (int(part), int(segment), branch), plain, _Loader(file.get_tensor, site, relay))
-    return about
 
 
 class _Saver:

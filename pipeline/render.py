@@ -39,6 +39,7 @@ class Renderer:
         self.options = options or ModelOptions()
         self.mesh = mesh or Mesh()
         self.cached: Cached | None = None  # of the running take
+        self._running: tuple[Denoising, str] | None = None  # with its film key
         kernel: Kernel = XfuserKernel() if self.options.kernel == "xfuser" else NativeKernel(self.options.attention_backend)
         self.options.check(self.mesh.sequence.size)
         where = torch.device(device)
@@ -59,12 +60,20 @@ class Renderer:
             self._offloaded = offload_weights(self.family.transformer, device)
 
     def steps(
-        self, take: Take, recipe: Recipe | None, replay: Replay | None = None, *, place: str = "device", snapshot: Path | None = None
+        self,
+        take: Take,
+        recipe: Recipe | None,
+        replay: Replay | None = None,
+        *,
+        place: str = "device",
+        snapshot: Path | None = None,
+        film_key: str = "",
     ) -> Iterator[Step | Rendered]:
         """Denoise a take: a Step after each step, then one Rendered. Every rank of the gang must exhaust it.
 
         replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
-        or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from.
+        or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
+        another key is refused. Raises ValueError for a snapshot that cannot be gone on from.
         """
         cached = None
         if recipe:
@@ -73,19 +82,25 @@ class Renderer:
             cached = enable_cache(self.family.transformer, recipe, **options)
         self.cached = cached
         try:
-            self._denoising = denoising = Denoising(self.family, take, cached, self.mesh)
+            denoising = Denoising(self.family, take, cached, self.mesh)
             if snapshot is not None:
-                load_snapshot(snapshot, denoising, cached, self._relay(take))
+                load_snapshot(snapshot, denoising, cached, self._relay(take), film_key)
+            self._running = (denoising, film_key)
             yield from denoising
             yield Rendered(denoising.latents, self._whole_trace(cached) if cached else None, cached.state.num_bytes if cached else 0)
         finally:
-            self.cached = None
+            self.cached, self._running = None, None
             if cached:
                 cached.disable()
 
     def save(self, folder: Path) -> None:
-        """Write a snapshot of the running take, between two of its steps; called on every rank."""
-        save_snapshot(folder, self._denoising, self.cached, self._relay(self._denoising.take))
+        """Write a snapshot of the running take, between two of its steps; called on every rank. Raises ValueError if no take is running:
+        with it, its cache is gone.
+        """
+        if self._running is None:
+            raise ValueError(f"No take is running that a snapshot in '{folder}' could be of; call save() between two of its steps.")
+        denoising, film_key = self._running
+        save_snapshot(folder, denoising, self.cached, self._relay(denoising.take), film_key)
 
     def _relay(self, take: Take) -> MeshRelay:
         by_frames = self.options.layout == "frames"

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from longtake.bench.pool import GlooPool
-from longtake.cache import Recipe
+from longtake.cache import Recipe, load_recipe, saving
 from longtake.cache.recipe import recipe_names
 from longtake.parallel import Degrees, Mesh
+from longtake.pipeline import snapshot
 from longtake.pipeline.card import ModelCard, read_card
+from longtake.pipeline.denoise import Step
 from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.render import Rendered, Renderer
 from longtake.pipeline.take import Take
+from safetensors.torch import save_file
 
 from takes import tiny_recipe, tiny_take
 
 TAKE = tiny_take(num_frames=13, num_inference_steps=8, prompts=tiny_take().prompts[:1])
+RECIPE = tiny_recipe("dicache")
 THREE_WINDOWS = tiny_take(num_inference_steps=8, prompts=tiny_take().prompts[:1])
 
 
@@ -85,11 +95,120 @@ def test_branches_that_decide_together_go_on_each_with_its_own(
 
 
 def test_what_cannot_go_on_is_refused(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path) -> None:
+    """On every rank alike, and with nothing changed."""
     card = read_card(str(tiny_wan))
+    renderer, joint = Renderer(card), tiny_recipe("ra_cfgcache")
     with pytest.raises(ValueError, match="There is no snapshot in"):
-        next(Renderer(card).steps(TAKE, None, snapshot=tmp_path))
-    gloo_pool.run(_render_some, Degrees(cfg_degree=2), card, TAKE, tiny_recipe("ra_cfgcache"), tmp_path, "even")
-    with pytest.raises(ValueError, match="kept by another recipe than 'interval'"):
-        next(Renderer(card).steps(TAKE, tiny_recipe("interval"), snapshot=tmp_path))
-    with pytest.raises(ValueError, match=r"keep parallel\.cfg_degree"):
-        next(Renderer(card).steps(TAKE, tiny_recipe("ra_cfgcache"), snapshot=tmp_path))
+        next(renderer.steps(TAKE, None, snapshot=tmp_path))
+    with pytest.raises(ValueError, match="No take is running"):
+        renderer.save(tmp_path)
+    gloo_pool.run(_render_some, Degrees(cfg_degree=2), card, TAKE, joint, tmp_path, "even")
+    changed = load_recipe(joint, {"trigger": {"threshold": 0.2}})
+    refusals: list[tuple[Recipe | None, dict[str, Any], str, str]] = [
+        (tiny_recipe("interval"), {}, "", "kept by another recipe than 'interval'"),
+        (changed, {}, "", "kept by another recipe"),
+        (None, {}, "", "holds a cache, and the take is rendered with none"),
+        (joint, {"num_inference_steps": 9}, "", "is of a take of 8 steps, this one has 9"),
+        (joint, {}, "another", "another film: its key is '', this take's 'another'"),
+        (joint, {}, "", r"keep parallel\.cfg_degree"),
+    ]
+    for recipe, changes, film_key, message in refusals:
+        with pytest.raises(ValueError, match=message):
+            next(renderer.steps(replace(TAKE, **changes), recipe, snapshot=tmp_path, film_key=film_key))
+    assert (
+        gloo_pool.run(_refusal, 2, card, tmp_path / "empty")
+        == [f"There is no snapshot in '{tmp_path / 'empty'}'; render the take from its start."] * 2
+    )
+    renderer.render(TAKE, joint)
+    with pytest.raises(ValueError, match="No take is running"):
+        renderer.save(tmp_path)
+
+
+def _refusal(mesh: Mesh, card: ModelCard, folder: Path) -> str:
+    with pytest.raises(ValueError) as refused:
+        next(Renderer(card, mesh=mesh).steps(TAKE, None, snapshot=folder))
+    return str(refused.value)
+
+
+def _reached(renderer: Renderer, folder: Path) -> int:
+    """The first step that a take goes on with; the whole take must then be the same to the bit."""
+    steps = renderer.steps(TAKE, RECIPE, snapshot=folder)
+    first, *_, rendered = steps
+    assert isinstance(first, Step) and isinstance(rendered, Rendered)
+    assert torch.equal(rendered.latents, renderer.render(TAKE, RECIPE).latents)
+    return first.index
+
+
+def _save_after(renderer: Renderer, folder: Path, *counts: int) -> None:
+    """Snapshots after so many steps of one take."""
+    steps = renderer.steps(TAKE, RECIPE)
+    for count in range(1, max(counts) + 1):
+        next(steps)
+        if count in counts:
+            renderer.save(folder)
+    steps.close()
+
+
+class _KilledError(Exception):
+    pass
+
+
+class _Killer:
+    """Stands before all that changes files; `survives` so many of these calls and kills the next one, which leaves half a file."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.survives = 1000
+        for module, name in ((os, "replace"), (os, "unlink"), (saving, "save_file"), (snapshot, "save_file")):
+            monkeypatch.setattr(module, name, partial(self._call, getattr(module, name)))
+
+    def _call(self, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.survives -= 1
+        if self.survives < 0:
+            if real is save_file:
+                Path(args[1]).write_bytes(b"half a fi")
+            raise _KilledError
+        return real(*args, **kwargs)
+
+
+def test_a_kill_at_any_write_leaves_the_last_whole_snapshot(tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice, the second time over what the first one left behind."""
+    renderer, killer = Renderer(read_card(str(tiny_wan))), _Killer(monkeypatch)
+    reached = []
+    for fatal in range(100):
+        folder = tmp_path / str(fatal)
+        _save_after(renderer, folder, 1, 3)
+        for num_steps in (4, 5):
+            killer.survives = fatal
+            with suppress(_KilledError):
+                _save_after(renderer, folder, num_steps)
+        done, killer.survives = killer.survives >= 0, 1000
+        reached.append(_reached(renderer, folder))
+        _save_after(renderer, folder, 6)
+        assert _reached(renderer, folder) == 6
+        assert len(list(folder.iterdir())) == 6, "two generations of three files, and nothing half-written"
+        if done:
+            break
+    # Two tensor files, one of them renamed, and the index; then it is the new one, whatever is left to remove.
+    assert reached == [3] * 4 + [5] * (len(reached) - 4) and len(reached) > 7
+
+
+@pytest.mark.parametrize("kind", ["take", "cache", "index"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "mixed", "flipped"])
+def test_a_damaged_snapshot_is_passed_over_and_says_so(
+    tiny_wan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, damage: str
+) -> None:
+    renderer = Renderer(read_card(str(tiny_wan)))
+    _save_after(renderer, tmp_path, 2, 3, 5)
+    older, newer = sorted(tmp_path.glob(f"{kind}-*"))
+    content = newer.read_bytes()
+    if damage == "gone":
+        newer.unlink()
+    else:
+        newer.write_bytes(
+            {"cut": content[:-7], "mixed": older.read_bytes(), "flipped": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]}[damage]
+        )
+    assert _reached(renderer, tmp_path) == 3
+    assert newer.name in caplog.text or (kind, damage) == ("index", "gone"), "without its index a generation was never finished"
+    older.write_bytes(b"")
+    with pytest.raises(ValueError, match="There is no whole snapshot in"):
+        next(renderer.steps(TAKE, RECIPE, snapshot=tmp_path))
