@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .recipe import Part, Recipe
 from .sites import ModelShape
-from .storage import DTYPES
+from .storage import DTYPES, SCALE_BYTES, SCALED
 
 
 def predict_bytes(recipe: Recipe, shape: ModelShape, num_segments: int, num_branches: int, itemsize: int) -> int:
@@ -17,14 +17,18 @@ def predict_bytes(recipe: Recipe, shape: ModelShape, num_segments: int, num_bran
 
 
 def _part_bytes(recipe: Recipe, part: Part, shape: ModelShape, num_branches: int, itemsize: int) -> int:
-    """Features by the predictor's window, in the recipe's dtype; probes in the model's."""
+    """Features by the predictor's window, in the recipe's dtype and with their scales; probes in the model's."""
     site, trigger, predictor = part.site.build(), part.trigger.build(), part.predictor.build()
     dtype = DTYPES[recipe.dtype]
-    features = sum(site.feature_values(shape)) * predictor.num_kept * (dtype.itemsize if dtype is not None else itemsize)
+    values = list(site.feature_values(shape))
+    features = sum(values) * (dtype.itemsize if dtype is not None else itemsize)
+    if dtype in SCALED:
+        features += SCALE_BYTES * sum(feature // shape.dim if site.sharded else shape.batch for feature in values)
     watched, beside = site.probe_values(shape)
     keeping = 1 if part.site.name == "guidance" else num_branches
     deciding = 1 if recipe.branches == "cond" else keeping
-    return (features + beside * predictor.num_probes * itemsize) * keeping + watched * trigger.num_probes * itemsize * deciding
+    held = features * predictor.num_kept + beside * predictor.num_probes * itemsize
+    return held * keeping + watched * trigger.num_probes * itemsize * deciding
 
 
 def describe_memory(recipe: Recipe) -> str:
@@ -40,6 +44,6 @@ def describe_memory(recipe: Recipe) -> str:
 
 
 def describe_collectives(recipe: Recipe) -> str:
-    """Whether decisions, or forecasts, need sums over all shards."""
-    reduces = [part.site.build().reduces(part.trigger.kind, part.predictor.kind) for part in recipe.parts]
-    return "1 a decision" if any(reduces) else "none"
+    """Whether decisions, or forecasts, are made from sums, which all shards must have in common."""
+    measures = [part.trigger.build().measures or part.predictor.build().measures for part in recipe.parts]
+    return "1 a decision" if any(measures) else "none"

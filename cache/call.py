@@ -101,18 +101,23 @@ class Call:
         return tensor[:, : tensor.shape[1] - text] if text and tensor.ndim == 3 else tensor
 
     def _reduce(self, signal: Tensor | None, needs: list[Tensor | None]) -> list[Sequence[float]]:
-        """The signal's reduced sums, then each predictor's, in at most one collective; empty where nothing was measured."""
-        pieces = [signal, *needs]
-        at_once = self._row is not None
-        local = [at_once or self._site.reduces_signal(type(self._slot.trigger)), *(at_once or self._site.sharded for _ in needs)]
-        common = [piece for piece, is_local in zip(pieces, local, strict=True) if piece is not None and is_local]
+        """The signal's reduced sums, then each predictor's, in at most one collective; empty where nothing was measured.
+
+        Sums of what all shards hold are reduced as well, of the first shard alone: every decision is made from the same numbers.
+        """
+        slot, site, shards = self._slot, self._site, self._cached.shards
+        are_partial = [site.shards_signal(slot.trigger), *map(site.shards_measure, slot.predictors.values())]
+        pieces = [
+            piece if piece is None or is_partial or shards.is_first else torch.zeros_like(piece)
+            for piece, is_partial in zip((signal, *needs), are_partial, strict=True)
+        ]
+        common = [piece for piece in pieces if piece is not None]
         reduced = self._reduce_common(common, has_signal=signal is not None).tolist() if common else []
         results: list[Sequence[float]] = []
-        for index, (piece, is_local) in enumerate(zip(pieces, local, strict=True)):
-            if piece is None or not is_local:
-                results.append([] if piece is None else piece.tolist())
-                continue
-            length = 2 * len(piece) if at_once and index == 0 and self._slot.trigger.by_branch else len(piece)
+        for index, piece in enumerate(pieces):
+            length = 0 if piece is None else len(piece)
+            if self._row is not None and index == 0 and slot.trigger.by_branch:
+                length *= 2
             results.append(reduced[:length])
             reduced = reduced[length:]
         return results

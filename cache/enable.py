@@ -38,11 +38,13 @@ class Shards:
     """How the shards of a model call reach common sums: each function sums fp64 partial sums in one collective.
 
     tokens: over the shards of one branch's tokens. branches: over these of both branches, where guidance branches run at once in
-    different places; None where one place runs both.
+    different places; None where one place runs both. is_first: whether this is the first shard of a branch's tokens, whose sums of what all
+    shards hold (latents) count for all: unlike machines need not compute the same from the same.
     """
 
     tokens: Reduce = lambda sums: sums
     branches: Reduce | None = None
+    is_first: bool = True
 
 
 def enable_cache(

@@ -77,7 +77,8 @@ class Renderer:
         """
         cached = None
         if recipe:
-            shards = Shards(self.mesh.sequence.sum, self.mesh.branches.sum if self.mesh.cfg.size == 2 else None)
+            mesh = self.mesh
+            shards = Shards(mesh.sequence.sum, mesh.branches.sum if mesh.cfg.size == 2 else None, is_first=mesh.sequence.rank == 0)
             options: dict[str, Any] = {"num_inference_steps": take.num_inference_steps, "shards": shards, "replay": replay, "place": place}
             cached = enable_cache(self.family.transformer, recipe, **options)
         self.cached = cached

@@ -212,6 +212,43 @@ def test_motion_in_one_ranks_frames_only_is_decided_alike(gloo_pool: GlooPool, t
         assert decisions == {"compute" if common >= threshold else "reuse"}
 
 
+def _render_on_unlike_machines(mesh: Mesh, card: ModelCard, recipe: Recipe, unlike: int) -> Rendered:
+    """Rank `unlike` sees other latents and timesteps than the rest, as if it had computed them with other kernels, only far worse."""
+    renderer, generator = Renderer(card, mesh=mesh), torch.Generator().manual_seed(0)
+
+    def disturb(module: torch.nn.Module, args: Any) -> Any:
+        latents, timestep = args
+        return latents + torch.randn(latents.shape, generator=generator), timestep * torch.rand(1, generator=generator)
+
+    if mesh.rank == unlike:
+        renderer.family.transformer.register_forward_pre_hook(disturb)
+    return renderer.render(tiny_take(num_frames=13, num_inference_steps=8, prompts=ONE_PROMPT), recipe)
+
+
+RESIDUAL: dict[str, Any] = {"site": {"name": "output", "keep": "residual"}}
+UNLIKE = [
+    tiny_recipe("seacache"),
+    tiny_recipe("easycache"),
+    load_recipe(tiny_recipe("teacache"), {"site": {"probe": "timestep"}, "trigger": {"threshold": 0.5}}),
+    load_recipe({**tiny_recipe("racer").to_dict(), **RESIDUAL}, {"guards": {"max_risk": 0.4}}),
+    load_recipe(
+        {**tiny_recipe("planned").to_dict(), **RESIDUAL, "predictor": {"name": "reuse"}},
+        {"trigger": {"expected_errors": [1] * 8, "max_surprise": 2.0}},
+    ),
+]
+
+
+@pytest.mark.parametrize("recipe", UNLIKE, ids=lambda recipe: recipe.name)
+def test_ranks_decide_alike_on_unlike_machines(gloo_pool: GlooPool, tiny_wan: Path, recipe: Recipe) -> None:
+    """Also from what all of them hold: a rank that decided from its own latents would skip blocks that the others compute."""
+    card = read_card(str(tiny_wan))
+    plain, disturbed = (gloo_pool.run(_render_on_unlike_machines, 1, card, recipe, unlike)[0].trace.choices for unlike in (1, 0))
+    assert plain != disturbed, "alone, the two machines would decide otherwise"
+    for gang in (Degrees(ulysses_degree=2), Degrees(cfg_degree=2, ulysses_degree=2)):
+        first, *others = (rendered.trace.choices for rendered in gloo_pool.run(_render_on_unlike_machines, gang, card, recipe, 1))
+        assert all(other == first for other in others)
+
+
 def _call_with_token_timesteps(mesh: Mesh, card: ModelCard) -> torch.Tensor:
     transformer = Renderer(card, mesh=mesh).family.transformer
     generator = torch.Generator().manual_seed(0)

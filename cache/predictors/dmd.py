@@ -40,6 +40,8 @@ class Dmd(WindowPredictor):
     """Sums of products of the newest feature with all of the window are reduced with the next decision: the Gram matrix is common."""
 
     measures = True
+    measures_features = True
+    sums = ("_pending",)
 
     def __init__(self, config: DmdConfig) -> None:
         super().__init__(config.window)

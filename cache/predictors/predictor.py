@@ -18,14 +18,18 @@ class Predictor(ABC):
     """Foretells one feature of one segment and branch from its computed past; made anew for each take.
 
     `at` is where a feature lies on the recipe's abscissa: steps are not evenly spaced once a trigger picks them. All that a predictor
-    holds besides its config is plain data, so that it can be saved. storage: how its features are kept. span: how long the abscissa is,
+    holds besides its config is plain data, so that it can be saved: features as its storage keeps them, probes, and partial sums in the
+    attributes that `sums` names. storage: how its features are kept. span: how long the abscissa is,
     from noise to film. measured: the part of dim 1 that sums are of (the rest is text, which every shard holds). risk: how much the
     forecast of the step at hand is to be doubted, for guards; None where it is not known. measures: whether `measure` gives sums.
+    measures_features: whether these are of its features, not of the probe.
     needs_output: whether it stands in for velocities alone, at the site `output`.
     """
 
     measures = False
+    measures_features = False
     needs_output = False
+    sums: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.storage = Storage()

@@ -39,7 +39,7 @@ class Blocks(Site):
     def __init__(self, config: BlocksConfig) -> None:
         self.config = config
         self._probe = Probe(config.probe)
-        self.watches_tokens = not self._probe.replicated
+        self.watches_tokens = self.measures_tokens = not self._probe.replicated
 
     def runs(self, count: int) -> list[range]:
         """The runs that so many blocks are cut into."""

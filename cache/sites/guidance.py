@@ -44,6 +44,7 @@ class Guidance(Site):
     label = "guidance"
     sharded = False
     watches_tokens = False
+    measures_tokens = False
 
     def __init__(self, config: GuidanceConfig) -> None:
         self.config = config

@@ -50,7 +50,7 @@ class Modules(Site):
         self.config = config
         self.label = "+".join(config.modules) or "modules"
         self._probe = Probe(config.probe)
-        self.watches_tokens = not self._probe.replicated
+        self.watches_tokens = self.measures_tokens = not self._probe.replicated
         self._call: SiteRun | None = None
         self._reused: frozenset[int] = frozenset()
 

@@ -32,6 +32,7 @@ class Output(Site):
     label = "output"
     sharded = False
     watches_tokens = False
+    measures_tokens = False
 
     def __init__(self, config: OutputConfig) -> None:
         self.config = config

@@ -77,21 +77,22 @@ class Begin(Protocol):
 class Site(ABC):
     """Runs a model with something of it kept from step to step.
 
-    label: names it in traces, apart from the recipe's other sites. sharded: whether its features are tokens, which shards share out.
-    watches_tokens: whether the trigger's probe is.
+    label: names it in traces, apart from the recipe's other sites. sharded: whether its features are tokens, which shards share out; where
+    they are not, all shards hold the same. watches_tokens: whether the trigger's probe is tokens. measures_tokens: whether the predictor's is.
     """
 
     label: str
     sharded = True
     watches_tokens = True
+    measures_tokens = True
 
-    def reduces_signal(self, trigger: type[Trigger]) -> bool:
-        """Whether a trigger's sums here are partial, so that shards must add them up; others are the same on every shard."""
-        return trigger.measures and (self.watches_tokens or (trigger.learns and self.sharded))
+    def shards_signal(self, trigger: Trigger) -> bool:
+        """Whether a trigger's sums here are of this shard's tokens alone; others are of what all shards hold, and count once."""
+        return self.sharded if trigger.measures_features else self.watches_tokens
 
-    def reduces(self, trigger: type[Trigger], predictor: type[Predictor]) -> bool:
-        """Whether a decision here takes a collective."""
-        return self.reduces_signal(trigger) or (predictor.measures and self.sharded)
+    def shards_measure(self, predictor: Predictor) -> bool:
+        """The same of a predictor's sums."""
+        return self.sharded if predictor.measures_features else self.measures_tokens
 
     @abstractmethod
     def check(self, shape: ModelShape) -> None:

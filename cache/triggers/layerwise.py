@@ -51,7 +51,9 @@ class LayerwiseConfig:
 
 class Layerwise(Trigger):
     measures = True
+    measures_features = True
     learns = True
+    sums = ("_pending",)
 
     def __init__(self, config: LayerwiseConfig) -> None:
         super().__init__()

@@ -37,19 +37,19 @@ class PlanConfig(MaskConfig):
 class Plan(Trigger):
     """Errors are of what is computed here, one branch of guidance; they are summed up with those of other shards where there are any."""
 
-    measures = True
-    learns = True
+    measures_features = True
+    sums = ("_pending",)
 
     def __init__(self, config: PlanConfig) -> None:
         super().__init__()
         self.config = config
-        self.learns = config.max_surprise > 0
+        self.measures = self.learns = config.max_surprise > 0
         self._inserted: list[int] = []
         self._pending: Tensor | None = None
         self._step = 0
 
     def signal(self, probe: Tensor) -> Tensor | None:
-        if not self.learns:
+        if not self.measures:
             return None
         pending, self._pending = self._pending, None
         return torch.zeros(2, dtype=torch.float64, device=probe.device) if pending is None else pending

@@ -34,6 +34,7 @@ class Rate(Trigger):
     measures = True
     num_probes = 3  # the output counts as one: site and probe are of the latents' size
     learns = True
+    sums = ("_learnt",)
 
     def __init__(self, config: RateConfig) -> None:
         super().__init__()

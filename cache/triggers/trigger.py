@@ -23,17 +23,20 @@ class Moment:
 class Trigger(ABC):
     """Decides for one segment and branch of one take; made anew for each. Sees numbers and tensors, never a model or a rank.
 
-    All that it holds besides its config is plain data (numbers, tensors, lists, dicts), so that it can be saved.
+    All that it holds besides its config is plain data (numbers, tensors, lists, dicts), so that it can be saved: probes, and partial sums in
+    the attributes that `sums` names.
     threshold, value: what the last decision compared, for the trace; None for schedules. num_units: how many parts of the model the
-    site keeps apart. measures: whether `signal` gives sums. num_probes: the most probes that it holds at once. learns: whether it wants
-    `learn` called for all that is computed. by_branch: whether a joint decision hands it each branch's sums in turn (cond first)
-    instead of their total.
+    site keeps apart. measures: whether `signal` gives sums. measures_features: whether these are of what it learnt, not of the probe.
+    num_probes: the most probes that it holds at once. learns: whether it wants `learn` called for all that is computed. by_branch: whether a
+    joint decision hands it each branch's sums in turn (cond first) instead of their total.
     """
 
     measures = False
+    measures_features = False
     num_probes = 0
     learns = False
     by_branch = False
+    sums: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.threshold: float | None = None

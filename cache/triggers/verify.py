@@ -39,6 +39,8 @@ class Verify(Trigger):
     """Learns from the site's checks alone: what the last block really made, and what was forecast of it."""
 
     measures = True
+    measures_features = True
+    sums = ("_pending",)
 
     def __init__(self, config: VerifyConfig) -> None:
         super().__init__()
