@@ -17,8 +17,9 @@ from torch import Tensor
 from .predictors import Predictor
 from .sites import Site
 from .state import CacheState, Slot
-from .storage import Kept
-from .values import pack, restore, unpack
+from .storage import Kept, Storage
+from .triggers import Trigger
+from .values import Plain, pack, restore, unpack
 
 _VERSION = "2"
 
@@ -110,54 +111,68 @@ def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device
         for name, plain in json.loads(file.metadata()["slots"]).items():
             part, segment, branch = name.split("/")
             if relay.runs_here(int(segment), branch):
-                site = state.recipe.parts[int(part)].site.build()
-                _unpack_slot(state, (int(part), int(segment), branch), plain, _Loader(file.get_tensor, site, relay))
+                _unpack_slot(state, (int(part), int(segment), branch), plain, _Loader(file.get_tensor, relay))
 
 
 class _Saver:
-    """Takes in tensors, made whole. A tensor's name ends with its kind and, of features, how many of its last tokens are text.
-
-    feature: kept by a predictor; tokens: a probe; sums: partial ones; whole: the same on every shard.
+    """Takes in the tensors of a slot's trigger and predictors, made whole. What a tensor is, its owner and the site say: `tokens` and `sums`
+    (partial ones) are shared out over the shards, `whole` ones are the same on all. A tensor's name ends with that and with how many of its
+    last tokens are text.
     """
 
     def __init__(self, tensors: dict[str, Tensor], slot: str, site: Site, relay: Relay) -> None:
         self._tensors, self._slot, self._site, self._relay = tensors, slot, site, relay
 
-    def put(self, num_text: int, value: Tensor | Kept) -> str:
-        tensor = value.get() if isinstance(value, Kept) else value
-        kind, text = self._kind(value, tensor), num_text if isinstance(value, Kept) else 0
-        if kind == "sums":
+    def pack_trigger(self, trigger: Trigger) -> Plain:
+        return self._pack(trigger, probes_are_tokens=self._site.watches_tokens, num_text=0)
+
+    def pack_predictor(self, predictor: Predictor) -> Plain:
+        return self._pack(predictor, probes_are_tokens=self._site.measures_tokens, num_text=-(predictor.measured.stop or 0))
+
+    def _pack(self, owner: Trigger | Predictor, *, probes_are_tokens: bool, num_text: int) -> Plain:
+        """All but its config."""
+        carried = {name: value for name, value in vars(owner).items() if isinstance(value, Kept) or not is_dataclass(value)}
+        probe = "tokens" if probes_are_tokens else "whole"
+        sums = "sums" if self._site.sharded else "whole"
+        return {name: pack(value, partial(self._put, sums if name in owner.sums else probe, num_text)) for name, value in carried.items()}
+
+    def _put(self, scope: str, num_text: int, value: Tensor | Kept) -> Plain:
+        if isinstance(value, Tensor):
+            return self._name(scope, 0, value)
+        scope = "tokens" if self._site.sharded else "whole"
+        stored = value.stored.view(torch.uint8) if value.stored.dtype.itemsize == 1 else value.stored
+        names = [None if one is None else self._name(scope, num_text, one) for one in (stored, value.scale)]
+        return [*names, str(value.stored.dtype).removeprefix("torch."), str(value.dtype).removeprefix("torch.")]
+
+    def _name(self, scope: str, num_text: int, tensor: Tensor) -> str:
+        if scope == "sums":
             tensor = self._relay.sum(tensor)
-        elif kind == "tokens" or (kind == "feature" and self._site.sharded):
-            tensor = _without_text(tensor, text, self._relay.gather)
-        name = f"{self._slot}:{len(self._tensors)}:{kind}:{text}"
+        elif scope == "tokens":
+            tensor = _without_text(tensor, num_text, self._relay.gather)
+        name = f"{self._slot}:{len(self._tensors)}:{scope}:{num_text}"
         self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
-
-    def _kind(self, value: Tensor | Kept, tensor: Tensor) -> str:
-        if isinstance(value, Kept):
-            return "feature"
-        if tensor.dtype == torch.float64 and tensor.ndim <= 1:
-            return "sums" if self._site.sharded else "whole"
-        return "tokens" if tensor.ndim == 3 else "whole"
 
 
 class _Loader:
     """Finds tensors by the names that `_Saver` gave them, and shares them out."""
 
-    def __init__(self, find: Callable[[str], Tensor], site: Site, relay: Relay) -> None:
-        self._find, self._site, self._relay = find, site, relay
+    def __init__(self, find: Callable[[str], Tensor], relay: Relay) -> None:
+        self._find, self._relay = find, relay
 
-    def get(self, predictor: Predictor | None, name: str) -> Tensor | Kept:
-        tensor, (kind, text) = self._find(name), name.split(":")[2:]
-        if kind == "sums" and not self._relay.is_first():
-            tensor = torch.zeros_like(tensor)
-        if kind == "tokens" or (kind == "feature" and self._site.sharded):
-            tensor = _without_text(tensor, int(text), self._relay.share)
-        if kind != "feature":
-            return tensor
-        assert predictor is not None, "a trigger keeps no features"
-        return predictor.storage.put(tensor)
+    def tensor(self, name: str) -> Tensor:
+        tensor, (scope, num_text) = self._find(name), name.split(":")[2:]
+        if scope == "sums" and not self._relay.is_first():
+            return torch.zeros_like(tensor)
+        return _without_text(tensor, int(num_text), self._relay.share) if scope == "tokens" else tensor
+
+    def feature_or_tensor(self, storage: Storage, said: Plain) -> Tensor | Kept:
+        """A feature comes back with the bits that were stored."""
+        if isinstance(said, str):
+            return self.tensor(said)
+        stored, scale, stored_dtype, dtype = said
+        bits = self.tensor(stored).view(getattr(torch, stored_dtype))
+        return storage.adopt(bits, None if scale is None else self.tensor(scale), getattr(torch, dtype))
 
 
 def _without_text(tensor: Tensor, num_text: int, move: Callable[[Tensor], Tensor]) -> Tensor:
@@ -166,24 +181,17 @@ def _without_text(tensor: Tensor, num_text: int, move: Callable[[Tensor], Tensor
     return torch.cat((move(tensor[:, :num_tokens].contiguous()), tensor[:, num_tokens:]), dim=1) if num_tokens else tensor
 
 
-def _pack_slot(slot: Slot, saver: _Saver) -> dict[str, Any]:
-    predictors = {}
-    for name, predictor in slot.predictors.items():
-        num_text = -(predictor.measured.stop or 0)
-        predictors[name] = pack(_carried(predictor), partial(saver.put, num_text))
-    return {"trigger": pack(_carried(slot.trigger), partial(saver.put, 0)), "predictors": predictors, "counts": [slot.reused_run, slot.owed]}
+def _pack_slot(slot: Slot, saver: _Saver) -> Plain:
+    predictors = {name: saver.pack_predictor(predictor) for name, predictor in slot.predictors.items()}
+    return {"trigger": saver.pack_trigger(slot.trigger), "predictors": predictors, "counts": [slot.reused_run, slot.owed]}
 
 
-def _carried(target: Any) -> dict[str, Any]:
-    """What a trigger or predictor carries from step to step: all but its config."""
-    return {name: value for name, value in vars(target).items() if isinstance(value, Kept) or not is_dataclass(value)}
-
-
-def _unpack_slot(state: CacheState, key: tuple[int, int, str], plain: dict[str, Any], loader: _Loader) -> None:
-    trigger = unpack(plain["trigger"], partial(loader.get, None))
+def _unpack_slot(state: CacheState, key: tuple[int, int, str], plain: Plain, loader: _Loader) -> None:
+    trigger = {name: unpack(value, loader.tensor) for name, value in plain["trigger"].items()}
     slot = state.slot(*key, num_units=trigger["num_units"])
     restore(slot.trigger, trigger)
     for name, packed in plain["predictors"].items():
-        slot.predictors[name] = state.predictor(state.recipe.parts[key[0]])
-        restore(slot.predictors[name], unpack(packed, partial(loader.get, slot.predictors[name])))
+        slot.predictors[name] = predictor = state.predictor(state.recipe.parts[key[0]])
+        get = partial(loader.feature_or_tensor, predictor.storage)
+        restore(predictor, {attribute: unpack(value, get) for attribute, value in packed.items()})
     slot.reused_run, slot.owed = plain["counts"]

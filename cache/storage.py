@@ -11,10 +11,14 @@ from torch import Tensor
 
 DTYPES = {"model": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn}
 PLACES = ("device", "host")
+SCALED = (torch.float16, torch.float8_e4m3fn)  # whose range is smaller than that of what models compute
+SCALE_BYTES = 4
 
 
 class Kept(NamedTuple):
-    """A feature at rest. scale: what the stored values were divided by. Where storage changed nothing, `stored` is the feature itself."""
+    """A feature at rest. scale: what the stored values were divided by, fp32: one a token, [batch, tokens, 1], or one a sample of latents.
+    Where storage changed nothing, `stored` is the feature itself.
+    """
 
     stored: Tensor
     scale: Tensor | None
@@ -26,31 +30,39 @@ class Kept(NamedTuple):
         stored = self.stored if channels is None else self.stored[..., :channels]
         if self.stored.device != self.device:
             torch.cuda.current_stream(self.device).wait_stream(_copying(self.device))
-        back = stored.to(self.device, non_blocking=True).to(self.dtype)
-        return back if self.scale is None else back * self.scale.to(back.dtype)
+        back = stored.to(self.device, non_blocking=True)
+        return (back if self.scale is None else back.float() * self.scale).to(self.dtype)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """dtype: of DTYPES; 8 bits are scaled to a tensor's largest value. place: of PLACES; `host` copies to pinned memory on CUDA
-    while the model goes on computing, and back when the feature is needed.
+    """dtype: of DTYPES; float16 and float8 are scaled, a token for itself, so that nothing overflows and any sharding of the tokens keeps the
+    same bits. place: of PLACES; `host` copies to pinned memory on CUDA while the model goes on computing, and back when the feature is needed.
     """
 
     dtype: str = "model"
     place: str = "device"
 
     def put(self, feature: Tensor) -> Kept:
-        if self.dtype == "model" and self.place == "device":
-            return Kept(feature, None, feature.dtype, feature.device)
-        stored, scale, dtype = feature, None, DTYPES[self.dtype]
-        if dtype is not None and dtype is torch.float8_e4m3fn:
-            scale = feature.abs().amax().float().clamp_min(1e-12) / torch.finfo(dtype).max
-            stored = (feature / scale).to(dtype)
-        elif dtype is not None:
-            stored = feature.to(dtype)
-        if self.place == "host" and feature.is_cuda:
-            stored = _to_host(stored)
-        return Kept(stored, scale, feature.dtype, feature.device)
+        """feature: [batch, tokens, dim], or latents [batch, channels, frames, height, width]. Values that are not finite stay so: they are
+        an error of the model, which whoever looks at the film must see; other tokens do not suffer from them.
+        """
+        dtype = DTYPES[self.dtype] or feature.dtype
+        if dtype not in SCALED or dtype is feature.dtype:
+            return self.adopt(feature.to(dtype), None, feature.dtype)
+        scale = (_largest(feature) / torch.finfo(dtype).max).clamp_min(torch.finfo(torch.float32).tiny)
+        return self.adopt((feature.float() / scale).to(dtype), scale, feature.dtype)
+
+    def adopt(self, stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Kept:
+        """Keep what `put` made of a feature of `dtype` before, as when it is read from a file."""
+        on_host = self.place == "host" and stored.is_cuda
+        return Kept(_to_host(stored) if on_host else stored, scale, dtype, stored.device)
+
+
+def _largest(feature: Tensor) -> Tensor:
+    """The largest size of each token's values, or of each sample's latents, in fp32; the dimensions stay."""
+    over = -1 if feature.ndim == 3 else tuple(range(1, feature.ndim))
+    return feature.abs().amax(dim=over, keepdim=True).float()
 
 
 @lru_cache

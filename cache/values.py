@@ -28,8 +28,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         yield from tensors_in(getattr(value, "__dict__", {}))
 
 
-def pack(value: Any, put: Callable[[Tensor | Kept], str]) -> Plain:
-    """`value` as JSON can say it; `put` takes each tensor and names it. Raises TypeError for anything but plain data."""
+def pack(value: Any, put: Callable[[Tensor | Kept], Plain]) -> Plain:
+    """`value` as JSON can say it; `put` takes each tensor and says where it is. Raises TypeError for anything but plain data."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (Tensor, Kept)):
@@ -44,8 +44,8 @@ def pack(value: Any, put: Callable[[Tensor | Kept], str]) -> Plain:
     raise TypeError(f"a {type(value).__name__} cannot be saved")
 
 
-def unpack(plain: Plain, get: Callable[[str], Tensor | Kept]) -> Any:
-    """What `pack` was given; `get` finds a tensor by its name."""
+def unpack(plain: Plain, get: Callable[[Plain], Tensor | Kept]) -> Any:
+    """What `pack` was given; `get` finds a tensor by what `put` said of it."""
     if not isinstance(plain, dict):
         return plain
     ((kind, content),) = plain.items()

@@ -138,7 +138,8 @@ def test_bytes_are_what_was_predicted(model: str, request: pytest.FixtureRequest
     """Of every recipe, when it holds most; also in other dtypes."""
     renderer = Renderer(read_card(str(request.getfixturevalue(model))))
     card, take = renderer.family.card, tiny_take(num_inference_steps=8, num_frames=33 if model == "tiny_wan" else 13, prompts=ONE_PROMPT)
-    cases = [(name, "model") for name in recipe_names()] + [("fbcache", "bfloat16"), ("taylorseer", "float8")]
+    cases = [(name, "model") for name in recipe_names()]
+    cases += [("fbcache", "bfloat16"), ("dbcache", "float16"), ("taylorseer", "float8"), ("easycache", "float8")]
     refused = set()
     for name, dtype in cases:
         recipe = load_recipe(tiny_recipe(name, card.family), dtype=dtype)
