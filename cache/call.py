@@ -176,6 +176,7 @@ class Call:
             self._watched = None
         if self._learns:
             before = self._measured(predictor.predict(self._at), num_text) if predictor.ready else None
+            learnt = learnt if self._slot.trigger.needs_latents else None
             self._slot.trigger.learn(unit, self._measured(feature, num_text) if learnt is None else learnt, before)
         amended = predictor.amend(self._at, feature)
         predictor.push(self._at, feature)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from itertools import pairwise
+from math import isfinite
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -28,6 +30,7 @@ def read_config(config_class: type[T], values: Mapping[str, Any], where: str) ->
             raise ValueError(f"{where} has no setting '{key}'. {suggestion(str(key), known)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(config_class), OmegaConf.create(dict(values)))
+        _check_finite(OmegaConf.to_container(merged), "")
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
@@ -38,3 +41,20 @@ def read_config(config_class: type[T], values: Mapping[str, Any], where: str) ->
         raise ValueError(f"{where}: {error}") from None
     assert isinstance(result, config_class)
     return result
+
+
+def _check_finite(value: Any, name: str) -> None:
+    """Raise ValueError, naming the setting, for a number that is none, however deep it lies in lists and mappings."""
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{name} is {value:g}; it must be a finite number.")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_finite(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _check_finite(inner, f"{name}[{index}]")
+
+
+def ascends(values: Sequence[float]) -> bool:
+    """Whether each value is larger than the one before it."""
+    return all(before < after for before, after in pairwise(values))

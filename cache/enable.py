@@ -76,8 +76,7 @@ def enable_cache(
             raise ValueError("This transformer has a cache already; call disable() on it first.")
         _check_others(transformer)
     chosen = load_recipe(recipe).fitted(*_size(transformers[0]))
-    if chosen.calibration:
-        chosen.calibration.check_steps(num_inference_steps, chosen.name)
+    chosen.check_steps(num_inference_steps)
     if pipeline is not None and chosen.branches == "joint":
         raise ValueError(BRANCH_BY_BRANCH.format(chosen.name))
     cached = Cached(chosen, num_inference_steps, shards or Shards(), replay, Storage(chosen.dtype, place))
@@ -231,8 +230,7 @@ class Cached:
 
     def _start_take(self, num_inference_steps: int, scheduler: Any = None) -> None:
         """A pipeline's next call, or a loop's next take, has begun. Raises ValueError if the recipe was made for other steps or samplers."""
-        if self.recipe.calibration:
-            self.recipe.calibration.check_steps(num_inference_steps, self.recipe.name)
+        self.recipe.check_steps(num_inference_steps)
         if scheduler is not None:
             self.check_sampler(scheduler)
         if num_inference_steps != self.num_inference_steps or self.trace.entries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
+from itertools import combinations
 from math import ceil
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -42,6 +43,9 @@ class Guards:
     def __post_init__(self) -> None:
         if self.first_steps <= 0:
             raise ValueError(f"first_steps is {self.first_steps:g}; the first step can only be computed, so at least 1.")
+        for name in ("first_steps", "last_steps"):
+            if (count := getattr(self, name)) > 1 and count != int(count):
+                raise ValueError(f"{name} is {count:g}; it must be a whole number of steps, or a share below 1.")
         if min(self.last_steps, self.max_reused_steps, self.max_risk) < 0:
             raise ValueError(
                 f"last_steps={self.last_steps:g}, max_reused_steps={self.max_reused_steps} and max_risk={self.max_risk:g} must not be negative."
@@ -138,6 +142,30 @@ class Part:
     def to_dict(self) -> dict[str, Any]:
         return {"trigger": self.trigger.to_dict(), "site": self.site.to_dict(), "predictor": self.predictor.to_dict()}
 
+    def check(self, abscissa: str, branches: str) -> None:
+        """Raise ValueError, with the mend, for parts that do not go together: each declares what it needs of the others."""
+        trigger, site, predictor = self.trigger.build(), self.site.build(), self.predictor.build()
+        here = f"site '{self.site.name}'"
+        if predictor.needs_velocity and not site.keeps_velocity:
+            raise ValueError(f"predictor '{self.predictor.name}' foretells the model's output, which {here} does not keep; use output, keep: value.")
+        if trigger.needs_latents and site.sharded:
+            raise ValueError(f"trigger '{self.trigger.name}' compares the model's input and output, which {here} does not see; use site output.")
+        if trigger.needs_checks and not site.checks:
+            raise ValueError(f"trigger '{self.trigger.name}' judges checked forecasts, and {here} checks none; use stack with verify: true.")
+        if site.checks and not trigger.needs_checks:
+            raise ValueError(f"{here} checks forecasts, which trigger '{self.trigger.name}' does not judge; set site.verify to false.")
+        if trigger.needs_units and not site.keeps_units_apart:
+            raise ValueError(f"trigger '{self.trigger.name}' reuses half of the units, and {here} keeps one; use site blocks, or set turn to 0.")
+        if predictor.needs_abscissa not in ("", abscissa):
+            needed = predictor.needs_abscissa
+            raise ValueError(f"predictor '{self.predictor.name}' works along {needed}, and abscissa is '{abscissa}'; set it to {needed}.")
+        needs = {name: needed for name, needed in ((self.trigger.name, trigger.needs_branches), (self.site.name, site.needs_branches)) if needed}
+        if len(set(needs.values())) > 1:
+            raise ValueError(f"trigger '{self.trigger.name}' and {here} need other branches ({', '.join(needs.values())}); choose another of them.")
+        for name, needed in needs.items():
+            if branches != needed:
+                raise ValueError(f"'{name}' needs branches '{needed}', and branches is '{branches}'; set it to {needed}.")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -175,10 +203,8 @@ class Recipe:
         if raw.parts and (raw.trigger or raw.site or raw.predictor):
             raise ValueError(f"{where} has both parts and a trigger, site or predictor of its own; put these into a part.")
         guards = read_config(Guards, raw.guards, f"{where}, guards")
-        if guards.max_risk and raw.branches == "cond":
-            raise ValueError(f"{where}: guards.max_risk doubts each branch's own forecast, but branches is cond; set branches to each or joint.")
         alone = {"trigger": raw.trigger, "site": raw.site, "predictor": raw.predictor}
-        return cls(
+        recipe = cls(
             name=raw.name,
             category=raw.category,
             paper=raw.paper,
@@ -191,6 +217,28 @@ class Recipe:
             calibrated=raw.calibrated,
             fits=tuple(read_config(Fit, fit, f"{where}, fits") for fit in raw.fits),
         )
+        try:
+            recipe._check_together()
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        return recipe
+
+    def _check_together(self) -> None:
+        """Raise ValueError, with the mend, for parts, guards and branches that do not go together."""
+        for part in self.parts:
+            part.check(self.abscissa, self.branches)
+        for one, other in combinations([part.site for part in self.parts], 2):
+            if shared := one.build().covers & other.build().covers:
+                raise ValueError(
+                    f"sites '{one.name}' and '{other.name}' of two parts both keep {', '.join(sorted(shared))}; leave it to one of them."
+                )
+        if self.guards.max_risk and self.branches == "cond":
+            raise ValueError("guards.max_risk doubts each branch's own forecast, but branches is cond; set branches to each or joint.")
+        if self.guards.max_risk and not any(part.predictor.kind.knows_risk for part in self.parts):
+            names = ", ".join(part.predictor.name for part in self.parts)
+            raise ValueError(
+                f"guards.max_risk is {self.guards.max_risk:g}, but predictor {names} never doubts its forecasts; use racer, or set it to 0."
+            )
 
     def fitted(self, dim: int, num_blocks: int) -> Recipe:
         """The recipe for a model of that width and number of blocks, with its published numbers where there are some.
@@ -208,15 +256,27 @@ class Recipe:
         return replace(self, fits=())
 
     def check(self, shape: ModelShape, num_inference_steps: int) -> None:
-        """Raise ValueError if the recipe cannot work on such a model, or would reuse nothing in so few steps."""
+        """Raise ValueError if the recipe cannot work on such a model, or for so many steps, or would reuse nothing in them."""
         for part in self.parts:
             part.site.build().check(shape)
+        self.check_steps(num_inference_steps)
         kept = sum(self.guards.num_computed(num_inference_steps))
         if num_inference_steps <= kept:
             raise ValueError(
                 f"The take has {num_inference_steps} steps and recipe '{self.name}' always computes {kept}: nothing would be reused. Use no "
                 f"cache, more steps, or lower guards.first_steps."
             )
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Raise ValueError, with the mend, if the recipe was made for takes of another number of steps."""
+        if self.calibration:
+            self.calibration.check_steps(num_inference_steps, self.name)
+        try:
+            for part in self.parts:
+                part.trigger.build().check_steps(num_inference_steps)
+                part.predictor.build().check_steps(num_inference_steps)
+        except ValueError as error:
+            raise ValueError(f"Recipe '{self.name}': {error} Make the numbers of steps equal, or run `longtake calibrate` for the take's.") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe with every default spelt out, as `from_mapping` takes it."""
@@ -256,16 +316,11 @@ class _RawRecipe(_RawPart):
 
 def _read_part(values: Mapping[str, Any], where: str) -> Part:
     raw = read_config(_RawPart, values, f"{where}, parts")
-    part = Part(
+    return Part(
         trigger=_choose(raw.trigger, TRIGGERS, f"{where}, trigger"),
         site=_choose(raw.site, SITES, f"{where}, site"),
         predictor=_choose(raw.predictor, PREDICTORS, f"{where}, predictor"),
     )
-    if part.predictor.kind.needs_output and part.site.name != "output":
-        raise ValueError(
-            f"{where}: predictor '{part.predictor.name}' foretells the model's output, not what '{part.site.name}' keeps; use site output."
-        )
-    return part
 
 
 def _choose(values: Mapping[str, Any], registry: Mapping[str, tuple[type[Any], type[Kind]]], where: str) -> Choice[Kind]:

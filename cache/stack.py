@@ -104,6 +104,12 @@ def video(joint: Tensor, num_text: int) -> Tensor:
     return joint[:, : joint.shape[1] - num_text].clone() if num_text else joint
 
 
+def has_timestep_a_token(entry: Entry) -> bool:
+    """Whether a call's timestep is one a token (Wan 2.2's image to video, rollouts) instead of one for all; its embedding is sharded then."""
+    per_sample = 3 if hasattr(entry.first_block, "scale_shift_table") else 2  # blocks with a table are handed its six rows
+    return entry.temb.ndim > per_sample
+
+
 def modulated(entry: Entry) -> Tensor:
     """The first block's normed and modulated input without the text, [batch, tokens, dim]: what TeaCache looks at."""
     block: Any = entry.first_block

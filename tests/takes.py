@@ -47,9 +47,9 @@ def stock_latents(stock: Any, take: Take, max_sequence_length: int) -> Tensor:
     return latents
 
 
-def stock_take(**changes: Any) -> Take:
+def stock_take(num_frames: int = 17, **changes: Any) -> Take:
     """A take that a stock pipeline can render as well: one window, one prompt, its noise."""
-    return tiny_take(num_frames=17, prompts=TINY_TAKE.prompts[:1], noise="diffusers", timeline=TimelineSettings("full", 0, 0), **changes)
+    return tiny_take(num_frames=num_frames, prompts=TINY_TAKE.prompts[:1], noise="diffusers", timeline=TimelineSettings("full", 0, 0), **changes)
 
 
 REFUSED_BY_HUNYUAN = ("fastercache", "pab", "ra_cfgcache", "smoothcache", "t_gate")  # no cross-attention apart, no second branch

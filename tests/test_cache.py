@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def test_every_shipped_recipe_loads_and_spells_out_its_defaults() -> None:
         assert load_recipe(recipe.to_dict()) == recipe
 
 
+GUIDED = {"name": "guided_change", "threshold": 0.1, "guidance_scale": 5, "correlation": 0.9, "gain": 1, "exponent": 1, "offset": 0}
+OUTPUT = {"site": {"name": "output"}}
+STACK = {"trigger": {"name": "interval", "interval": 2}, "site": {"name": "stack"}, "predictor": {"name": "reuse"}}
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -65,6 +71,34 @@ def test_every_shipped_recipe_loads_and_spells_out_its_defaults() -> None:
         ({"predictor": {"name": "chebyshev", "degree": 5}}, "the window must be larger than the degree"),
         ({"trigger": {"name": "magnitude"}}, "ratios"),
         ({"trigger": {"name": "ranges", "interval": 2, "low": 900}}, "low is 900 and high 850"),
+        # Parts that do not go together.
+        ({"site": {"name": "guidance"}, "branches": "cond"}, "'guidance' needs branches 'each', and branches is 'cond'; set it to each"),
+        ({"trigger": GUIDED}, "'guided_change' needs branches 'joint', and branches is 'each'; set it to joint"),
+        ({"trigger": GUIDED, "site": {"name": "guidance"}}, "site 'guidance' need other branches"),
+        ({**OUTPUT, "predictor": {"name": "planned"}, "abscissa": "sigma"}, "'planned' works along step, and abscissa is 'sigma'; set it to step"),
+        ({**OUTPUT, "predictor": {"name": "mean_velocity"}}, "'mean_velocity' works along sigma, and abscissa is 'step'; set it to sigma"),
+        ({"site": {"name": "output", "keep": "residual"}, "predictor": {"name": "planned"}}, "foretells the model's output, which site 'output'"),
+        ({"predictor": {"name": "planned"}}, "foretells the model's output, which site 'stack' does not keep"),
+        ({"trigger": {"name": "rate", "threshold": 0.1}}, "compares the model's input and output, which site 'stack' does not see"),
+        ({"trigger": {"name": "verify"}}, "judges checked forecasts, and site 'stack' checks none"),
+        ({"site": {"name": "stack", "last_blocks": 1, "verify": True}}, "checks forecasts, which trigger 'interval' does not judge"),
+        ({"trigger": {"name": "ranges", "interval": 2, "turn": 500}}, "reuses half of the units, and site 'stack' keeps one"),
+        ({"guards": {"max_risk": 0.1}}, "predictor reuse never doubts its forecasts"),
+        ({"trigger": {}, "site": {}, "predictor": {}, "parts": [STACK, STACK]}, "sites 'stack' and 'stack' of two parts both keep blocks"),
+        # Numbers that are none, and lists that are out of order.
+        ({"trigger": {"name": "relative_change", "threshold": float("nan")}}, "threshold is nan; it must be a finite number"),
+        ({"trigger": {"name": "relative_change", "threshold": "inf"}}, "threshold is inf"),
+        ({"trigger": {"name": "relative_change", "threshold": 0.1, "rescale": [1.0, float("nan")]}}, r"rescale\[1\] is nan"),
+        ({"trigger": {"name": "layerwise", "codebook": [[0.1, float("inf")]]}}, r"codebook\[0\]\[1\] is inf"),
+        ({"trigger": {"name": "layerwise", "codebook": []}}, r"codebook is \[\]"),
+        ({"trigger": {"name": "layerwise", "codebook": [[]]}}, r"codebook is \[\[\]\]"),
+        ({"trigger": {"name": "layerwise", "codebook": [[0.2, 2], [0.1, 1]]}}, "with ascending bounds"),
+        ({"trigger": {"name": "layerwise", "codebook": [[0.2, 1.5]]}}, "whole intervals"),
+        ({"trigger": {"name": "mask", "computed": [0, 4, 2]}}, "in ascending order"),
+        ({"trigger": {"name": "mask", "computed": [0, 2, 2]}}, "in ascending order"),
+        ({"guards": {"max_risk": float("nan")}}, r"guards\.max_risk is nan"),
+        ({"guards": {"first_steps": 2.5}}, "first_steps is 2.5; it must be a whole number"),
+        ({"predictor": {"name": "taylor", "damping": float("nan")}}, "damping is nan"),
     ],
 )
 def test_bad_recipes_are_refused(recipe: Any, message: str) -> None:
@@ -73,6 +107,38 @@ def test_bad_recipes_are_refused(recipe: Any, message: str) -> None:
         recipe = {**whole, **recipe}
     with pytest.raises(ValueError, match=message):
         load_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("lemica", {}, "computes step 7, counted from 0, and the take has 7 steps"),
+        ("meancache", {}, "computes step 7"),
+        ("planned", {"trigger": {"computed": [0, 4]}}, "expected_errors are of 8 steps, and the take has 7"),
+        (
+            "planned",
+            {"trigger": {"computed": [0, 4], "expected_errors": [], "max_surprise": 0.0}},
+            "damping_by_step is of 8 steps, and the take has 7",
+        ),
+    ],
+)
+def test_numbers_for_other_steps_are_refused(tiny_wan: Path, name: str, changes: Any, message: str) -> None:
+    """Where a recipe was made for 8 steps, whoever enables it."""
+    transformer, recipe = Renderer(read_card(str(tiny_wan))).family.transformer, load_recipe(tiny_recipe(name), changes)
+    with pytest.raises(ValueError, match=message):
+        enable_cache(transformer, recipe, num_inference_steps=7)
+    enable_cache(transformer, recipe, num_inference_steps=8).disable()
+
+
+def test_a_timestep_a_token_is_no_timestep_to_decide_from(tiny_wan: Path) -> None:
+    """Shards of the tokens hold different ones; what they make of the tokens tells as much."""
+    transformer = Renderer(read_card(str(tiny_wan))).family.transformer
+    inputs = (torch.zeros(1, 4, 1, 4, 4), torch.full((1, 4), 500.0), torch.zeros(1, 2, 128))
+    for probe in ("timestep", "modulated"):
+        cached = enable_cache(transformer, load_recipe("teacache", {"site": {"probe": probe}}).fitted(1536, 30), num_inference_steps=6)
+        with cached.step(0, 500.0), nullcontext() if probe == "modulated" else pytest.raises(ValueError, match="has a timestep a token"):
+            transformer(*inputs)
+        cached.disable()
 
 
 def _threshold(value: float) -> Recipe:

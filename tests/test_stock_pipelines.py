@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 Pipeline = Any
-SITES = ("fbcache", "speca", "bwcache", "fora", "easycache")  # stack, stack with its last block checked, blocks, modules, output
+SITES = ("fbcache", "dbcache", "bwcache", "fora", "easycache")  # stack, stack before the last block, blocks, modules, output
 _WAN = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 128, "freq_dim": 32, "ffn_dim": 48}
 
 
@@ -58,7 +58,7 @@ def _rows(cached: Any) -> dict[str, list[tuple[int, str]]]:
 
 def _every(interval: int, name: str = "fora") -> Recipe:
     """A recipe's site and predictor under a schedule; no step is compelled but the first and the last."""
-    values = load_recipe(name).to_dict()
+    values = load_recipe(name, {"site": {"last_blocks": 1}} if name == "dbcache" else None).to_dict()
     alone = {"trigger": {"name": "interval", "interval": interval}, "guards": {}, "branches": "each", "calibrated": False}
     return load_recipe({**values, **alone})
 

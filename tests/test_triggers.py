@@ -135,6 +135,17 @@ def test_layerwise_looks_each_units_change_up_in_the_codebook() -> None:
     assert _run(trigger, 4, 0.0) is COMPUTE
 
 
+def test_layerwise_counts_a_gap_once_for_all_features_of_a_unit() -> None:
+    """Three modules a block, computed at steps 0 and 2: each changes by half, over a gap of two steps."""
+    trigger = Layerwise(LayerwiseConfig(codebook=[[0.3, 2]], per_gap=True))
+    for step, before in ((0, None), (2, _number(2))):
+        assert _run(trigger, step, 0.0) is COMPUTE
+        for _ in range(3):
+            trigger.learn(0, _number(3), before)
+    assert _run(trigger, 3, 0.0) is REUSE
+    assert (trigger.value, trigger.threshold) == (pytest.approx(0.25), 0.3)
+
+
 def test_layerwise_takes_the_warm_up_for_a_measure() -> None:
     trigger = Layerwise(LayerwiseConfig(codebook=[[0.5, 2]], measure="mse", aggregate="each", relative=True, warmup=0.4))
     for step, now, before in ((0, 0.0, None), (1, 1.0, 0.0), (2, 3.0, 1.0), (3, 5.0, 3.0)):
@@ -153,8 +164,8 @@ def test_layerwise_computes_the_tail() -> None:
     for step in range(2):
         assert _run(trigger, step, 0.0) is COMPUTE
         trigger.learn(0, _number(1.0), _number(1.0) if step else None)
-    # Reused with 8 of 10 steps to go: the last 4 are computed.
-    assert [_run(trigger, step, 0.0) for step in range(2, 10)] == [REUSE] * 4 + [COMPUTE] * 4
+    # Reused with 8 of 10 steps to go: the last 4 are computed, and nothing is judged there.
+    assert [(_run(trigger, step, 0.0), trigger.value) for step in range(2, 10)] == [(REUSE, 0.0)] * 4 + [(COMPUTE, None)] * 4
 
 
 def test_verify_allows_less_and_less_error() -> None:
@@ -163,6 +174,7 @@ def test_verify_allows_less_and_less_error() -> None:
     for step, draft in enumerate((1.5, 1.5, 1.5, 1.4, 1.25, 1.25, 1.25)):
         decisions.append(_run(trigger, step, 0.0))
         trigger.learn(0, _number(1.0), _number(draft))
+    assert (trigger.value, trigger.threshold) == (pytest.approx(0.25), None), "one error after a computed step ends nothing"
     # Errors lag a step: 0.5, 0.5, 0.5, 0.4, 0.25, 0.25 against 0.79, 0.63, 0.50, 0.40, 0.32, 0.25.
     assert decisions == [REUSE, REUSE, REUSE, REUSE, COMPUTE, REUSE, REUSE]
 

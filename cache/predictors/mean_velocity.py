@@ -38,7 +38,8 @@ class MeanVelocityConfig:
 class MeanVelocity(Predictor):
     """For the site `output`, whose probe is the latents, on the abscissa `sigma`; the sampler must step by velocity times sigma."""
 
-    needs_output = True
+    needs_velocity = True
+    needs_abscissa = "sigma"
 
     def __init__(self, config: MeanVelocityConfig) -> None:
         super().__init__()

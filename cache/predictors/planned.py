@@ -47,12 +47,17 @@ class PlannedConfig:
 class Planned(WindowPredictor):
     """For the site `output` on the abscissa `step`. Steps that the plan did not foresee are made up for as well."""
 
-    needs_output = True
+    needs_velocity = True
+    needs_abscissa = "step"
 
     def __init__(self, config: PlannedConfig) -> None:
         super().__init__(2)
         self.config = config
         self._skipped: list[float] = []
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        if len(self.config.damping_by_step) not in (0, num_inference_steps):
+            raise ValueError(f"damping_by_step is of {len(self.config.damping_by_step)} steps, and the take has {num_inference_steps}.")
 
     def check_sampler(self, sigmas: Sequence[float] | None) -> None:
         own = self.config.sigmas

@@ -23,12 +23,15 @@ class Predictor(ABC):
     from noise to film. measured: the part of dim 1 that sums are of (the rest is text, which every shard holds). risk: how much the
     forecast of the step at hand is to be doubted, for guards; None where it is not known. measures: whether `measure` gives sums.
     measures_features: whether these are of its features, not of the probe.
-    needs_output: whether it stands in for velocities alone, at the site `output`.
+    knows_risk: whether it ever sets `risk`. needs_velocity: whether it stands in for velocities alone, at the site `output`.
+    needs_abscissa: the one that it works along; empty: any.
     """
 
     measures = False
     measures_features = False
-    needs_output = False
+    knows_risk = False
+    needs_velocity = False
+    needs_abscissa = ""
     sums: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -36,6 +39,9 @@ class Predictor(ABC):
         self.span = 1.0
         self.measured = slice(None)
         self.risk: float | None = None
+
+    def check_steps(self, num_inference_steps: int) -> None:  # noqa: B027 - most work for any number
+        """Raise ValueError if its config was made for takes of another number of steps."""
 
     @property
     @abstractmethod

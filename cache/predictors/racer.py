@@ -35,6 +35,7 @@ class RacerConfig:
 
 class Racer(WindowPredictor):
     measures = True
+    knows_risk = True
     measures_features = True
 
     def __init__(self, config: RacerConfig) -> None:

@@ -35,9 +35,11 @@ class BlocksConfig:
 
 class Blocks(Site):
     label = "blocks"
+    covers = frozenset({"blocks"})
 
     def __init__(self, config: BlocksConfig) -> None:
         self.config = config
+        self.keeps_units_apart = config.num_runs != 1
         self._probe = Probe(config.probe)
         self.watches_tokens = self.measures_tokens = not self._probe.replicated
 

@@ -42,6 +42,8 @@ class Guidance(Site):
     """The branches must be called one after the other, cond first. The probe is the latents."""
 
     label = "guidance"
+    covers = frozenset({"guidance"})
+    needs_branches = "each"
     sharded = False
     watches_tokens = False
     measures_tokens = False

@@ -46,8 +46,11 @@ class ModulesConfig:
 class Modules(Site):
     """A unit is a block's chosen modules."""
 
+    keeps_units_apart = True
+
     def __init__(self, config: ModulesConfig) -> None:
         self.config = config
+        self.covers = frozenset(config.modules or _ATTRIBUTES)
         self.label = "+".join(config.modules) or "modules"
         self._probe = Probe(config.probe)
         self.watches_tokens = self.measures_tokens = not self._probe.replicated

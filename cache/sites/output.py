@@ -30,12 +30,14 @@ class Output(Site):
     """The probe is the model's input, the latents. Where tokens are sharded inside the model, both are whole on every shard."""
 
     label = "output"
+    covers = frozenset({"output"})
     sharded = False
     watches_tokens = False
     measures_tokens = False
 
     def __init__(self, config: OutputConfig) -> None:
         self.config = config
+        self.keeps_velocity = config.keep == "value"
 
     def check(self, shape: ModelShape) -> None:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..stack import Entry, modulated, video
+from ..stack import Entry, has_timestep_a_token, modulated, video
 from ..wrap import Listener
 from .site import ModelShape
 
@@ -46,7 +46,8 @@ class Probe:
 
     def read(self, entry: Entry, after_first: Tensor, timestep: float) -> Tensor:
         """Without the text. after_first: the hidden states behind the first blocks, [batch, tokens, dim]; with no first blocks the
-        entry's own, which then are the residual as well.
+        entry's own, which then are the residual as well. Raises ValueError for the probe `timestep` of a call that has one a token: shards of
+        the tokens would see different ones, and decide apart.
         """
         if self.kind in ("residual", "hidden_states"):
             after = video(after_first, entry.num_text)
@@ -55,6 +56,8 @@ class Probe:
         if self.kind == "modulated":
             return modulated(entry)
         if self.kind == "timestep":
+            if has_timestep_a_token(entry):
+                raise ValueError("This call has a timestep a token, which probe 'timestep' cannot tell as one; use probe modulated.")
             return entry.temb.flatten(1)
         assert self._latents is not None, "the model was called without its input being seen"
         return self._latents if self.kind == "latents" else evolved(self._latents, timestep / 1000)

@@ -42,8 +42,8 @@ class SiteRun(Protocol):
 
     def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
         """Hand over what a unit computed, for later steps; returns what the model is to go on with, as a rule the same. name: of this
-        feature among the unit's. learnt: what triggers are to learn from, if not the feature. num_text: of this feature, if not as many
-        of its last tokens are text as `begin` was told.
+        feature among the unit's. learnt: the model's output, where the feature is not, for triggers that need it. num_text: of this feature,
+        if not as many of its last tokens are text as `begin` was told.
         """
 
     def recall(self, unit: int = 0, name: str = "") -> Tensor:
@@ -79,12 +79,20 @@ class Site(ABC):
 
     label: names it in traces, apart from the recipe's other sites. sharded: whether its features are tokens, which shards share out; where
     they are not, all shards hold the same. watches_tokens: whether the trigger's probe is tokens. measures_tokens: whether the predictor's is.
+    covers: what of the model it keeps, which no other part of a recipe may keep as well. keeps_velocity: whether that is the model's output as
+    it is. keeps_units_apart: whether units are decided apart. checks: whether it checks forecasts. needs_branches: who must decide, one of
+    BRANCHES; empty: any.
     """
 
     label: str
     sharded = True
     watches_tokens = True
     measures_tokens = True
+    covers: frozenset[str] = frozenset()
+    keeps_velocity = False
+    keeps_units_apart = False
+    checks = False
+    needs_branches = ""
 
     def shards_signal(self, trigger: Trigger) -> bool:
         """Whether a trigger's sums here are of this shard's tokens alone; others are of what all shards hold, and count once."""

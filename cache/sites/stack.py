@@ -41,9 +41,11 @@ class StackConfig:
 
 class Stack(Site):
     label = "stack"
+    covers = frozenset({"blocks"})
 
     def __init__(self, config: StackConfig) -> None:
         self.config = config
+        self.checks = config.verify
         self._probe, self._residual = Probe(config.probe), Probe("residual")
         self.watches_tokens = not self._probe.replicated
 

@@ -42,6 +42,7 @@ class GuidedChange(Trigger):
     measures = True
     num_probes = 1
     by_branch = True
+    needs_branches = "joint"
 
     def __init__(self, config: GuidedChangeConfig) -> None:
         super().__init__()

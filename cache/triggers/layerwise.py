@@ -15,6 +15,7 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor
 
+from ..config import ascends
 from ..decision import Decision, l1_sums, ratio
 from .trigger import Moment, Trigger
 
@@ -42,9 +43,11 @@ class LayerwiseConfig:
         if self.measure not in ("l1", "mse") or self.aggregate not in ("each", "mean"):
             raise ValueError(f"measure is '{self.measure}' (l1 or mse) and aggregate '{self.aggregate}' (each or mean).")
         if isinstance(self.codebook, list):
-            bounds = [rung[0] for rung in self.codebook]
-            if any(len(rung) != 2 or rung[1] < 1 for rung in self.codebook) or bounds != sorted(bounds):
-                raise ValueError(f"codebook is {self.codebook}; it must list [bound, interval] pairs with ascending bounds and intervals from 1.")
+            are_rungs = bool(self.codebook) and all(len(rung) == 2 and rung[1] >= 1 and rung[1] == int(rung[1]) for rung in self.codebook)
+            if not are_rungs or not ascends([bound for bound, _ in self.codebook]):
+                raise ValueError(
+                    f"codebook is {self.codebook}; it must list [bound, interval] pairs with ascending bounds and whole intervals from 1."
+                )
         if not (0 <= self.warmup <= 1 and 0 <= self.tail <= 1):
             raise ValueError(f"warmup is {self.warmup:g} and tail {self.tail:g}; both are shares between 0 and 1.")
 
@@ -80,9 +83,9 @@ class Layerwise(Trigger):
                 change = ratio(pair)
                 self._usual[unit] = self._usual.get(unit, 0.0) / 10 + change if self._warms_up(moment, 1) else self._usual.get(unit, 0.0)
                 self._change[unit] = change / self._gap[unit] if self.config.per_gap else change
+        self.value, self.threshold = None, None
         if self._warms_up(moment, 0) or 0 <= self._tail_from <= moment.step:
             return Decision.COMPUTE
-        self.value, self.threshold = None, None
         self._reused = [unit for unit in range(self.num_units) if moment.step < self._due(unit)]
         if not self._reused:
             return Decision.COMPUTE
@@ -116,8 +119,10 @@ class Layerwise(Trigger):
         return frozenset(self._reused)
 
     def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:
-        self._gap[unit] = self._step - self._computed.get(unit, self._step)
-        self._computed[unit] = self._step
+        """Once for each feature that the unit keeps: the gap is counted at the first of them."""
+        if self._computed.get(unit) != self._step:
+            self._gap[unit] = self._step - self._computed.get(unit, self._step)
+            self._computed[unit] = self._step
         if before is None:
             return
         if self.config.measure == "l1":

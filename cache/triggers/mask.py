@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from ..config import ascends
 from ..decision import Decision
 from .trigger import Moment, Trigger
 
@@ -18,14 +19,22 @@ class MaskConfig:
     computed: list[int] = MISSING
 
     def __post_init__(self) -> None:
-        if isinstance(self.computed, list) and (not self.computed or min(self.computed) < 0):
-            raise ValueError(f"computed is {self.computed}; list at least one step, counted from 0.")
+        if isinstance(self.computed, list) and (not self.computed or self.computed[0] < 0 or not ascends(self.computed)):
+            raise ValueError(f"computed is {self.computed}; list at least one step, counted from 0, in ascending order.")
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Raise ValueError if the take has not all of the steps."""
+        if self.computed[-1] >= num_inference_steps:
+            raise ValueError(f"it computes step {self.computed[-1]}, counted from 0, and the take has {num_inference_steps} steps.")
 
 
 class Mask(Trigger):
     def __init__(self, config: MaskConfig) -> None:
         super().__init__()
         self.config = config
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        self.config.check_steps(num_inference_steps)
 
     def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
         return Decision.COMPUTE if moment.step in self.config.computed else Decision.REUSE

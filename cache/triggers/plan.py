@@ -28,10 +28,15 @@ class PlanConfig(MaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_surprise < 0 or min(self.expected_errors, default=0.0) < 0:
-            raise ValueError(f"max_surprise is {self.max_surprise:g}; it and all expected_errors must not be negative.")
-        if self.max_surprise and isinstance(self.computed, list) and max(self.computed) >= len(self.expected_errors):
-            raise ValueError(f"max_surprise compares with expected_errors, which end before step {max(self.computed)}; calibrate, or set it to 0.")
+        if min(self.max_surprise, *self.expected_errors, 0.0) < 0:
+            raise ValueError(f"max_surprise is {self.max_surprise:g}, expected_errors {self.expected_errors}; none of them must be negative.")
+        if self.max_surprise and isinstance(self.computed, list) and self.computed[-1] >= len(self.expected_errors):
+            raise ValueError(f"max_surprise compares with expected_errors, which end before step {self.computed[-1]}; calibrate, or set it to 0.")
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        super().check_steps(num_inference_steps)
+        if self.expected_errors and len(self.expected_errors) != num_inference_steps:
+            raise ValueError(f"expected_errors are of {len(self.expected_errors)} steps, and the take has {num_inference_steps}.")
 
 
 class Plan(Trigger):
@@ -47,6 +52,9 @@ class Plan(Trigger):
         self._inserted: list[int] = []
         self._pending: Tensor | None = None
         self._step = 0
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        self.config.check_steps(num_inference_steps)
 
     def signal(self, probe: Tensor) -> Tensor | None:
         if not self.measures:

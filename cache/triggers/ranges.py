@@ -37,6 +37,7 @@ class Ranges(Trigger):
     def __init__(self, config: RangesConfig) -> None:
         super().__init__()
         self.config = config
+        self.needs_units = config.turn > 0
         self._above_turn = True
 
     def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:

@@ -32,6 +32,7 @@ class Rate(Trigger):
     """The probe must be the latents, or what stands for them; `learn` gets the output."""
 
     measures = True
+    needs_latents = True
     num_probes = 3  # the output counts as one: site and probe are of the latents' size
     learns = True
     sums = ("_learnt",)

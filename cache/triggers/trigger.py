@@ -25,10 +25,13 @@ class Trigger(ABC):
 
     All that it holds besides its config is plain data (numbers, tensors, lists, dicts), so that it can be saved: probes, and partial sums in
     the attributes that `sums` names.
-    threshold, value: what the last decision compared, for the trace; None for schedules. num_units: how many parts of the model the
-    site keeps apart. measures: whether `signal` gives sums. measures_features: whether these are of what it learnt, not of the probe.
-    num_probes: the most probes that it holds at once. learns: whether it wants `learn` called for all that is computed. by_branch: whether a
-    joint decision hands it each branch's sums in turn (cond first) instead of their total.
+    threshold, value: what the last decision compared, for the trace; None where nothing was judged, as by schedules. num_units: how many
+    parts of the model the site keeps apart. measures: whether `signal` gives sums. measures_features: whether these are of what it learnt,
+    not of the probe. num_probes: the most probes that it holds at once. learns: whether it wants `learn` called for all that is computed.
+    by_branch: whether a joint decision hands it each branch's sums in turn (cond first) instead of their total.
+
+    What it needs of a recipe: needs_latents: a site that shows it the model's input and, where it learns, the output. needs_checks: one that
+    checks forecasts. needs_units: one that keeps units apart. needs_branches: who decides, one of BRANCHES; empty: any.
     """
 
     measures = False
@@ -37,11 +40,18 @@ class Trigger(ABC):
     learns = False
     by_branch = False
     sums: tuple[str, ...] = ()
+    needs_latents = False
+    needs_checks = False
+    needs_units = False
+    needs_branches = ""
 
     def __init__(self) -> None:
         self.threshold: float | None = None
         self.value: float | None = None
         self.num_units = 1
+
+    def check_steps(self, num_inference_steps: int) -> None:  # noqa: B027 - most work for any number
+        """Raise ValueError if its config was made for takes of another number of steps."""
 
     def signal(self, probe: Tensor) -> Tensor | None:
         """Partial sums, fp64, over this shard's probe, [batch, tokens, dim] or latents; None where nothing is measured.

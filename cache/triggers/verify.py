@@ -39,6 +39,7 @@ class Verify(Trigger):
     """Learns from the site's checks alone: what the last block really made, and what was forecast of it."""
 
     measures = True
+    needs_checks = True
     measures_features = True
     sums = ("_pending",)
 
@@ -54,9 +55,10 @@ class Verify(Trigger):
 
     def decide(self, moment: Moment, sums: Sequence[float]) -> Decision:
         config = self.config
-        self.threshold = max(config.threshold * config.decay ** (moment.step / moment.num_inference_steps), config.floor)
+        allowed = max(config.threshold * config.decay ** (moment.step / moment.num_inference_steps), config.floor)
         self.value = ratio(sums) if sums[1] > 0 else None
-        too_far = self.value is not None and self.value > self.threshold and self._run > config.unchecked_steps
+        self.threshold = allowed if self._run > config.unchecked_steps else None
+        too_far = self.value is not None and self.threshold is not None and self.value > self.threshold
         return Decision.COMPUTE if too_far else Decision.REUSE
 
     def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:
