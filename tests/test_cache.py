@@ -23,6 +23,7 @@ from longtake.pipeline.card import read_card
 from longtake.pipeline.render import Renderer
 from typer.testing import CliRunner
 
+from same import assert_same, assert_same_decisions
 from takes import REFUSED_BY_HUNYUAN, stock_latents, stock_take, tiny_recipe, tiny_take
 
 COMPUTE, REUSE = Decision.COMPUTE, Decision.REUSE
@@ -172,8 +173,7 @@ def test_a_cache_that_never_reuses_changes_nothing(tiny_wan: Path) -> None:
     plain = renderer.render(tiny_take(), None)
     computed = renderer.render(tiny_take(), _threshold(0.0))
     assert computed.trace is not None and computed.trace.count(REUSE) == 0
-    difference = (computed.latents - plain.latents).abs().max().item()
-    assert difference <= 1e-5, f"largest difference {difference:.2e}"
+    assert_same(computed.latents, plain.latents)
 
 
 def test_second_take_equals_a_first_one(tiny_wan: Path) -> None:
@@ -306,11 +306,11 @@ def test_stock_pipelines_are_cached_as_our_own_loop_is(model: str, recipe: str, 
         ours = renderer.render(take, chosen)
         theirs = stock_latents(stock, take, renderer.family.card.max_sequence_length)
         assert ours.trace is not None and ours.trace.count(REUSE) > 0
-        assert cached.finish().choices == ours.trace.choices
-        assert (ours.latents - theirs).abs().max() <= 1e-4
+        assert_same_decisions(cached.finish(), ours.trace)
+        assert_same(ours.latents, theirs)
     cached.disable()
     plain = renderer.render(take, None).latents
-    assert (stock_latents(stock, take, renderer.family.card.max_sequence_length) - plain).abs().max() <= 1e-4
+    assert_same(stock_latents(stock, take, renderer.family.card.max_sequence_length), plain)
 
 
 def test_a_joint_decision_is_refused_where_branches_come_one_by_one(tiny_wan: Path) -> None:
@@ -346,13 +346,13 @@ def test_compiled_blocks_are_cached(tiny_wan: Path, recipe: str) -> None:
     take, chosen = stock_take(num_inference_steps=8), tiny_recipe(recipe)
     plain, compiled = (DiffusionPipeline.from_pretrained(tiny_wan) for _ in range(2))
     compiled.transformer.compile_repeated_blocks(backend="aot_eager")
-    films, choices = [], []
+    films, traces = [], []
     for stock in (plain, compiled):
         cached = enable_cache(stock, chosen, num_inference_steps=8)
         films.append(stock_latents(stock, take, 32))
-        choices.append(cached.finish().choices)
-    assert choices[0] == choices[1]
-    assert (films[0] - films[1]).abs().max() <= 1e-4
+        traces.append(cached.finish())
+    assert_same_decisions(traces[1], traces[0])
+    assert_same(films[1], films[0])
 
 
 @pytest.mark.gpu

@@ -39,6 +39,8 @@ from longtake.pipeline.render import Renderer
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from same import assert_same
+
 Floats = NDArray[np.float64]
 Past = tuple[int, ...]
 
@@ -233,7 +235,7 @@ def test_a_recorder_sees_what_sites_keep_and_changes_nothing(tiny_wan: Path) -> 
     series = record_take(renderer, take, load_recipe("planned"))
     assert set(series) == {(0, "cond", 0, ""), (0, "uncond", 0, "")}
     for cond, uncond, velocity in zip(*series.values(), plain, strict=True):
-        assert torch.allclose(uncond.feature + 4.0 * (cond.feature - uncond.feature), velocity, atol=1e-5)
+        assert_same(uncond.feature + 4.0 * (cond.feature - uncond.feature), velocity)
     first = next(record_steps(renderer, take, load_recipe("smoothcache")))
     assert {(part, name) for part, _, _, name in first} == {(0, "attn1"), (1, "attn2"), (2, "ffn")}
 

@@ -20,6 +20,8 @@ from longtake.pipeline.film import SHORT_SIDE, ContactSheet, EncodingError, Film
 from numpy.typing import NDArray
 from PIL import Image
 
+from same import slope
+
 RED, GREY = (255, 0, 0), (128, 128, 128)
 
 
@@ -233,8 +235,8 @@ def test_wrong_frames_are_refused(tmp_path: Path, frames: NDArray[np.uint8]) -> 
     assert not os.listdir(tmp_path)
 
 
-def peak_memory(path: Path, num_frames: int) -> float:
-    """MiB that a process of its own needs at most to write, probe and read a film and its contact sheet."""
+def peak_memory(path: Path, num_frames: int) -> int:
+    """Bytes that a process of its own needs at most to write, probe and read a film and its contact sheet."""
     program = (
         "import sys, numpy as np; from pathlib import Path; from longtake.pipeline.film import ContactSheet, FilmWriter, probe, read_frames\n"
         "path, num_frames = Path(sys.argv[1]), int(sys.argv[2])\n"
@@ -247,13 +249,13 @@ def peak_memory(path: Path, num_frames: int) -> float:
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
     )
     result = subprocess.run([sys.executable, "-c", program, str(path), str(num_frames)], capture_output=True, text=True, check=True)
-    return int(result.stdout) / 1024
+    return int(result.stdout) * 1024
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
-    short, long = (peak_memory(tmp_path / f"{n}.mp4", n) for n in (200, 2000))
-    print(f"peak: {short:.1f} MiB for 200 frames, {long:.1f} MiB for 2000, whose pixels are 82 MiB")
-    assert long - short < 12
+    lengths, pixels = (200, 800, 1400, 2000), 160 * 90 * 3
+    grown = slope(lengths, [peak_memory(tmp_path / f"{length}.mp4", length) for length in lengths])
+    assert grown < pixels / 10, f"a frame of {pixels} bytes costs {grown:.0f}"
 
 
 def grey_film(num_frames: int, width: int = 32, height: int = 18) -> Iterator[NDArray[np.uint8]]:

@@ -10,6 +10,7 @@ from longtake.cache import enable_cache, load_recipe
 from longtake.pipeline.card import read_card
 from longtake.pipeline.render import Renderer
 
+from same import assert_same
 from takes import stock_latents, stock_take
 
 
@@ -17,8 +18,7 @@ def test_one_rank_equals_the_stock_pipeline(tiny_hunyuan: Path) -> None:
     card, take = read_card(str(tiny_hunyuan)), stock_take()
     ours = Renderer(card).render(take, None).latents
     theirs = stock_latents(HunyuanVideoPipeline.from_pretrained(tiny_hunyuan), take, card.max_sequence_length)
-    difference = (ours - theirs).abs().max().item()
-    assert difference <= 1e-4, f"largest difference {difference:.2e}"
+    assert_same(ours, theirs)
 
 
 def test_streamed_decoding_equals_diffusers_own(tiny_hunyuan: Path) -> None:
@@ -29,8 +29,7 @@ def test_streamed_decoding_equals_diffusers_own(tiny_hunyuan: Path) -> None:
         with torch.no_grad():
             whole = family.vae.decode(latents / family.vae.config.scaling_factor).sample[0].permute(1, 2, 3, 0).clamp(-1, 1).add(1).div(2)
         assert streamed.shape == (4 * num_latents - 3, 32, 32, 3)
-        difference = (streamed - whole).abs().max().item()
-        assert difference <= 1e-5, f"largest difference for {num_latents} latent frames {difference:.2e}"
+        assert_same(streamed, whole, f"for {num_latents} latent frames")
 
 
 def test_the_cache_keeps_both_block_lists_where_they_were(tiny_hunyuan: Path) -> None:

@@ -25,6 +25,8 @@ from safetensors.torch import load_file
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from same import assert_same
+
 JOB: dict[str, Any] = {
     "num_inference_steps": 6,
     "guidance_scale": 4.0,
@@ -257,7 +259,7 @@ def test_a_gang_shapes_itself_and_renders_the_same_film(ray_cluster: str, tiny_w
         if name == "auto":
             assert "parallel=auto: 3 rank(s): ulysses 3, which divides 6 heads" in result.stdout
         latents.append(load_file(tmp_path / name / "out" / "one" / "latents.safetensors")["latents"])
-    assert (latents[0] - latents[1]).abs().max() <= 1e-4
+    assert_same(latents[1], latents[0])
 
 
 @pytest.mark.ray

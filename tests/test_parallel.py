@@ -20,6 +20,8 @@ from longtake.parallel.degrees import Demand, choose_degrees
 from longtake.parallel.kernels import Attended, NativeKernel, XfuserKernel
 from torch import Tensor
 
+from same import assert_same
+
 RING = Degrees(ring_degree=3)
 BOTH = Degrees(ring_degree=2, ulysses_degree=2)
 SHAPES = [Degrees(ulysses_degree=2), Degrees(ulysses_degree=3), Degrees(ring_degree=2), RING, BOTH, Degrees(ring_degree=5)]
@@ -242,8 +244,7 @@ def test_sequence_parallel_attention_equals_plain_attention(
     expected = _plain(*_inputs(num_tokens, num_text), _mask(num_tokens, num_text) if masked else None)
     for by_frames in (False, num_tokens % 3 == 0):
         for video, text in gloo_pool.run(_attend, degrees, num_tokens, num_text, masked, by_frames):
-            difference = (torch.cat((video, text), dim=1) - expected).abs().max().item()
-            assert difference <= 1e-5, f"largest difference {difference:.2e}"
+            assert_same(torch.cat((video, text), dim=1), expected)
 
 
 def _attend_with_context(mesh: Mesh, num_tokens: int, kept: tuple[int, ...]) -> Tensor:
@@ -263,7 +264,7 @@ def test_kept_context_counts_as_further_keys(gloo_pool: GlooPool, degrees: Degre
     mask = torch.cat((_mask(20, 0), torch.ones(2, sum(kept), dtype=torch.bool)), dim=1)
     expected = _plain(query, torch.cat((key, further_key), dim=1), torch.cat((value, further_value), dim=1), mask)
     for attended in gloo_pool.run(_attend_with_context, degrees, 20, kept):
-        assert (attended - expected).abs().max() <= 1e-5
+        assert_same(attended, expected)
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 3), (3, 0, 3), (0, 0, 0), (5, 4, 3)])
@@ -278,7 +279,7 @@ def test_the_cpu_kernel_survives_empty_and_masked_inputs(sizes: tuple[int, int, 
         if not keys or mask is nothing:
             assert (attended.out == 0).all()
             assert attended.lse.isneginf().all()
-        assert torch.allclose(kernel(query, key, value, mask, None), attended.out, atol=1e-6)
+        assert_same(kernel(query, key, value, mask, None), attended.out)
 
 
 @settings(deadline=None)
@@ -287,7 +288,7 @@ def test_merged_halves_equal_the_whole(split: int, seed: int) -> None:
     query, key, value = _draw(1, 4, 2, 8, seed=seed), _draw(1, 9, 2, 8, seed=seed + 1), _draw(1, 9, 2, 8, seed=seed + 2)
     kernel = NativeKernel()
     halves: list[Attended] = [kernel.with_lse(query, key[:, part], value[:, part], None, None) for part in (slice(split), slice(split, None))]
-    assert (halves[0].merge(halves[1]).out - _plain(query, key, value)).abs().max() <= 2e-6
+    assert_same(halves[0].merge(halves[1]).out, _plain(query, key, value))
 
 
 def _sent_bytes(mesh: Mesh, num_tokens: int) -> int:

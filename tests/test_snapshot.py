@@ -24,6 +24,7 @@ from longtake.pipeline.render import Rendered, Renderer
 from longtake.pipeline.take import Take
 from safetensors.torch import save_file
 
+from same import assert_same_film
 from takes import tiny_recipe, tiny_take
 
 TAKE = tiny_take(num_frames=13, num_inference_steps=8, prompts=tiny_take().prompts[:1])
@@ -54,12 +55,10 @@ def _assert_the_same(
     gloo_pool.run(_render_some, gangs[0], card, take, recipe, folder, layout, num_steps)
     for gang in gangs[1:]:
         for rendered in gloo_pool.run(_go_on, gang, card, take, recipe, folder):
-            difference = (rendered.latents - whole.latents).abs().max().item()
-            assert difference <= 1e-4, f"largest difference on {gang}: {difference:.2e}"
-            assert (rendered.trace and rendered.trace.choices) == (whole.trace and whole.trace.choices)
+            assert_same_film(rendered, whole, f"on {gang}")
             if whole.trace is not None:
                 ours, theirs = ([entry.forecast_error or 0.0 for entry in trace.entries] for trace in (rendered.trace, whole.trace))
-                assert ours == pytest.approx(theirs, rel=1e-3), gang
+                assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4), gang
 
 
 @pytest.mark.parametrize("recipe", ["none", *recipe_names()])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from longtake.pipeline.card import read_card
 from longtake.pipeline.timeline import Timeline
 
+from same import assert_same
 from takes import tiny_take
 
 
@@ -30,7 +31,7 @@ def test_windows_cover_a_take(length: int, window: int, data: st.DataObject) -> 
 def test_fusing_what_the_windows_were_shown_gives_it_back(length: int) -> None:
     timeline = Timeline.overlapping(length, 9, 3)
     latents = torch.randn(1, 2, length, 2, 2)
-    assert torch.allclose(timeline.predict(latents, lambda window, index: window), latents, atol=1e-6)
+    assert_same(timeline.predict(latents, lambda window, index: window), latents)
 
 
 def test_weights_cross_fade_over_the_overlap() -> None:

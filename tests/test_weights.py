@@ -17,6 +17,7 @@ from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.render import Renderer
 from longtake.pipeline.weights import weight_bytes
 
+from same import assert_same
 from takes import tiny_take
 
 
@@ -32,14 +33,14 @@ def test_sharded_weights_render_the_same_film(gloo_pool: GlooPool, model: str, r
     alone, whole = gloo_pool.run(_render, 1, card, ModelOptions())[0]
     for degrees in (Degrees(ulysses_degree=2), Degrees(cfg_degree=2 if model == "tiny_wan" else 1, ring_degree=2)):
         for latents, held in gloo_pool.run(_render, degrees, card, ModelOptions(shard="gang")):
-            assert (latents - alone).abs().max() <= 1e-4
+            assert_same(latents, alone, f"with {degrees}")
             assert held <= 0.51 * whole
 
 
 def test_offloaded_weights_render_the_same_film(tiny_wan: Path, tiny_hunyuan: Path) -> None:
     for card in (read_card(str(tiny_wan)), read_card(str(tiny_hunyuan))):
         (kept, _), (offloaded, _) = (_render(Mesh(), card, ModelOptions(offload=offload)) for offload in ("none", "blocks"))
-        assert torch.equal(kept, offloaded)
+        assert_same(offloaded, kept)  # weights that are read from other files lie elsewhere, for which kernels add up otherwise
 
 
 _RESIDENT = """
