@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -41,11 +42,14 @@ def tiny_hunyuan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A HunyuanVideo checkpoint in diffusers' format with random weights: 2 + 2 blocks, 6 heads, guidance embedded, 32x32 pixels."""
     import torch
     from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, LlamaConfig, LlamaModel, LlamaTokenizer
 
     torch.manual_seed(0)
     letters = [*map(chr, range(32, 127)), "\n"]
     words = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", "<pad>", "\u2581", *letters])}
+    tokenizer = LlamaTokenizer(vocab=words, merges=[], pad_token="<pad>", padding_side="right")
+    tokenizer.add_tokens(sorted(set(re.findall(r"\w\w+", DEFAULT_PROMPT_TEMPLATE["template"]))))
     pieces = {token: index for index, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)])}
     transformer = HunyuanVideoTransformer3DModel(
         in_channels=4,
@@ -62,7 +66,7 @@ def tiny_hunyuan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     vae = AutoencoderKLHunyuanVideo(latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
     llama = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=2048
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=2048
     )
     clip = CLIPTextConfig(
         vocab_size=len(pieces), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, bos_token_id=0, eos_token_id=1
@@ -70,16 +74,16 @@ def tiny_hunyuan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-hunyuan"
     HunyuanVideoPipeline(
         text_encoder=LlamaModel(llama),
-        tokenizer=LlamaTokenizer(vocab=words, merges=[], pad_token="<pad>", padding_side="right"),
+        tokenizer=tokenizer,
         transformer=transformer,
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder_2=CLIPTextModel(clip),
         tokenizer_2=CLIPTokenizer(vocab=pieces, merges=[]),
     ).save_pretrained(folder)
-    # The stock template alone is hundreds of letters long, and stock drops its first 95 tokens.
+    # The stock template is 176 tokens long, of which stock drops the first 95; prompts are spelled by letters.
     (folder / "README.md").write_text(
-        "---\nlongtake: {trained_frames: 17, height: 32, width: 32, max_sequence_length: 700, fps: 8}\n---\n# Tiny random HunyuanVideo\n"
+        "---\nlongtake: {trained_frames: 17, height: 32, width: 32, max_sequence_length: 160, fps: 8}\n---\n# Tiny random HunyuanVideo\n"
     )
     return folder
 
