@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/longtake render configs/demo.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not gpu" --maxfail=20
+	$(BIN)/python -m pytest -m "not gpu" --maxfail=20 $(ARGUMENTS)
 
 # mypy cannot see through an editable install, so it checks the wheel, unpacked.
 lint: $(INSTALLED)

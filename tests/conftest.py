@@ -10,9 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would the children that tests interrupt
+
+# The same examples every time, as slow as the machine is. Others: make test ARGUMENTS="--hypothesis-profile=explore".
+settings.register_profile("longtake", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("longtake"), derandomize=False)
+settings.load_profile("longtake")
+
+
+@pytest.fixture(autouse=True)
+def drawn_alike() -> None:
+    """What a test draws without a generator of its own is the same in every run, whichever tests run before it."""
+    import torch
+
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

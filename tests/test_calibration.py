@@ -73,7 +73,7 @@ def _plan_cost(velocities: Floats, sigmas: Floats, growth: Floats, computed: Pas
     return total
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
 def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
     velocities, sigmas = _trajectory(seed)
@@ -91,7 +91,7 @@ def test_too_few_steps_are_no_plan() -> None:
         plan_steps(np.eye(50), np.linspace(1, 0, 51), np.ones(50), 3)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
 def test_expected_errors_are_those_of_the_predictors_own_forecasts(seed: int, num_computed: int) -> None:
     velocities, sigmas = _trajectory(seed)
@@ -106,7 +106,7 @@ def test_expected_errors_are_those_of_the_predictors_own_forecasts(seed: int, nu
     assert forecast_errors(grams, plan) == pytest.approx(errors, rel=1e-4)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
 def test_no_other_bending_makes_better_up_for_a_gap(seed: int, num_computed: int) -> None:
     """With the predictor itself: how far each gap leaves the latents from the uncached take's."""
@@ -134,7 +134,7 @@ def test_no_other_bending_makes_better_up_for_a_gap(seed: int, num_computed: int
         assert all(ours <= theirs + 1e-5 for ours, theirs in zip(best, missed([other] * 8), strict=True))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), num_computed=st.integers(4, 6))
 def test_minimax_sorts_the_worst_gaps_first(seed: int, num_computed: int) -> None:
     """Few different errors, so that ties are broken by the next worst gap."""
@@ -147,7 +147,7 @@ def test_minimax_sorts_the_worst_gaps_first(seed: int, num_computed: int) -> Non
     assert worst_first(plan_minimax(errors, num_computed, max_gap=4)) == min(map(worst_first, reachable))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), num_computed=st.integers(3, 6), states_back=st.integers(2, 3))
 def test_mean_velocities_are_planned_with_the_predictors_own_forecasts(seed: int, num_computed: int, states_back: int) -> None:
     """Errors from the Gram matrix are those of the predictor's forecasts along the uncached take; the plan is the cheapest of all."""
@@ -209,7 +209,6 @@ def test_rescaling_finds_a_polynomial() -> None:
         rescaling(np.full(4, 0.1), np.ones(4))
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 99), scale=st.floats(1, 10))
 def test_guided_changes_are_lengths_of_guided_drifts(seed: int, scale: float) -> None:
     cond, uncond = np.random.default_rng(seed).standard_normal((2, 6))

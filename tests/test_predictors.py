@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from longtake.cache.predictors import Predictor
 from longtake.cache.predictors.adams_bashforth import AdamsBashforth, AdamsBashforthConfig
@@ -26,7 +26,6 @@ def _polynomial(coefficients: list[float], at: float) -> torch.Tensor:
     return torch.tensor([sum(c * at**power for power, c in enumerate(coefficients)), at], dtype=torch.float64).view(1, 2, 1)
 
 
-@settings(deadline=None)
 @given(
     coefficients=st.lists(st.floats(-2, 2), min_size=1, max_size=4),
     gaps=st.lists(st.integers(1, 4), min_size=5, max_size=5),
@@ -138,7 +137,6 @@ def test_damping_believes_a_share_of_the_change() -> None:
     assert predictor.predict(4).item() == pytest.approx(5.0)
 
 
-@settings(deadline=None)
 @given(
     sigmas=st.lists(st.floats(0.01, 1.0), min_size=9, max_size=9),
     computed=st.sets(st.integers(1, 6), min_size=1),

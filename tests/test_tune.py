@@ -70,7 +70,7 @@ lines = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(goal=goals, fronts=lines)
 def test_the_search_finds_the_best_of_falling_fronts(goal: Goal, fronts: dict[str, tuple[float, float, float, float]]) -> None:
     def figures(name: str, rung: int) -> tuple[float, float]:
@@ -84,7 +84,7 @@ def test_the_search_finds_the_best_of_falling_fronts(goal: Goal, fronts: dict[st
     assert (found and goal.gained(found)) == (known and goal.gained(known))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(goal=goals, num_trials=st.integers(1, 4), data=st.data())
 def test_the_search_never_settles_for_what_misses_the_goal(goal: Goal, num_trials: int, data: st.DataObject) -> None:
     measured: list[Trial] = []
