@@ -113,15 +113,14 @@ def gloo_pool() -> Iterator[object]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """A local cluster whose address RAY_ADDRESS names while the session lasts."""
-    import ray
+    """A local cluster whose address RAY_ADDRESS names while the session lasts. This process starts it without joining, so that jobs can."""
+    from ray.cluster_utils import Cluster
 
-    context = ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    address = context.address_info["address"]
-    os.environ["RAY_ADDRESS"] = address
-    yield address
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    os.environ["RAY_ADDRESS"] = cluster.address
+    yield cluster.address
     del os.environ["RAY_ADDRESS"]
-    ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture

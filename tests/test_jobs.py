@@ -16,14 +16,17 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from click.testing import Result
 from longtake.jobs.cli import app
 from longtake.jobs.config import load_job
 from longtake.jobs.manifest import read_manifest
 from longtake.jobs.plan import plan_job
 from longtake.pipeline.film import probe
+from longtake.pipeline.render import Renderer
 from safetensors.torch import load_file
 from typer.core import TyperGroup
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from same import assert_same
 
@@ -48,7 +51,16 @@ def write_job(folder: Path, model: Path, **changes: Any) -> Path:
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As in a terminal."""
     return subprocess.run([sys.executable, "-m", "longtake", *arguments], capture_output=True, text=True, timeout=240, check=False)
+
+
+def run_here(*arguments: str) -> Result:
+    """The same in this process, which has imported everything already: half the time of a short job."""
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
 
 
 @pytest.mark.parametrize(
@@ -148,8 +160,8 @@ def test_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "There is no job file" in result.stderr
     assert "Traceback" not in result.stderr
-    result = run_cli("compare", str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4"))
-    assert (result.returncode, "a.mp4" in result.stderr) == (2, True)
+    compared = run_here("compare", str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4"))
+    assert (compared.exit_code, "a.mp4" in compared.stderr) == (2, True)
 
 
 @pytest.mark.ray
@@ -171,37 +183,41 @@ def test_a_job_end_to_end(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> N
         assert len(json.loads((folder / "trace.json").read_text())["entries"]) == windows * 2 * 6
     first = (tmp_path / "out" / "one" / "film.mp4").stat().st_mtime_ns
 
-    result = run_cli("render", job)
-    assert result.returncode == 0
-    assert result.stdout.count("is done already") == 2
+    again = run_here("render", job)
+    assert again.exit_code == 0
+    assert again.stdout.count("is done already") == 2
     assert (tmp_path / "out" / "one" / "film.mp4").stat().st_mtime_ns == first
 
     earlier = read_manifest(tmp_path / "out" / "one")
     assert earlier is not None
-    result = run_cli("render", job, "takes.0.seed=5", "parallel.ulysses_degree=1")
-    assert result.returncode == 0, result.stderr
+    again = run_here("render", job, "takes.0.seed=5", "parallel.ulysses_degree=1")
+    assert again.exit_code == 0, again.stderr
     kept = tmp_path / "out" / f"one@{earlier.film_key[:8]}"
     assert (kept / "film.mp4").stat().st_mtime_ns == first
-    result = run_cli("compare", str(kept), str(tmp_path / "out" / "one"))
-    assert result.returncode == 0
-    assert result.stdout.startswith("17 frames: PSNR")
+    compared = run_here("compare", str(kept), str(tmp_path / "out" / "one"))
+    assert compared.exit_code == 0
+    assert compared.stdout.startswith("17 frames: PSNR")
 
 
 def _start_long_job(tmp_path: Path, model: Path) -> subprocess.Popen[str]:
-    job = write_job(tmp_path, model, num_inference_steps=4000)
+    """Of a gang whose collectives would wait for ten minutes: who ends sooner does so because he was told."""
+    parallel = {"cfg_degree": 2, "threads": 1, "collective_timeout": 600}
+    job = write_job(tmp_path, model, num_inference_steps=4000, parallel=parallel)
     process = subprocess.Popen(
         [sys.executable, "-m", "longtake", "render", str(job), "preview_every=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not (tmp_path / "out" / "one" / "preview.jpg").exists():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no step within 90 s"
+        assert time.monotonic() < deadline, "no step within 240 s"
         time.sleep(0.1)
     return process
 
 
 def _rank_processes() -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if "Rank." in " ".join(_command(process)) or "ray::Rank" in " ".join(_command(process))]
+    """Of this test session's cluster."""
+    ours = psutil.Process().children(recursive=True)
+    return [process for process in ours if "Rank." in " ".join(_command(process)) or "ray::Rank" in " ".join(_command(process))]
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -212,7 +228,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def _assert_nothing_is_left(tmp_path: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while _rank_processes() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _rank_processes()
@@ -225,10 +241,8 @@ def test_a_killed_rank_ends_the_job_and_is_named(ray_cluster: str, tiny_wan: Pat
     process = _start_long_job(tmp_path, tiny_wan)
     ranks = _rank_processes()
     assert len(ranks) == 2
-    began = time.monotonic()
     os.kill(max(ranks, key=lambda p: p.pid).pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - began < 15
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "failed: Rank" in errors
     assert "died after step" in errors
@@ -239,10 +253,8 @@ def test_a_killed_rank_ends_the_job_and_is_named(ray_cluster: str, tiny_wan: Pat
 @pytest.mark.ray
 def test_ctrl_c_ends_the_job(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
     process = _start_long_job(tmp_path, tiny_wan)
-    began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - began < 15
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert re.search(r"stopped: take 'one' after step \d+ of 4000", errors)
     _assert_nothing_is_left(tmp_path)
@@ -250,21 +262,19 @@ def test_ctrl_c_ends_the_job(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -
 
 @pytest.mark.ray
 def test_a_gang_shapes_itself_and_renders_the_same_film(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
-    latents = []
-    for name, parallel in (("given", {"cfg_degree": 2, "threads": 1}), ("auto", {"degrees": "auto", "num_ranks": 3, "threads": 1})):
-        (tmp_path / name).mkdir()
-        job = write_job(tmp_path / name, tiny_wan, parallel=parallel, save_latents=True, takes=JOB["takes"][:1])
-        result = run_cli("render", str(job))
-        assert result.returncode == 0, result.stderr
-        if name == "auto":
-            assert "parallel=auto: 3 rank(s): ulysses 3, which divides 6 heads" in result.stdout
-        latents.append(load_file(tmp_path / name / "out" / "one" / "latents.safetensors")["latents"])
-    assert_same(latents[1], latents[0])
+    parallel = {"degrees": "auto", "num_ranks": 3, "threads": 1}
+    job = str(write_job(tmp_path, tiny_wan, parallel=parallel, save_latents=True, takes=JOB["takes"][:1]))
+    result = run_here("render", job)
+    assert result.exit_code == 0, result.stderr
+    assert "parallel=auto: 3 rank(s): ulysses 3, which divides 6 heads" in result.stdout
+    plan = plan_job(load_job(job))
+    alone = Renderer(plan.card).render(plan.takes[0].take, plan.recipe)
+    assert_same(load_file(tmp_path / "out" / "one" / "latents.safetensors")["latents"], alone.latents)
 
 
 @pytest.mark.ray
 def test_doctor_says_what_there_is(ray_cluster: str, tmp_path: Path) -> None:
-    result = run_cli("doctor", "--ranks", "3", "--folder", str(tmp_path))
+    result = run_here("doctor", "--ranks", "3", "--folder", str(tmp_path))
     for line in (
         r"ok +torch: \d",
         r"ok +ffmpeg: libx264",
@@ -272,6 +282,6 @@ def test_doctor_says_what_there_is(ray_cluster: str, tmp_path: Path) -> None:
         r"ok +gloo, 3 ranks: round trip \d+ us, .* GB/s a rank",
     ):
         assert re.search(line, result.stdout), result.stdout
-    result = run_cli("doctor", "--ranks", "30")
-    assert result.returncode == 1
+    result = run_here("doctor", "--ranks", "30")
+    assert result.exit_code == 1
     assert "mend gloo, 30 ranks: No place for 30 ranks" in result.stdout
