@@ -24,6 +24,8 @@ from longtake.pipeline.take import Take
 
 from same import assert_same
 
+pytestmark = pytest.mark.numerical
+
 POINTS = st.lists(st.builds(Point, speedup=st.floats(1, 10), psnr=st.floats(10, 60)), min_size=1, max_size=8)
 LINE = [Point(2, 40), Point(4, 30)]
 

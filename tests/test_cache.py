@@ -26,6 +26,8 @@ from typer.testing import CliRunner
 from same import assert_same, assert_same_decisions
 from takes import REFUSED_BY_HUNYUAN, stock_latents, stock_take, tiny_recipe, tiny_take
 
+pytestmark = pytest.mark.numerical
+
 COMPUTE, REUSE = Decision.COMPUTE, Decision.REUSE
 ONE_PROMPT = tiny_take().prompts[:1]
 

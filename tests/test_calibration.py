@@ -41,6 +41,8 @@ from typer.testing import CliRunner
 
 from same import assert_same
 
+pytestmark = pytest.mark.numerical
+
 Floats = NDArray[np.float64]
 Past = tuple[int, ...]
 

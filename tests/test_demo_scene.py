@@ -15,6 +15,8 @@ from longtake.pipeline.demo.scene import Scene, Thing, all_held_out, draw, is_he
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+pytestmark = pytest.mark.numerical
+
 Frames = NDArray[np.uint8]
 
 NUM_FRAMES = 33

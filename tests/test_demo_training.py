@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from longtake.pipeline.demo import scene as world
 from longtake.pipeline.demo.nets import build_text_encoder, build_tokenizer
 from longtake.pipeline.demo.train_text import NO_ANSWER, answers_of
+
+pytestmark = pytest.mark.numerical
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import HunyuanVideoPipeline
 from longtake.cache import enable_cache, load_recipe
@@ -12,6 +13,8 @@ from longtake.pipeline.render import Renderer
 
 from same import assert_same
 from takes import stock_latents, stock_take
+
+pytestmark = pytest.mark.numerical
 
 
 def test_one_rank_equals_the_stock_pipeline(tiny_hunyuan: Path) -> None:

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from same import assert_same
 
+pytestmark = pytest.mark.numerical
+
 RING = Degrees(ring_degree=3)
 BOTH = Degrees(ring_degree=2, ulysses_degree=2)
 SHAPES = [Degrees(ulysses_degree=2), Degrees(ulysses_degree=3), Degrees(ring_degree=2), RING, BOTH, Degrees(ring_degree=5)]

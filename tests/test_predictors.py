@@ -21,6 +21,8 @@ from longtake.cache.predictors.planned import Planned, PlannedConfig
 from longtake.cache.predictors.racer import Racer, RacerConfig
 from longtake.cache.predictors.taylor import Taylor, TaylorConfig
 
+pytestmark = pytest.mark.numerical
+
 
 def _polynomial(coefficients: list[float], at: float) -> torch.Tensor:
     return torch.tensor([sum(c * at**power for power, c in enumerate(coefficients)), at], dtype=torch.float64).view(1, 2, 1)

@@ -23,6 +23,8 @@ from longtake.pipeline.take import PromptAt, Take, TimelineSettings
 from same import SAME, SAME_IN_BFLOAT16, assert_same, assert_same_film
 from takes import REFUSED_BY_HUNYUAN, tiny_recipe, tiny_take
 
+pytestmark = pytest.mark.numerical
+
 FULL = TimelineSettings("full", 0, 0)
 
 

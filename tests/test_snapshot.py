@@ -27,6 +27,8 @@ from safetensors.torch import save_file
 from same import assert_same_film
 from takes import tiny_recipe, tiny_take
 
+pytestmark = pytest.mark.numerical
+
 TAKE = tiny_take(num_frames=13, num_inference_steps=8, prompts=tiny_take().prompts[:1])
 RECIPE = tiny_recipe("dicache")
 THREE_WINDOWS = tiny_take(num_inference_steps=8, prompts=tiny_take().prompts[:1])

@@ -14,6 +14,8 @@ from longtake.pipeline.timeline import Timeline
 from same import assert_same
 from takes import tiny_take
 
+pytestmark = pytest.mark.numerical
+
 
 @given(length=st.integers(1, 200), window=st.integers(1, 30), data=st.data())
 def test_windows_cover_a_take(length: int, window: int, data: st.DataObject) -> None:

@@ -18,6 +18,8 @@ from longtake.cache.triggers.rate import Rate, RateConfig
 from longtake.cache.triggers.relative_change import RelativeChange, RelativeChangeConfig
 from longtake.cache.triggers.verify import Verify, VerifyConfig
 
+pytestmark = pytest.mark.numerical
+
 COMPUTE, REUSE = Decision.COMPUTE, Decision.REUSE
 
 

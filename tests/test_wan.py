@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import WanPipeline
 from longtake.pipeline.card import read_card
@@ -19,6 +20,8 @@ from PIL import Image
 
 from same import assert_same, slope
 from takes import stock_latents, stock_take
+
+pytestmark = pytest.mark.numerical
 
 
 def test_one_rank_equals_the_stock_pipeline(tiny_wan: Path) -> None:

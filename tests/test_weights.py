@@ -20,6 +20,8 @@ from longtake.pipeline.weights import weight_bytes
 from same import assert_same
 from takes import tiny_take
 
+pytestmark = pytest.mark.numerical
+
 
 def _render(mesh: Mesh, card: ModelCard, options: ModelOptions) -> tuple[torch.Tensor, int]:
     renderer = Renderer(card, options, mesh=mesh)
