@@ -129,7 +129,7 @@ def _survive(rank: int, stores: list[str], pipe: Connection) -> None:
     limit = timedelta(seconds=40)  # for processes that start at different times
     dist.init_process_group("gloo", init_method=f"file://{stores[0]}", rank=rank, world_size=3, timeout=limit)
     dist.barrier()
-    mesh = Mesh(Degrees(ring_degree=3), dist.new_group(timeout=timedelta(seconds=5)))
+    mesh = Mesh(Degrees(ring_degree=3), dist.new_group(timeout=limit))
     mesh.gang.sum(torch.ones(1))
     if rank == 2:
         os._exit(9)
@@ -145,15 +145,15 @@ def _survive(rank: int, stores: list[str], pipe: Connection) -> None:
     dist.destroy_process_group()
 
 
-def test_the_ranks_that_are_left_form_a_new_gang(tmp_path: Path) -> None:
-    context = mp.get_context("spawn")
+def test_the_ranks_that_are_left_form_a_new_gang(gloo_pool: GlooPool, tmp_path: Path) -> None:
+    context = mp.get_context("forkserver")  # the pool's, which has imported everything
     pipes = [context.Pipe() for _ in range(3)]
     stores = [str(tmp_path / name) for name in ("three", "two")]
     processes = [context.Process(target=_survive, args=(rank, stores, pipes[rank][1]), daemon=True) for rank in range(3)]
     for process in processes:
         process.start()
     for ours, _ in pipes[:2]:
-        assert ours.poll(60), "a hang"
+        assert ours.poll(120), "a hang"
         first, total = ours.recv()
         assert first.startswith("sum over the gang axis failed on its rank")
         assert total == 2.0
