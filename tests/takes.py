@@ -91,7 +91,7 @@ def tiny_recipe(name: str, family: str = "wan") -> Recipe:
     """A shipped recipe with numbers at which it computes some of 8 steps of a tiny model and reuses others, none of them a close call."""
     recipe = load_recipe(name, {**_CHANGES_FOR_BOTH, **_CHANGES[family]}.get(name))
     if name == "planned":
-        recipe = load_recipe(recipe, {"predictor": {"sigmas": _sigmas(family, 8)}})
+        recipe = load_recipe(recipe, {"predictor": {"sigmas": tiny_sigmas(family, 8)}})
     if not recipe.calibrated:
         return recipe
     values = {**recipe.to_dict(), "calibrated": False}
@@ -101,7 +101,7 @@ def tiny_recipe(name: str, family: str = "wan") -> Recipe:
     return load_recipe(values)
 
 
-def _sigmas(family: str, num_inference_steps: int) -> list[float]:
+def tiny_sigmas(family: str, num_inference_steps: int) -> list[float]:
     """Of a tiny model's own sampler."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if family == "wan" else 7.0)
     if family == "wan":

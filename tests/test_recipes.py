@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 from longtake.cache import Recipe, Trace
 from longtake.cache.decision import Decision
 from longtake.cache.predictors import PREDICTORS
@@ -18,7 +19,9 @@ from longtake.cache.triggers import TRIGGERS
 from longtake.pipeline.card import read_card
 from longtake.pipeline.render import Renderer
 
-from takes import stock_take
+from takes import stock_take, tiny_sigmas
+
+pytestmark = pytest.mark.numerical
 
 STEPS = 6
 Parts = dict[str, list[dict[str, Any]]]
@@ -48,7 +51,7 @@ SITE_CONFIGS: Parts = {
 }
 PREDICTOR_CONFIGS: Parts = {
     **{name: [{}] for name in ("adams_bashforth", "align", "bdf_heun", "chebyshev", "dmd", "hermite", "mean_velocity", "racer", "reuse", "taylor")},
-    "planned": [{"damping_by_step": [0.5] * STEPS, "sigmas": [1 - step / STEPS for step in range(STEPS + 1)], "bending_by_step": [0.5] * STEPS}],
+    "planned": [{"damping_by_step": [0.5] * STEPS, "sigmas": tiny_sigmas("wan", STEPS), "bending_by_step": [0.5] * STEPS}],
 }
 
 

@@ -17,6 +17,10 @@ from longtake.cache import Recipe, enable_cache, load_recipe
 from PIL import Image
 from torch import Tensor
 
+from same import assert_same
+
+pytestmark = pytest.mark.numerical
+
 Pipeline = Any
 SITES = ("fbcache", "dbcache", "bwcache", "fora", "easycache")  # stack, stack before the last block, blocks, modules, output
 _WAN = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 128, "freq_dim": 32, "ffn_dim": 48}
@@ -107,7 +111,7 @@ def test_on_the_same_input_a_reused_call_gives_what_a_computed_one_gave(model: s
     cached = enable_cache(transformer, _every(9, recipe), num_inference_steps=9)
     for step in range(3):
         with cached.step(step, 500.0, "cond"):
-            assert _apart(transformer(**given, return_dict=False)[0], plain) <= 1e-5
+            assert_same(transformer(**given, return_dict=False)[0], plain)
     assert [decision for _, decision in _rows(cached)["cond"]] == ["compute", "reuse", "reuse"]
     cached.disable()
     assert torch.equal(transformer(**given, return_dict=False)[0], plain)
@@ -131,7 +135,7 @@ def test_pipelines_that_are_given_pictures(tiny_wan: Path, kind: str, sizes: dic
     assert _apart(other, plain) > 1e-3, "the picture must tell"
     for recipe in SITES:
         cached = enable_cache(pipe, _every(1, recipe), num_inference_steps=8)
-        assert _apart(_call(pipe, **given), plain) <= 1e-5
+        assert_same(_call(pipe, **given), plain)
         cached.disable()
         cached = enable_cache(pipe, _every(2, recipe), num_inference_steps=8)
         assert _call(pipe, **given).isfinite().all()
@@ -186,7 +190,7 @@ def test_calls_that_end_early_leave_nothing_behind(tiny_wan: Path) -> None:
             _call(pipe, **options)
         except MemoryError:
             assert "callback_on_step_end" in options
-        assert _apart(_call(pipe), plain) == 0
+        assert_same(_call(pipe), plain)
 
 
 @pytest.mark.parametrize("steps", [6, 12, 15])
@@ -233,7 +237,7 @@ def test_branches_are_told_by_their_order_where_a_pipeline_does_not_name_them(ti
     first = 0 if strength == 1.0 else 4
     assert [step for step, _ in traces[0]["uncond"]] == list(range(first, 8))
     assert traces[0] == traces[1]
-    assert _apart(*films) == 0
+    assert_same(*films)
     assert ("reuse" in dict(traces[0]["cond"]).values()) and traces[0]["cond"][-1][1] == "compute"
 
 
@@ -362,15 +366,15 @@ def test_the_cache_comes_and_goes_beside_what_others_wrap(tiny_wan: Path, wrappe
         cached = enable_cache(pipe, _every(2, recipe), num_inference_steps=4)
         take_off = take_off or wrapper(pipe.transformer)
         for _ in range(2):  # before and after the other one has left
-            assert _apart(_call(pipe, 4), film) <= 1e-5
+            assert_same(_call(pipe, 4), film)
             assert _rows(cached) == rows
             if off == "between":
                 take_off()
         cached.disable()
-        assert _apart(_call(pipe, 4), plain) <= 1e-5
+        assert_same(_call(pipe, 4), plain)
         if off == "after":
             take_off()
-        assert _apart(_call(pipe, 4), plain) <= 1e-5
+        assert_same(_call(pipe, 4), plain)
 
 
 def test_hooks_of_others_go_on_being_called(tiny_wan: Path) -> None:
@@ -396,13 +400,13 @@ def test_a_copy_of_a_cached_model_has_no_cache(tiny_wan: Path, recipe: str) -> N
     copied = _pipeline(tiny_wan)
     copied.transformer = deepcopy(pipe.transformer)
     assert list(copied.transformer.state_dict()) == list(pipe.transformer.state_dict())
-    assert _apart(_call(copied), plain) == 0
+    assert_same(_call(copied), plain)
     assert _rows(cached) == rows
     with torch.no_grad():
         for weight in copied.transformer.parameters():
             weight.zero_()
     enable_cache(copied, "fbcache", num_inference_steps=8)
-    assert _apart(_call(pipe), film) == 0
+    assert_same(_call(pipe), film)
 
 
 def test_the_blocks_can_be_seen_while_they_are_cached(tiny_wan: Path) -> None:
@@ -426,7 +430,7 @@ def test_a_model_that_is_compiled_whole_is_refused() -> None:
     cached = enable_cache(transformer, _every(9, "fbcache"), num_inference_steps=9)
     for step, decision in enumerate(("compute", "reuse")):
         with cached.step(step, 500.0, "cond"):
-            assert _apart(torch.compile(transformer, backend="eager")(**given, return_dict=False)[0], plain) <= 1e-5
+            assert_same(torch.compile(transformer, backend="eager")(**given, return_dict=False)[0], plain)
         assert cached.trace.entries[-1].decision == decision
     transformer.compile(backend="eager")
     with pytest.raises(ValueError, match=r"compile_repeated_blocks\(\)"), cached.step(2, 500.0, "cond"):

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 
 from takes import tiny_recipe, tiny_take
 
+pytestmark = pytest.mark.numerical
+
 TAKE = tiny_take(num_frames=13, num_inference_steps=8, prompts=tiny_take().prompts[:1])
 
 
