@@ -116,7 +116,7 @@ def _number_unless(mesh: Mesh, dying: int | None) -> int:
 
 
 def test_a_rank_that_dies_costs_the_pool_one_run() -> None:
-    with GlooPool(2, timeout=30) as pool:
+    with GlooPool(2) as pool:
         assert pool.run(_number_unless, 2, None) == [0, 1]
         with pytest.raises((EOFError, TimeoutError)):
             pool.run(_number_unless, 2, 1)

@@ -153,7 +153,7 @@ def test_interrupt_of_the_whole_group_leaves_nothing(tmp_path: Path) -> None:
         for _ in range(3):
             assert child.stdout.readline() == b"written\n"
         os.killpg(child.pid, signal.SIGINT)
-        _, errors = child.communicate(timeout=20)
+        _, errors = child.communicate(timeout=120)
     assert errors.rstrip().endswith(b"KeyboardInterrupt")
     assert not os.listdir(tmp_path)
     assert not ffmpeg_pids(tmp_path)
@@ -189,7 +189,7 @@ def test_ffmpeg_failing_is_told_in_its_own_words(tmp_path: Path) -> None:
         film.write(smooth_clip(2, 320, 240))
         (pid,) = ffmpeg_pids(tmp_path)
         os.kill(pid, signal.SIGKILL)
-        for _ in range(100):
+        for _ in range(6000):  # as long as a busy machine takes to end it
             film.write(smooth_clip(1, 320, 240))
             time.sleep(0.01)
     assert not os.listdir(tmp_path)
