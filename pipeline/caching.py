@@ -63,10 +63,10 @@ def default_recipe(card: ModelCard, takes: Sequence[Take]) -> str:
 
 def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degrees: Degrees | None = None) -> None:
     """Raise ValueError, with the mend, if a recipe cannot work on this model, take or gang. model: the model's hash."""
-    recipe.check(model_shape(card, take), take.num_inference_steps)
     if recipe.calibration:
         recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
         _check_guidance(recipe, take)
+    recipe.check(model_shape(card, take), take.num_inference_steps)
     derives = any(part.site.name == "guidance" for part in recipe.parts)
     if (derives or recipe.branches == "joint") and not take.is_guided(card):
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
