@@ -242,7 +242,7 @@ UNLIKE = [
     load_recipe({**tiny_recipe("racer").to_dict(), **RESIDUAL}, {"guards": {"max_risk": 0.4}}),
     load_recipe(
         {**tiny_recipe("planned").to_dict(), **RESIDUAL, "predictor": {"name": "reuse"}},
-        {"trigger": {"expected_errors": [1] * 8, "max_surprise": 2.0}},
+        {"trigger": {"expected_errors": [1] * 8, "max_surprise": 0.4}},
     ),
 ]
 
