@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import subprocess
 import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -24,7 +26,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from imageio_ffmpeg import write_frames
+from imageio_ffmpeg import get_ffmpeg_exe, write_frames
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -32,6 +34,7 @@ from .files import partial_name
 
 logger = logging.getLogger(__name__)
 
+ENCODER = "libx264"
 CRF = 16  # x264's constant rate factor; 0 is lossless, 23 its default, below 18 hardly told from the source by eye
 SHORT_SIDE = 160  # pixels; stills of smaller films are scaled up to it
 LONG_SIDE = 480  # pixels; stills of larger films are scaled down to it, unless their short side would fall below SHORT_SIDE
@@ -43,10 +46,23 @@ _SCALE = "out_color_matrix=bt709:out_range=tv:out_chroma_loc=left:flags=bicubic+
 _TO_BT709 = f"scale={_SCALE},setparams={_BT709}"
 # Without these two flags swscale rounds down on the way to RGB: pictures come back one level darker.
 _TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+_MOVFLAGS = "+faststart+use_metadata_tags"
 _GAP = 8  # pixels between the stills of a sheet, an even number
 _SHEET_BACKGROUND = (24, 24, 24)
 _LAST_LINES = 12  # of ffmpeg's log, in an error
 _stderr_lock = threading.Lock()
+
+
+def check_encoder() -> None:
+    """Raise ValueError, with the mend, where this machine's ffmpeg does not run or cannot encode our films."""
+    mend = "pip install imageio-ffmpeg, which brings one, and unset IMAGEIO_FFMPEG_EXE"
+    try:
+        command = [get_ffmpeg_exe(), "-hide_banner", "-encoders"]
+        encoders = subprocess.run(command, capture_output=True, text=True, check=True, errors="replace").stdout
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"ffmpeg does not run ({error}); {mend}.") from None
+    if f" {ENCODER} " not in encoders:
+        raise ValueError(f"'{command[0]}' lacks {ENCODER}, which films are encoded with; {mend}.")
 
 
 class EncodingError(RuntimeError):
@@ -65,7 +81,7 @@ class FilmWriter:
                 film.write(frames)
     """
 
-    def __init__(self, path: Path, *, width: int, height: int, fps: float, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(self, path: Path, *, width: int, height: int, fps: float | Fraction, metadata: Mapping[str, str] | None = None) -> None:
         """width, height: pixels, even. fps: frames a second. metadata: short texts for the container; keys are free, without "=".
 
         Raises ValueError where one of these cannot be.
@@ -81,17 +97,15 @@ class FilmWriter:
             if not key or "=" in key:
                 raise ValueError(f"metadata key {key!r}: give a name without '='")
         self.path = path
-        self.width, self.height, self.fps = int(width), int(height), float(fps)  # write_frames takes no numpy numbers
+        self.width, self.height, self.fps = int(width), int(height), Fraction(fps).limit_denominator()  # write_frames takes no numpy numbers
         self.metadata = dict(metadata or {})
         self.num_frames = 0
-        self._partial = partial_name(path)
         self._ffmpeg: Generator[None, NDArray[np.uint8] | None, None] | None = None
 
     def __enter__(self) -> Self:
         self.num_frames = 0
-        # Were the writer before us killed, its ffmpeg may still be flushing into this file: it keeps that one, we get a new one.
-        self._partial.unlink(missing_ok=True)
-        options = ["-crf", str(CRF), "-vf", _TO_BT709, "-movflags", "+faststart+use_metadata_tags"]
+        self._partial = partial_name(self.path)
+        options = ["-crf", str(CRF), "-vf", _TO_BT709, "-movflags", _MOVFLAGS]
         for key, value in self.metadata.items():
             options += ["-metadata", f"{key}={value}"]
         self._log = tempfile.TemporaryFile()
@@ -99,7 +113,7 @@ class FilmWriter:
             self._partial,
             (self.width, self.height),
             fps=self.fps,
-            codec="libx264",
+            codec=ENCODER,
             quality=None,
             macro_block_size=2,
             output_params=options,
@@ -223,6 +237,36 @@ def probe(path: Path) -> FilmInfo:
             color_range=int(context.color_range),
             metadata=dict(container.metadata),
         )
+
+
+def retime(source: Path, target: Path, fps: Fraction) -> None:
+    """Writes a film's very packets as a film of another frame rate: the same pictures, tags and metadata, nothing decoded.
+
+    Raises ValueError for an unreadable film, and for one whose frames do not follow each other at one rate.
+    """
+    partial = partial_name(target)
+    try:
+        with _open(source) as (container, stream), av.open(str(partial), "w", options={"movflags": _MOVFLAGS}) as output:
+            output.metadata.update(container.metadata)
+            copied = output.add_stream_from_template(stream)
+            copied.time_base = 1 / fps
+            rate = stream.average_rate or Fraction(0)
+            for packet in container.demux(stream):
+                if packet.dts is None:  # the demuxer's last word
+                    continue
+                packet.pts, packet.dts = (_frame_index(source, time, packet.time_base * rate) for time in (packet.pts, packet.dts))
+                packet.duration, packet.time_base, packet.stream = 1, 1 / fps, copied
+                output.mux(packet)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _frame_index(source: Path, time: int | None, scale: Fraction) -> int:
+    index = None if time is None else time * scale
+    if index is None or index.denominator != 1:
+        raise ValueError(f"{source}: its frames do not follow each other at one rate; render it again")
+    return index.numerator
 
 
 def read_frames(path: Path, chunk: int = 16) -> Generator[NDArray[np.uint8], None, None]:

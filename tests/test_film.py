@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from longtake.pipeline.compare import compare_films, compare_frames
-from longtake.pipeline.film import SHORT_SIDE, ContactSheet, EncodingError, FilmWriter, probe, read_frames
+from longtake.pipeline.film import SHORT_SIDE, ContactSheet, EncodingError, FilmWriter, check_encoder, probe, read_frames, retime
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -173,10 +175,47 @@ def test_earlier_film_survives_a_failed_rewrite(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["film.mp4"]
 
 
-def test_left_over_temporary_file_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / ".film.partial.mp4").write_bytes(b"of a writer that was killed")
-    write_film(tmp_path / "film.mp4", smooth_clip(3, 90, 50))
+def test_two_writers_of_one_film_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    with FilmWriter(path, width=90, height=50, fps=16) as first, FilmWriter(path, width=90, height=50, fps=16) as second:
+        for film, num_frames in ((first, 3), (second, 5)):
+            film.write(smooth_clip(num_frames, 90, 50))
+    assert probe(path).num_frames == 3, "the first one was the last to end"
     assert os.listdir(tmp_path) == ["film.mp4"]
+
+
+@pytest.mark.parametrize("num_frames", [1, 17])
+@pytest.mark.parametrize("fps", [Fraction(24), Fraction(24000, 1001), Fraction(25, 2)])
+def test_a_film_gets_another_frame_rate_and_keeps_all_else(tmp_path: Path, num_frames: int, fps: Fraction) -> None:
+    source = write_film(tmp_path / "film.mp4", smooth_clip(num_frames, 90, 50), metadata={"title": "t", "comment": '{"seed": 1}'})
+    retime(source, tmp_path / "other.mp4", fps)
+    before, after = probe(source), probe(tmp_path / "other.mp4")
+    for tag in ("encoder", "major_brand", "minor_version", "compatible_brands"):
+        before.metadata.pop(tag), after.metadata.pop(tag)
+    assert replace(after, fps=before.fps) == before
+    frames = [np.concatenate(list(read_frames(path))) for path in (source, tmp_path / "other.mp4")]
+    assert (frames[0] == frames[1]).all()
+    with av.open(str(tmp_path / "other.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == fps
+        assert stream.duration * stream.time_base == num_frames / fps
+    assert sorted(os.listdir(tmp_path)) == ["film.mp4", "other.mp4"]
+
+
+def test_what_is_no_film_gets_no_frame_rate(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    with pytest.raises(ValueError, match="cannot be read as a film"):
+        retime(tmp_path / "film.mp4", tmp_path / "film.mp4", Fraction(24))
+    assert (tmp_path / "film.mp4").read_bytes() == b"no film"
+    assert os.listdir(tmp_path) == ["film.mp4"]
+
+
+def test_a_missing_encoder_is_found_before_a_film_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_encoder()
+    for program, message in (("/nowhere/ffmpeg", "ffmpeg does not run"), ("/bin/true", "'/bin/true' lacks libx264")):
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+        with pytest.raises(ValueError, match=message):
+            check_encoder()
 
 
 def test_ffmpeg_failing_is_told_in_its_own_words(tmp_path: Path) -> None:
