@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..cache.config import suggestion
 from ..pipeline.card import ModelCard
 from ..pipeline.take import PromptAt, Take, TimelineSettings
+from .values import SHORTHANDS, field_types, override, parse_file
 
 
 @dataclass
@@ -116,7 +118,8 @@ class TakeConfig(TakeSettings):
 class JobConfig(TakeSettings):
     """preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film.
 
-    attention_backend: one of diffusers' (native, flash, _flash_3_hub, sage ...), its default if left out.
+    attention_backend: one of diffusers' (native, flash, _flash_3_hub, sage ...), its default if left out. fps: the film's frames a second
+    (24, 23.976, 24000/1001), the model's own if left out. `~` and environment variables in paths are filled in.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -126,62 +129,97 @@ class JobConfig(TakeSettings):
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: str = "auto"
     attention_backend: str | None = None
-    fps: int | None = None
+    fps: str | None = None
     preview_every: int = 10
     save_latents: bool = False
 
 
+_LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
-_SHORTHANDS = {"cache": "recipe", "timeline": "name", "model": "path", "parallel": "degrees"}
 
 
 def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
     """Raises ValueError for a missing file, broken YAML, unknown keys and wrong types, with the value and the mend."""
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"There is no job file '{path}'; give the path of a YAML file, configs/demo.yaml for example.")
-    for override in overrides:
-        if "=" not in override:
-            raise ValueError(f"'{override}' is no override; write key=value, cache=none or parallel.ulysses_degree=4 for example.")
+    for change in overrides:
+        if "=" not in change:
+            raise ValueError(f"'{change}' is no override; write key=value, cache=none or parallel.ulysses_degree=4 for example.")
+    values = _read(path)
+    for change in overrides:
+        override(values, *change.split("=", 1), JobConfig)
+        _spell_out(values)
+    _check_keys(values, JobConfig, "The job")
     try:
-        written = OmegaConf.load(file)
-    except Exception as error:
-        raise ValueError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(written, DictConfig):
-        raise ValueError(f"'{path}' must be a mapping with model, output and takes.")
-    try:
-        values = _spelt_out(OmegaConf.to_container(_merge(written, overrides), resolve=True))
-        assert isinstance(values, dict)
-        _check_keys(values, JobConfig, "The job")
-        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), OmegaConf.create(values)))
+        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), OmegaConf.create(_escaped(values))))
     except OmegaConfBaseException as error:
         key = f" (at '{error.full_key}')" if error.full_key else ""
         raise ValueError(f"'{path}': {str(error).splitlines()[0]}{key}.") from None
     assert isinstance(job, JobConfig)
-    return job
+    _check_reach(job, overrides)
+    return _with_paths(job)
 
 
-def _merge(written: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    merged = OmegaConf.create(_spelt_out(OmegaConf.to_container(written)))
-    for override in overrides:
-        key, text = override.split("=", 1)
-        value = OmegaConf.from_dotlist([f"value={text}"])["value"]
-        if key in _SHORTHANDS and isinstance(value, str):
-            merged[key] = {_SHORTHANDS[key]: value}
-        else:
-            OmegaConf.update(merged, key, value, force_add=True)
-    return merged
+def _read(path: str) -> dict[str, Any]:
+    file = Path(expanded(path, "The job file"))
+    if not file.is_file():
+        raise ValueError(f"There is no job file '{path}'; give the path of a YAML file, configs/demo.yaml for example.")
+    try:
+        values = parse_file(file.read_bytes(), JobConfig)
+    except OSError as error:
+        raise ValueError(f"The job file '{path}' cannot be read ({error.strerror}); check its permissions.") from None
+    except ValueError as error:
+        raise ValueError(f"'{path}' {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"'{path}' must be a mapping with model, output and takes.")
+    _spell_out(values)
+    return values
 
 
-def _spelt_out(values: Any) -> Any:
-    """`cache: fbcache` becomes `cache: {recipe: fbcache}`, and `timeline: windows` likewise, at any depth."""
-    if isinstance(values, dict):
-        spelt = {key: _spelt_out(value) for key, value in values.items()}
-        for key, inner in _SHORTHANDS.items():
-            if isinstance(spelt.get(key), str):
-                spelt[key] = {inner: spelt[key]}
-        return spelt
-    return [_spelt_out(value) for value in values] if isinstance(values, list) else values
+def _spell_out(values: Any) -> None:
+    """`cache: fbcache` becomes `cache: {recipe: fbcache}`, and `timeline: windows` likewise, in the job and in its takes."""
+    for place in (values, *(values.get("takes") or () if isinstance(values.get("takes"), list) else ())):
+        for key, inner in SHORTHANDS.items():
+            if isinstance(place, dict) and isinstance(place.get(key), str):
+                place[key] = {inner: place[key]}
+
+
+def _escaped(value: Any) -> Any:
+    """OmegaConf's interpolations are none of ours: `${...}` in a text stays as it is written."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _check_reach(job: JobConfig, overrides: Sequence[str]) -> None:
+    """Raise ValueError for an override of the job's that no take hears, as each sets its own value."""
+    for change in overrides:
+        name = re.split(r"[.=\[]", change)[0]
+        if job.takes and name in field_types(TakeSettings) and all(getattr(take, name) is not None for take in job.takes):
+            key = change.split("=", 1)[0]
+            raise ValueError(f"'{change}' reaches no take: every take sets {name} itself; write takes.*.{key}=..., or takes.0.{key}=... for one.")
+
+
+def _with_paths(job: JobConfig) -> JobConfig:
+    """With `~` and environment variables in its paths filled in."""
+    recipe, replay = job.cache.recipe, job.cache.replay
+    cache = replace(
+        job.cache,
+        recipe=expanded(recipe, "cache.recipe") if recipe.endswith((".yaml", ".yml")) else recipe,
+        replay=None if replay is None else expanded(replay, "cache.replay"),
+    )
+    model = replace(job.model, path=expanded(job.model.path, "model"))
+    return replace(job, output=expanded(job.output, "output"), model=model, cache=cache)
+
+
+def expanded(path: str, what: str) -> str:
+    """A path with `~` and environment variables filled in. Raises ValueError for a variable or a user that there is not."""
+    filled = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises, and takes paths apart
+    if path.startswith("~") and filled.startswith("~") and not Path(path).exists():
+        raise ValueError(f"{what} is '{path}', and there is no such user; write the path without '~'.")
+    if missing := re.search(r"\$(\w+|\{\w+\})", filled):
+        raise ValueError(f"{what} is '{path}', and there is no environment variable {missing[0]}; set it, or write the path itself.")
+    return filled
 
 
 _NESTED = {
@@ -214,6 +252,8 @@ def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
     for index, take in enumerate(job.takes):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", take.name):
             raise ValueError(f"takes[{index}]: name is '{take.name}'; it names a folder, so use letters, digits, '.', '_' and '-'.")
+        if len(take.name) > _LONGEST_NAME:
+            raise ValueError(f"takes[{index}]: name has {len(take.name)} characters ('{take.name[:20]}...'); give it at most {_LONGEST_NAME}.")
     names = [take.name for take in job.takes]
     for name in names:
         if names.count(name) > 1:
