@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..cache import Recipe, load_recipe
 from ..cache.budget import predict_bytes
 from ..cache.sites import ModelShape
@@ -50,27 +52,53 @@ def find_recipe(
     return load_recipe(name, changes, dtype).fitted(card.dim, card.num_layers)
 
 
-def default_recipe(card: ModelCard, takes: Sequence[Take]) -> str:
-    """`planned` where it was calibrated on this model for such takes, `none` elsewhere."""
+def default_recipe(
+    card: ModelCard, takes: Sequence[Take], model: str, changes: Mapping[str, Mapping[str, Any]], dtype: str | None
+) -> tuple[Recipe | None, str]:
+    """What a job uses that names no cache: `planned` where it was calibrated on this model for such takes; else none, and why.
+
+    model: the model's hash. Raises ValueError for changes that do not belong to `planned`.
+    """
     kinds = {(take.num_inference_steps, take.flow_shift) for take in takes}
-    if len(kinds) > 1:
-        return "none"
-    [(steps, flow_shift)] = kinds
+    steps = takes[0].num_inference_steps
     path = numbers_path(card, "planned", steps)
-    calibration = load_recipe(path).calibration if path.is_file() else None
-    return "planned" if calibration and calibration.flow_shift == flow_shift else "none"
+    if len(kinds) > 1 or not path.is_file():
+        return None, f"`longtake calibrate {card.path} --steps {steps} --prompt ...` makes one for this model"
+    try:
+        recipe = load_recipe(path)
+        for take in takes:
+            check_recipe(recipe, card, take, model)
+    except (ValueError, yaml.YAMLError) as error:
+        return None, f"the numbers beside the model do not serve: {error}"
+    return load_recipe(path, changes, dtype), ""
 
 
 def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degrees: Degrees | None = None) -> None:
     """Raise ValueError, with the mend, if a recipe cannot work on this model, take or gang. model: the model's hash."""
+    num_calls = card.num_calls(take.num_inference_steps)
+    if card.calls_a_step > 1 and (recipe.calibrated or recipe.calibration or recipe.abscissa == "sigma"):
+        raise ValueError(
+            f"Recipe '{recipe.name}' counts steps of one model call each, and this model's scheduler makes {card.calls_a_step} a step; use another "
+            f"recipe (interval, fbcache), or save the model with FlowMatchEulerDiscreteScheduler."
+        )
     if recipe.calibration:
         recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
         _check_guidance(recipe, take)
-    recipe.check(model_shape(card, take), take.num_inference_steps)
-    derives = any(part.site.name == "guidance" for part in recipe.parts)
-    if (derives or recipe.branches == "joint") and not take.is_guided(card):
+    recipe.check(model_shape(card, take), num_calls)
+    if (derives_branch(recipe) or recipe.branches == "joint") and not take.is_guided(card):
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
-    if derives and degrees is not None and degrees.cfg_degree > 1:
+    if degrees is not None:
+        check_gang(recipe, degrees)
+
+
+def derives_branch(recipe: Recipe) -> bool:
+    """Whether it takes one guidance branch from the other, so that there is but one to run."""
+    return any(part.site.name == "guidance" for part in recipe.parts)
+
+
+def check_gang(recipe: Recipe, degrees: Degrees) -> None:
+    """Raise ValueError, with the mend, if a recipe cannot work on a gang of that shape."""
+    if derives_branch(recipe) and degrees.cfg_degree > 1:
         raise ValueError(
             f"Recipe '{recipe.name}' derives one guidance branch from the other, which saves nothing while both run at once; set "
             f"parallel.cfg_degree to 1."

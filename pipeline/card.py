@@ -5,9 +5,9 @@ Knows diffusers' folder layout. Everything that a job is checked against before 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,12 +15,9 @@ from typing import Any
 
 import yaml
 
-_PIPELINES = {"WanPipeline": "wan", "HunyuanVideoPipeline": "hunyuan_video"}
+from .support import SUPPORT, calls_a_step, check_configs, check_index
+
 _WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
-_PARTS = {
-    "wan": ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
-    "hunyuan_video": ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler"),
-}
 # What a checkpoint's own card may state otherwise, in its front matter under `longtake`.
 _USUAL = {
     "wan": {"trained_frames": 81, "height": 480, "width": 832, "max_sequence_length": 512, "fps": 16},
@@ -35,6 +32,7 @@ class ModelCard:
     size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for.
     num_layers: blocks in all; num_joint_layers: those that keep the text beside the video (HunyuanVideo's first list; 0 where blocks
     carry no text). dim: width of the hidden states. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
+    calls_a_step: how often the scheduler asks the model in every step but the last, which takes one call.
     """
 
     path: Path
@@ -51,8 +49,9 @@ class ModelCard:
     height: int
     width: int
     max_sequence_length: int
-    fps: int
+    fps: float
     embeds_guidance: bool
+    calls_a_step: int = 1
 
     @property
     def size_multiple(self) -> int:
@@ -62,13 +61,17 @@ class ModelCard:
         """A causal VAE's first latent frame stands for one frame, the others for `temporal_stride` each."""
         return (num_frames - 1) // self.temporal_stride + 1
 
+    def num_calls(self, num_inference_steps: int) -> int:
+        """Model calls of a branch in a take: what a cache counts as its steps."""
+        return self.calls_a_step * (num_inference_steps - 1) + 1
+
     def num_tokens(self, latent_frames: int, height: int, width: int) -> int:
         return latent_frames // self.patch_size[0] * (height // self.size_multiple) * (width // self.size_multiple)
 
 
 def model_folder(model: str) -> Path:
-    """The folder of a model given by path; `demo` is the one that comes with longtake."""
-    return Path(str(resources.files("longtake.pipeline.demo") / "model")) if model == "demo" else Path(model)
+    """The folder of a model given by path, absolute: other nodes work elsewhere. `demo` is the one that comes with longtake."""
+    return Path(str(resources.files("longtake.pipeline.demo") / "model")) if model == "demo" else Path(model).expanduser().absolute()
 
 
 def read_card(model: str) -> ModelCard:
@@ -78,86 +81,120 @@ def read_card(model: str) -> ModelCard:
         raise ValueError(f"There is no model folder '{model}'; give the path of a checkpoint in diffusers' format, or 'demo'.")
     index = _read_json(folder / "model_index.json", "the model's index; save the model with DiffusionPipeline.save_pretrained")
     pipeline = index.get("_class_name")
-    if pipeline not in _PIPELINES:
-        raise ValueError(f"Model '{model}' is a {pipeline}; longtake knows {', '.join(_PIPELINES)}.")
-    family = _PIPELINES[pipeline]
-    _check_parts(folder, _PARTS[family])
+    support = SUPPORT.get(str(pipeline))
+    if support is None:
+        raise ValueError(f"Model '{model}' is a {pipeline}; longtake knows {', '.join(SUPPORT)}.")
+    check_index(model, index, support)
+    _check_parts(folder, support.parts)
     transformer = _read_json(folder / "transformer" / "config.json", "the transformer's config")
     vae = _read_json(folder / "vae" / "config.json", "the VAE's config")
-    stated = {**_USUAL[family], **_front_matter(folder / "README.md")}
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
+    check_configs(model, support, transformer, vae, scheduler)
+    size = _sizes(folder / "transformer" / "config.json", transformer, support.family)
     return ModelCard(
         path=folder,
-        family=family,
-        num_heads=transformer["num_attention_heads"],
-        num_layers=transformer["num_layers"] + transformer.get("num_single_layers", 0),
-        num_joint_layers=transformer["num_layers"] if family == "hunyuan_video" else 0,
-        dim=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-        latent_channels=transformer["in_channels"],
-        patch_size=_patch_size(transformer),
+        family=support.family,
+        dim=size["num_heads"] * size.pop("head_dim"),
+        **size,
+        patch_size=_patch_size(folder / "transformer" / "config.json", transformer),
         spatial_stride=vae.get("scale_factor_spatial", vae.get("spatial_compression_ratio", 8)),
         temporal_stride=vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4)),
         embeds_guidance=transformer.get("guidance_embeds", False),
-        **stated,
+        calls_a_step=calls_a_step(scheduler),
+        **{**_USUAL[support.family], **_front_matter(folder / "README.md", _USUAL[support.family])},
     )
 
 
-def model_hash(folder: Path) -> str:
-    """Hash of what the model is: its JSON files and the headers of its safetensors (names, types, shapes), not 28 GB of weights.
-
-    File sizes and a sample of each file's last bytes go in as well, so that retrained weights of the same shapes differ.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".json":
-            digest.update(path.name.encode() + path.read_bytes())
-        elif path.suffix == ".safetensors":
-            digest.update(path.name.encode() + _safetensors_sample(path))
-    return digest.hexdigest()
+def _sizes(path: Path, transformer: dict[str, Any], family: str) -> dict[str, Any]:
+    needed = {"num_heads": "num_attention_heads", "head_dim": "attention_head_dim", "num_layers": "num_layers", "latent_channels": "in_channels"}
+    size = {name: _whole_number(path, key, transformer.get(key)) for name, key in needed.items()}
+    size["num_joint_layers"] = size["num_layers"] if family == "hunyuan_video" else 0
+    if family == "hunyuan_video":
+        size["num_layers"] += _whole_number(path, "num_single_layers", transformer.get("num_single_layers"))
+    return size
 
 
-def _safetensors_sample(path: Path) -> bytes:
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header = file.read(length)
-        size = path.stat().st_size
-        file.seek(max(8 + length, size - 65536))
-        return header + str(size).encode() + file.read()
+def _whole_number(path: Path, key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"'{path}': {key} is {'missing' if value is None else repr(value)}; it must be a whole number of at least 1.")
+    return value
 
 
-def _patch_size(transformer: dict[str, Any]) -> tuple[int, int, int]:
+def _patch_size(path: Path, transformer: dict[str, Any]) -> tuple[int, int, int]:
     """(frames, height, width), which families write as one list or as two numbers."""
-    stated = transformer["patch_size"]
-    frames, height, width = stated if isinstance(stated, list) else (transformer["patch_size_t"], stated, stated)
+    stated = transformer.get("patch_size")
+    sizes = stated if isinstance(stated, list) and len(stated) == 3 else [transformer.get("patch_size_t"), stated, stated]
+    frames, height, width = (_whole_number(path, "patch_size", size) for size in sizes)
     return frames, height, width
 
 
-def _check_parts(folder: Path, parts: tuple[str, ...]) -> None:
+def _check_parts(folder: Path, parts: Iterable[str]) -> None:
     for part in parts:
         if not (folder / part).is_dir():
             raise ValueError(f"Model folder '{folder}' lacks '{part}/'; download the whole checkpoint, or save it again with save_pretrained.")
     for part in parts:
-        if part in _WEIGHTS and not list((folder / part).glob("*.safetensors")):
-            raise ValueError(f"Model folder '{folder}' has no weights in '{part}/' (*.safetensors); download the whole checkpoint.")
+        if part in _WEIGHTS:
+            _check_weights(folder, part)
+
+
+def _check_weights(folder: Path, part: str) -> None:
+    files = sorted((folder / part).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"Model folder '{folder}' has no weights in '{part}/' (*.safetensors); download the whole checkpoint.")
+    for index in (folder / part).glob("*.safetensors.index.json"):
+        named = _read_json(index, "the weights' index").get("weight_map")
+        lacking = sorted(set(named.values()) - {file.name for file in files}) if isinstance(named, dict) else [index.name]
+        if lacking:
+            raise ValueError(f"Model folder '{folder}' lacks weights in '{part}/' ({', '.join(lacking)}); download the whole checkpoint.")
+    for file in files:
+        _check_whole(file)
+
+
+def _check_whole(file: Path) -> None:
+    """A download that broke off, or a pointer to a file that was never fetched: its header tells another length than the file has."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        size = file.stat().st_size
+        try:
+            header = json.loads(opened.read(length)) if 8 + length <= size else {}
+            ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            ends = []
+    if not ends or 8 + length + max(ends) != size:
+        raise ValueError(f"'{file}' is no whole safetensors file ({size} bytes); download it again.")
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"Model folder '{path.parent}' lacks {path.name}: {what}.") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"'{path}' is not valid JSON ({error}); download it again.") from None
-    assert isinstance(content, dict)
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' must hold a JSON object, {what}; download it again.")
     return content
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
+def _front_matter(path: Path, known: dict[str, int]) -> dict[str, Any]:
     """The YAML between the `---` lines at the top of a model card, under its key `longtake`; empty where there is none."""
     if not path.is_file():
         return {}
-    pieces = path.read_text().split("---\n", 2)
-    if len(pieces) < 3 or pieces[0]:
-        return {}
-    stated = (yaml.safe_load(pieces[1]) or {}).get("longtake", {})
-    assert isinstance(stated, dict), f"'longtake' in the front matter of {path} must be a mapping"
+    try:
+        pieces = path.read_text(encoding="utf-8").split("---\n", 2)
+        matter = yaml.safe_load(pieces[1]) if len(pieces) == 3 and not pieces[0] else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The front matter of '{path}' cannot be read ({' '.join(str(error).split())}); mend the YAML between its `---`.") from None
+    stated = matter.get("longtake", {}) if isinstance(matter, dict) else {}
+    where = f"'longtake' in the front matter of '{path}'"
+    if not isinstance(stated, dict):
+        raise ValueError(f"{where} is {stated!r}; it must be a mapping of {', '.join(known)}.")
+    for name, value in stated.items():
+        if name not in known:
+            raise ValueError(f"{where} has no setting '{name}'. Known: {', '.join(known)}.")
+        if name == "fps":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 1):
+                raise ValueError(f"{where}: fps is {value!r}; it must be a number of at least 1.")
+        else:
+            _whole_number(path, f"longtake.{name}", value)
     return stated

@@ -21,8 +21,9 @@ BRANCHES = ("cond", "uncond")
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step. velocity: the guided and fused one, [1, channels, latent frames, height, width]; clean: the clean latents
-    that it points to.
+    """One finished step, of as many as the scheduler has timesteps (a second-order one has two a step).
+
+    velocity: the guided and fused one, [1, channels, latent frames, height, width]; clean: the clean latents that it points to.
     """
 
     index: int
@@ -69,7 +70,7 @@ class Denoising:
             except CollectiveError as error:
                 raise error.at(f"step {index + 1}") from error
             self.index += 1
-            yield Step(index, self.take.num_inference_steps, velocity, clean)
+            yield Step(index, len(self.scheduler.timesteps), velocity, clean)
 
     @torch.no_grad()
     def _advance(self, index: int, timestep: Tensor) -> tuple[Tensor, Tensor]:

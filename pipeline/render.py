@@ -73,13 +73,15 @@ class Renderer:
 
         replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
         or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
-        another key is refused. Raises ValueError for a snapshot that cannot be gone on from.
+        another key is refused. Raises ValueError for a snapshot that cannot be gone on from, and FloatingPointError, on every rank, for a
+        take whose latents are not finite.
         """
         cached = None
         if recipe:
             mesh = self.mesh
             shards = Shards(mesh.sequence.sum, mesh.branches.sum if mesh.cfg.size == 2 else None, is_first=mesh.sequence.rank == 0)
-            options: dict[str, Any] = {"num_inference_steps": take.num_inference_steps, "shards": shards, "replay": replay, "place": place}
+            num_calls = self.family.card.num_calls(take.num_inference_steps)
+            options: dict[str, Any] = {"num_inference_steps": num_calls, "shards": shards, "replay": replay, "place": place}
             cached = enable_cache(self.family.transformer, recipe, **options)
         self.cached = cached
         try:
@@ -88,11 +90,20 @@ class Renderer:
                 load_snapshot(snapshot, denoising, cached, self._relay(take), film_key)
             self._running = (denoising, film_key)
             yield from denoising
+            self._check_finite(denoising.latents)
             yield Rendered(denoising.latents, self._whole_trace(cached) if cached else None, cached.state.num_bytes if cached else 0)
         finally:
             self.cached, self._running = None, None
             if cached:
                 cached.disable()
+
+    def _check_finite(self, latents: Tensor) -> None:
+        """Once a take, summed over the gang, so that all ranks say the same."""
+        if self.mesh.gang.sum((~latents.isfinite()).sum(dtype=torch.float64)) > 0:
+            raise FloatingPointError(
+                "the take's latents are not finite (nan or inf); lower guidance_scale, check flow_shift, or set model.dtype to bfloat16 or "
+                "float32 where it is float16"
+            )
 
     def save(self, folder: Path) -> None:
         """Write a snapshot of the running take, between two of its steps; called on every rank. Raises ValueError if no take is running:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from .card import ModelCard
 from .noise import NOISES
 from .timeline import Timeline
+
+_LARGEST_SIDE = 16384  # pixels; what H.264 and its players can hold
+_MOST_FRAMES, _MOST_STEPS = 1_000_000, 10_000  # far beyond use: a slip of the hand
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,28 @@ class Take:
             if value < multiple or value % multiple:
                 nearest = max(multiple, round(value / multiple) * multiple)
                 raise ValueError(f"{where}: {name} is {value}; it must be a multiple of {multiple} for this model, {nearest} for example.")
+            if value > _LARGEST_SIDE:
+                raise ValueError(f"{where}: {name} is {value}; films are at most {_LARGEST_SIDE} pixels wide and high.")
         stride = card.temporal_stride
+        if self.num_frames > _MOST_FRAMES:
+            raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be at most {_MOST_FRAMES}.")
         if self.num_frames < 1 or (self.num_frames - 1) % stride:
             nearest = max(0, round((self.num_frames - 1) / stride)) * stride + 1
             raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be 1 more than a multiple of {stride}, {nearest} for example.")
-        if self.num_inference_steps < 1:
-            raise ValueError(f"{where}: num_inference_steps is {self.num_inference_steps}; it must be at least 1.")
+        if not 1 <= self.num_inference_steps <= _MOST_STEPS:
+            raise ValueError(f"{where}: num_inference_steps is {self.num_inference_steps}; it must be from 1 to {_MOST_STEPS}.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"{where}: seed is {self.seed}; it must be from 0 to {2**63 - 1}.")
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise ValueError(f"{where}: guidance_scale is {self.guidance_scale:g}; it must be finite and at least 0, 5 for example.")
+        if self.flow_shift is not None and not (math.isfinite(self.flow_shift) and self.flow_shift > 0):
+            raise ValueError(f"{where}: flow_shift is {self.flow_shift:g}; it must be finite and above 0, 3 for example.")
+        if self.negative_prompt and not self.is_guided(card):
+            why = "this model has its guidance embedded" if card.embeds_guidance else "guidance_scale is 1"
+            raise ValueError(
+                f"{where}: negative_prompt is '{self.negative_prompt}', but {why}, so that nothing hears it; drop it, or set "
+                f"takes.*.negative_prompt= (empty){'' if card.embeds_guidance else ', or raise guidance_scale'}."
+            )
         if self.noise not in NOISES:
             raise ValueError(f"{where}: noise is '{self.noise}'; it must be one of {', '.join(NOISES)}.")
         self._check_prompts(where)

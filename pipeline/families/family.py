@@ -69,7 +69,7 @@ class Family(ABC):
         config = json.loads((self.card.path / "scheduler" / "scheduler_config.json").read_text())
         scheduler_class = getattr(diffusers, config["_class_name"])
         if flow_shift is not None:
-            config["flow_shift" if "flow_shift" in config else "shift"] = flow_shift
+            config["shift" if config["_class_name"].startswith("FlowMatch") else "flow_shift"] = flow_shift
         scheduler = scheduler_class.from_config(config)
         self._set_timesteps(scheduler, num_inference_steps)
         scheduler.set_begin_index(0)
