@@ -28,8 +28,9 @@ from typing import Any
 import torch
 
 from ..cache import Recipe
-from ..pipeline.card import model_hash, read_card
+from ..pipeline.card import read_card
 from ..pipeline.demo.score import Score, score_clips
+from ..pipeline.model_hash import model_hash
 from ..pipeline.render import Renderer
 from . import rivals, same_method
 from .cache_picture import draw

@@ -65,7 +65,7 @@ class Guards:
 
 @dataclass(frozen=True)
 class Calibration:
-    """model: hash of the model that was measured (pipeline.card.model_hash). num_inference_steps: of the takes, 0 if it fits any.
+    """model: hash of the model that was measured (pipeline.model_hash). num_inference_steps: of the takes, 0 if it fits any.
     flow_shift: of their sigmas, None for the model's own.
     """
 

@@ -28,8 +28,9 @@ from ..cache.decision import l1_sums, ratio
 from ..cache.recipe import Calibration
 from ..cache.recorder import Key, Sight
 from .caching import check_recipe
-from .card import ModelCard, model_hash
+from .card import ModelCard
 from .measure import measure_growth, measure_skips, measure_velocities, record_steps, record_take, steps_by_velocity
+from .model_hash import model_hash
 from .render import Renderer
 from .take import Take
 

@@ -1,22 +1,49 @@
-"""The film key: a hash of all that may change a film. Gang, layout, kernel, paths and retries are not in it."""
+"""The keys of a film. Gang, layout, exact kernels, paths and retries are in neither of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict
+from fractions import Fraction
+from typing import Any
 
 from ..cache import Recipe, Trace
+from .card import ModelCard
+from .options import ModelOptions
 from .take import Take
 
-_VERSION = 1  # raised when the same inputs come to give another film
+_VERSION = 2  # raised when the same inputs come to give another film
+_DELIVERY_VERSION = 1  # likewise, for the file of the same frames
 
 
-def film_key(model: str, take: Take, recipe: Recipe | None, dtype: str, replayed: Trace | None = None) -> str:
-    """64 hex digits. model: its hash. A take's name is not in it: it is where the film is kept, not what it shows."""
+def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None = None) -> str:
+    """Of all that may change a film's latents, 64 hex digits. model: its hash.
+
+    A take's name is not in it: it is where the film is kept, not what it shows; nor are windows, where one holds the whole take.
+    """
     content = asdict(take)
     del content["name"]
-    key = {"version": _VERSION, "model": model, "take": content, "recipe": recipe.deciding() if recipe else None, "dtype": dtype}
+    if len(take.timeline_for(card).windows) == 1:
+        content["timeline"] = "full"
+    key = {
+        "version": _VERSION,
+        "model": model,
+        "max_sequence_length": card.max_sequence_length,
+        "take": content,
+        "recipe": recipe.deciding() if recipe else None,
+        "dtype": options.dtype,
+        "lossy_attention": options.lossy_attention,
+    }
     if replayed is not None:
         key["replayed"] = replayed.choices
+    return _hashed(key)
+
+
+def delivery_key(fps: Fraction) -> str:
+    """Of all that changes a film's file and none of its pictures, 64 hex digits. fps: frames a second."""
+    return _hashed({"version": _DELIVERY_VERSION, "fps": str(fps)})
+
+
+def _hashed(key: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -9,11 +9,12 @@ LAYOUTS = ("even", "frames")
 KERNELS = ("native", "xfuser")
 SHARDS = ("none", "gang")
 OFFLOADS = ("none", "blocks")
+_LOSSY_ATTENTION = ("sage", "sparge", "sparse", "int8", "fp8", "fp4")  # in diffusers' names of backends
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Nothing in it but `dtype` may change a film.
+    """Nothing in it but `dtype` and a lossy attention backend may change a film.
 
     layout: which tokens a rank holds. kernel: attention on one rank; attention_backend: diffusers' name for the native one, its
     default if None. shard: `gang` keeps a part of the weights on each rank that shares tokens. offload: `blocks` keeps the blocks'
@@ -26,6 +27,12 @@ class ModelOptions:
     attention_backend: str | None = None
     shard: str = "none"
     offload: str = "none"
+
+    @property
+    def lossy_attention(self) -> str | None:
+        """The attention backend, if it quantises or leaves out what it attends to (diffusers' sage ones); exact ones give the same film."""
+        name = self.attention_backend
+        return name if name is not None and any(word in name for word in _LOSSY_ATTENTION) else None
 
     def check(self, sequence_degree: int) -> None:
         """Raise ValueError, with the mend, for options that exclude each other. sequence_degree: ranks that share tokens."""

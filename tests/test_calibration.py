@@ -32,9 +32,10 @@ from longtake.jobs.config import load_job
 from longtake.jobs.plan import plan_job
 from longtake.pipeline.caching import check_recipe
 from longtake.pipeline.calibrate import CALIBRATIONS, calibration_takes
-from longtake.pipeline.card import model_hash, read_card
+from longtake.pipeline.card import read_card
 from longtake.pipeline.denoise import Denoising, Step
 from longtake.pipeline.measure import measure_skips, record_steps, record_take
+from longtake.pipeline.model_hash import model_hash
 from longtake.pipeline.render import Renderer
 from numpy.typing import NDArray
 from typer.testing import CliRunner
