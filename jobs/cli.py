@@ -10,11 +10,31 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 app = typer.Typer(name="longtake", help="Render long video clips with diffusion transformers on Ray clusters.", no_args_is_help=True)
 
 _WORTH_SAYING = 150  # characters of a setting; expected errors of many steps are for the file alone
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Prints what it is given: a path like '[/x].yaml' is no markup, and no text is coloured, shortened or turned into pictures."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    _console().print(line)
+
+
+def _complain(kind: str, message: object) -> None:
+    _console(stderr=True).print(Text.assemble((f"{kind}:", "red"), f" {message}"))
+
+
+def _path(path: Path) -> Path:
+    """With `~` and environment variables filled in."""
+    from .config import expanded
+
+    return Path(_checked(expanded, str(path), "The path"))
 
 
 def _checked(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -22,7 +42,7 @@ def _checked(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return check(*args, **kwargs)
     except ValueError as error:
-        _errors.print(f"[red]error:[/red] {error}", markup=True)
+        _complain("error", error)
         raise typer.Exit(2) from None
 
 
@@ -40,18 +60,22 @@ def render(
     plan = _checked(plan_job, config, force=force)
 
     from .driver import JobStopped, run_job
+    from .folder import JobRefused
     from .gang import GangError
     from .progress import reporter
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with reporter(Console()) as report:
+        with reporter(_console()) as report:
             run_job(plan, report)
-    except GangError as error:
-        _errors.print(f"[red]failed:[/red] {error}")
+    except JobRefused as error:
+        _complain("error", error)
+        raise typer.Exit(2) from None
+    except (GangError, OSError) as error:
+        _complain("failed", error)
         raise typer.Exit(1) from None
     except (JobStopped, KeyboardInterrupt) as error:
-        _errors.print(f"[red]stopped:[/red] {str(error) or 'before the first take'}; finished takes stay, the same command goes on with the rest")
+        _complain("stopped", f"{str(error) or 'before the first take'}; finished takes stay, the same command goes on with the rest")
         raise typer.Exit(130) from None
 
 
@@ -63,10 +87,10 @@ def compare(
     """PSNR and SSIM of two takes or films."""
     from ..pipeline.compare import compare_films
 
-    films = [path / "film.mp4" if path.is_dir() else path for path in (a, b)]
+    films = [path / "film.mp4" if path.is_dir() else path for path in (_path(a), _path(b))]
     result = _checked(compare_films, *films)
     worst = f"worst {result.worst_psnr:.2f} dB at frame {result.worst_frame}"
-    Console(highlight=False).print(f"{result.num_frames} frames: PSNR {result.psnr:.2f} dB ({worst}), SSIM {result.ssim:.4f}")
+    _say(f"{result.num_frames} frames: PSNR {result.psnr:.2f} dB ({worst}), SSIM {result.ssim:.4f}")
 
 
 @app.command()
@@ -77,9 +101,8 @@ def recipes(
     from ..cache.budget import describe_collectives, describe_memory
     from ..cache.recipe import load_recipe, recipe_names
 
-    console = Console(highlight=False, soft_wrap=True)
     if name is not None:
-        console.print(yaml.safe_dump(_checked(load_recipe, name).to_dict(), sort_keys=False, width=120).rstrip(), markup=False)
+        _say(yaml.safe_dump(_checked(load_recipe, name).to_dict(), sort_keys=False, width=120).rstrip())
         return
     rows = [("recipe", "class", "memory a branch", "collectives", "trigger x site x predictor", "paper")]
     for known in map(load_recipe, recipe_names()):
@@ -87,8 +110,8 @@ def recipes(
         rows.append((known.name, known.category, describe_memory(known), describe_collectives(known), made_of, known.paper))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        console.print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip(), markup=False)
-    console.print("H: one tensor of the hidden states, tokens x dim. L: blocks of the model. latent: one of the model's input.")
+        _say("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    _say("H: one tensor of the hidden states, tokens x dim. L: blocks of the model. latent: one of the model's input.")
 
 
 traces = typer.Typer(help="Look at the decisions of rendered takes.", no_args_is_help=True)
@@ -105,9 +128,9 @@ def show_trace(
 
     loaded = _checked(_load_trace, trace)
     for line in show(loaded):
-        Console(highlight=False, soft_wrap=True).print(line, markup=False)
+        _say(line)
     if png is not None:
-        loaded.plot(png)
+        loaded.plot(_path(png))
 
 
 @traces.command("diff")
@@ -116,13 +139,14 @@ def diff_traces(a: Annotated[Path, typer.Argument(help="a take's folder, or its 
     from .tracing import diff
 
     line = diff(_checked(_load_trace, a), _checked(_load_trace, b))
-    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+    _say(line)
     raise typer.Exit(0 if line.startswith("equal") else 1)
 
 
 def _load_trace(path: Path) -> Any:
     from ..cache import Trace
 
+    path = _path(path)
     return Trace.load(path / "trace.json" if path.is_dir() else path)
 
 
@@ -146,7 +170,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     card = _checked(read_card, model)
     takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale, flow_shift)
     method, *_ = _checked(calibration.check_calibration, recipe, card, takes, computed=computed, threshold=threshold)
-    target = out or numbers_path(card, recipe, 0 if method.any_steps else steps)
+    target = _path(out) if out else numbers_path(card, recipe, 0 if method.any_steps else steps)
     _checked(_check_target, target, make=out is None)
 
     from ..pipeline.files import write_atomic
@@ -156,7 +180,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     write_atomic(target, yaml.safe_dump(made.to_dict(), sort_keys=False))
     for part in made.parts:
         settings = ", ".join(f"{name}={value}" for name, value in vars(part.trigger.config).items() if len(str(value)) <= _WORTH_SAYING)
-        Console(highlight=False, soft_wrap=True).print(f"{target}: {made.name}, {part.site.name}: {part.trigger.name}({settings})", markup=False)
+        _say(f"{target}: {made.name}, {part.site.name}: {part.trigger.name}({settings})")
 
 
 def _check_target(out: Path, *, make: bool) -> None:
@@ -192,12 +216,11 @@ def tune(
     from .tune import plan_tuning, run_tuning
 
     goal = _checked(Goal, psnr, speedup)
-    tuning = _checked(plan_tuning, job, goal, take=take, recipes=recipe or [], out=out, force=force)
-    console = Console(highlight=False, soft_wrap=True)
+    tuning = _checked(plan_tuning, job, goal, take=take, recipes=recipe or [], out=_path(out) if out else None, force=force)
     try:
-        is_reached = _checked(run_tuning, tuning, trials, lambda line: console.print(line, markup=False))
+        is_reached = _checked(run_tuning, tuning, trials, _say)
     except KeyboardInterrupt:
-        _errors.print("[red]stopped:[/red] nothing is written")
+        _complain("stopped", "nothing is written")
         raise typer.Exit(130) from None
     raise typer.Exit(0 if is_reached else 1)
 
@@ -210,11 +233,11 @@ def doctor(
     """What this machine and its cluster offer, what is missing and the mend; exit code 1 if something is."""
     from .doctor import examine
 
-    console = Console(highlight=False, soft_wrap=True)
-    is_well = True
-    for finding in examine(ranks, folder):
-        mark = "[green]ok[/green]  " if finding.mend is None else "[red]mend[/red]"
-        console.print(f"{mark} [bold]{finding.name}[/bold]: {finding.value}{'' if finding.mend is None else f' -> {finding.mend}'}")
+    console, is_well = _console(), True
+    for finding in examine(ranks, _path(folder)):
+        mark = ("ok  ", "green") if finding.mend is None else ("mend", "red")
+        told = f": {finding.value}{'' if finding.mend is None else f' -> {finding.mend}'}"
+        console.print(Text.assemble(mark, " ", (finding.name, "bold"), told))
         is_well = is_well and finding.mend is None
     raise typer.Exit(0 if is_well else 1)
 

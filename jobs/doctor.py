@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -65,15 +64,13 @@ def _machine(folder: Path) -> Iterator[Finding]:
 
 
 def _ffmpeg() -> Finding:
-    from imageio_ffmpeg import get_ffmpeg_exe
+    from ..pipeline.film import ENCODER, check_encoder
 
     try:
-        program = get_ffmpeg_exe()
-        encoders = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, text=True, check=True).stdout
-    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        return Finding("ffmpeg", f"does not run ({error})", "pip install imageio-ffmpeg, which brings one")
-    found = [codec for codec in ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "libsvtav1") if f" {codec} " in encoders]
-    return Finding("ffmpeg", ", ".join(found) or "no encoder", None if "libx264" in found else "films need libx264; install a full ffmpeg")
+        check_encoder()
+    except ValueError as error:
+        return Finding("ffmpeg", "none that can write films", str(error))
+    return Finding("ffmpeg", ENCODER)
 
 
 def _cluster(num_ranks: int) -> Iterator[Finding]:

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import ray
 
 from ..parallel import Degrees
 from .events import Finished, Loaded, Order
+from .folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
 from .gang import Gang, GangError
 from .manifest import Manifest
 from .plan import Plan, PlannedTake
@@ -29,29 +29,49 @@ class JobStopped(Exception):
 
 
 def run_job(plan: Plan, reporter: Reporter) -> None:
-    """Render what the plan leaves to do. Raises GangError when a rank fails or dies, JobStopped on Ctrl-C; finished takes stay."""
-    todo = [planned for planned in plan.takes if not planned.is_done]
-    for planned in plan.takes:
-        if planned.is_done:
-            reporter.say(f"take '{planned.take.name}' is done already ({planned.folder / 'film.mp4'}); --force renders it again")
-    if not todo:
-        return
-    with _ray(plan, reporter) as (device, degrees), Gang(degrees, plan.job.parallel, device) as gang:
-        reporter.say(f"cache: {_cache_text(plan)}")
-        reporter.say(f"loading '{plan.job.model.path}' on {gang.num_ranks} rank(s) ({degrees}), {device}, {gang.threads} thread(s) a rank")
-        loaded = gang.load(plan.card, plan.model_options)
-        reporter.say(f"loaded in {max(one.seconds for one in loaded):.1f} s")
-        for number, planned in enumerate(todo, 1):
-            reporter.take(planned.take.name, number, len(todo))
-            _render(plan, planned, gang, loaded[0], reporter)
+    """Render what the plan leaves to do. Finished takes stay, whatever happens.
+
+    Raises JobRefused, before a weight is loaded, if another job writes the same takes or the cluster's gang does not fit them; GangError
+    when a rank fails or dies; JobStopped on Ctrl-C.
+    """
+    with locked([planned.folder for planned in plan.takes if not planned.is_done]):
+        todo = [planned for planned in plan.takes if _needs_rendering(plan, planned, reporter)]
+        if not todo:
+            return
+        with _ray(plan, reporter) as (device, degrees), Gang(degrees, plan.job.parallel, device) as gang:
+            reporter.say(f"cache: {_cache_text(plan)}")
+            reporter.say(f"loading '{plan.job.model.path}' on {gang.num_ranks} rank(s) ({degrees}), {device}, {gang.threads} thread(s) a rank")
+            loaded = gang.load(plan.card, plan.model_options)
+            reporter.say(f"loaded in {max(one.seconds for one in loaded):.1f} s")
+            for number, planned in enumerate(todo, 1):
+                reporter.take(planned.take.name, number, len(todo))
+                _render(plan, planned, gang, loaded[0], reporter)
+
+
+def _needs_rendering(plan: Plan, planned: PlannedTake, reporter: Reporter) -> bool:
+    """What needs no model is done here and now; a take that was not done when it was planned may be by now."""
+    name, film = planned.take.name, planned.folder / FILM
+    todo = planned.todo if planned.is_done else plan.look(planned)
+    if todo is Todo.NOTHING:
+        reporter.say(f"take '{name}' is done already ({film}); --force renders it again")
+        return False
+    if todo is Todo.DELIVER:
+        try:
+            deliver_again(planned.folder, plan.fps, plan.delivery_key)
+        except ValueError as error:
+            reporter.say(f"take '{name}' is rendered again: its film cannot get another frame rate ({error})")
+            return True
+        reporter.say(f"take '{name}' is done already; its film has {float(plan.fps):g} frames a second now ({film})")
+        return False
+    if todo is Todo.KEEP_LATENTS:
+        reporter.say(f"take '{name}' is done, but its latents were not kept; it is rendered again for them")
+    return True
 
 
 def _cache_text(plan: Plan) -> str:
     if plan.recipe is not None:
         return plan.recipe.name
-    steps = plan.takes[0].take.num_inference_steps
-    is_missing = plan.job.cache.recipe == "default"
-    return f"none; `longtake calibrate {plan.job.model.path} --steps {steps} --prompt ...` makes one for this model" if is_missing else "none"
+    return f"none; {plan.why_no_cache}" if plan.why_no_cache else "none"
 
 
 @contextmanager
@@ -74,23 +94,30 @@ def _shape(plan: Plan, reporter: Reporter) -> tuple[str, Degrees]:
     wanted = plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or max(1, gpus)
     device = ("cuda" if gpus >= wanted else "cpu") if plan.job.device == "auto" else plan.job.device
     if plan.degrees:
+        _check(plan, plan.degrees, device)
         return device, plan.degrees
     kind = "GPU" if device == "cuda" else "CPU"
     per_node = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
     num_ranks = plan.job.parallel.num_ranks or sum(per_node)
-    try:
-        degrees, why = plan.choose_degrees(num_ranks, max(1, *per_node))
-        for planned in plan.takes:
-            plan.choose_place(planned.take, degrees)
-    except ValueError as error:
-        raise GangError(str(error)) from None
+    degrees, why = plan.choose_degrees(num_ranks, max(1, *per_node))
+    _check(plan, degrees, device)
     reporter.say(f"parallel=auto: {why}")
     return device, degrees
 
 
+def _check(plan: Plan, degrees: Degrees, device: str) -> None:
+    try:
+        plan.check(degrees, device)
+    except ValueError as error:
+        raise JobRefused(str(error)) from None
+
+
 def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, reporter: Reporter) -> None:
-    _make_room(planned, reporter)
     take, folder = planned.take, planned.folder
+    aside = make_room(folder)
+    if aside is not None:
+        reporter.say(f"take '{take.name}': what lay in its folder is now in {aside}")
+    staging = stage(folder)
     began = time.monotonic()
     metadata = {
         "title": take.name,
@@ -98,20 +125,33 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
     }
     job = plan.job
     place = plan.choose_place(take, gang.degrees)
-    order = Order(take, plan.recipe, plan.replay, place, plan.model, folder, plan.fps, job.preview_every, job.save_latents, metadata)
+    order = Order(
+        take=take,
+        recipe=plan.recipe,
+        replay=plan.replay,
+        place=place,
+        model=plan.model,
+        folder=staging,
+        preview=folder / PREVIEW,
+        fps=plan.fps,
+        preview_every=job.preview_every,
+        save_latents=job.save_latents,
+        metadata=metadata,
+    )
     try:
         finished = _watch(gang, order, reporter)
     except BaseException as error:
         gang.close()
-        _sweep(folder)
+        sweep(folder)
         if isinstance(error, KeyboardInterrupt):
-            raise JobStopped(f"take '{take.name}' after step {gang.step} of {take.num_inference_steps}") from None
+            raise JobStopped(f"take '{take.name}' after step {gang.step} of {plan.card.num_calls(take.num_inference_steps)}") from None
         raise
     seconds = {**finished.seconds, "take": time.monotonic() - began, "loading": loaded.seconds}
-    Manifest(
+    manifest = Manifest(
         take=take.name,
         state="done",
         film_key=planned.film_key,
+        delivery_key=plan.delivery_key,
         seed=take.seed,
         config=plan.config_of(planned),
         recipe=plan.recipe.to_dict() if plan.recipe else None,
@@ -124,8 +164,9 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
         cache_bytes=finished.cache_bytes,
         peak_memory_bytes=finished.peak_memory_bytes,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-    ).write(folder)
-    reporter.say(f"take '{take.name}': {folder / 'film.mp4'} ({seconds['take']:.1f} s, {decisions_text(finished.decisions)})")
+    )
+    publish(staging, folder, manifest)
+    reporter.say(f"take '{take.name}': {folder / FILM} ({seconds['take']:.1f} s, {decisions_text(finished.decisions)})")
 
 
 def _watch(gang: Gang, order: Order, reporter: Reporter) -> Finished:
@@ -137,19 +178,3 @@ def _watch(gang: Gang, order: Order, reporter: Reporter) -> Finished:
     if finished is None:
         raise GangError(f"Rank 0 ended take '{order.take.name}' without a film after step {gang.step}.")
     return finished
-
-
-def _make_room(planned: PlannedTake, reporter: Reporter) -> None:
-    """An empty-handed folder for the take; another film that lies there is moved aside, never overwritten."""
-    if planned.earlier is not None:
-        aside = planned.folder.with_name(f"{planned.folder.name}@{planned.earlier[:8]}")
-        if not aside.exists():
-            planned.folder.rename(aside)
-            reporter.say(f"take '{planned.take.name}' has changed; its earlier film is now in {aside}")
-    planned.folder.mkdir(parents=True, exist_ok=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what an ended rank left half-written."""
-    for path in folder.glob(".*.partial.*"):
-        path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 from ..cache import Recipe, Replay
@@ -11,8 +12,8 @@ from ..pipeline.take import Take
 
 @dataclass(frozen=True)
 class Order:
-    """One take to render, as every rank gets it. place: where the cache keeps what it keeps; model: its hash; folder: where rank 0 writes;
-    metadata: what goes into the film's container.
+    """One take to render, as every rank gets it. place: where the cache keeps what it keeps; model: its hash; folder: where rank 0 writes,
+    hidden until all of it is whole; preview: the picture that it shows meanwhile; metadata: what goes into the film's container.
     """
 
     take: Take
@@ -21,7 +22,8 @@ class Order:
     place: str
     model: str
     folder: Path
-    fps: int
+    preview: Path
+    fps: Fraction
     preview_every: int
     save_latents: bool
     metadata: dict[str, str]
@@ -46,7 +48,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Finished:
-    """The film lies under its final name. seconds: by stage; cache_bytes: held by this rank's cache at the end of the take."""
+    """The film and all that belongs to it are whole. seconds: by stage; cache_bytes: held by this rank's cache at the end of the take."""
 
     seconds: dict[str, float]
     decisions: dict[str, int]

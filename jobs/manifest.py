@@ -13,7 +13,9 @@ _NAME = "manifest.json"
 
 
 class Manifest(BaseModel):
-    """seconds: by stage. threads: CPU threads a rank. decisions: how many of each kind. state is `done` once the film is whole."""
+    """delivery_key: of the film file, empty while it is being replaced and where longtake had none yet. seconds: by stage. threads: CPU
+    threads a rank. decisions: how many of each kind. state is `done` once the film is whole.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,6 +23,7 @@ class Manifest(BaseModel):
     take: str
     state: Literal["done"]
     film_key: str
+    delivery_key: str = ""
     seed: int
     config: dict[str, Any]
     recipe: dict[str, Any] | None
@@ -41,9 +44,11 @@ class Manifest(BaseModel):
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a finished take, or None where the folder holds none. Raises ValueError for one that cannot be read."""
     path = folder / _NAME
-    if not path.exists():
-        return None
     try:
-        return Manifest.model_validate_json(path.read_text())
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValidationError as error:
         raise ValueError(f"'{path}' is no manifest that this version can read ({error.errors()[0]['msg']}); move its folder away.") from None
+    except OSError as error:
+        raise ValueError(f"'{path}' cannot be read ({error.strerror}); mend its permissions, or choose another `output`.") from None

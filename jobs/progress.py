@@ -47,7 +47,7 @@ class LineReporter(Reporter):
         self._label, self._began = "", 0.0
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def take(self, name: str, number: int, num_takes: int) -> None:
         self._label, self._began, self._last = f"take {number}/{num_takes} '{name}'", time.monotonic(), 0.0
@@ -69,10 +69,10 @@ class BarReporter(Reporter):
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console)
@@ -87,7 +87,7 @@ class BarReporter(Reporter):
         self._progress.stop()
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False, soft_wrap=True)
+        self._progress.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def take(self, name: str, number: int, num_takes: int) -> None:
         if self._takes is None:

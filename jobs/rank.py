@@ -21,7 +21,7 @@ from ..parallel import Degrees, Mesh
 from ..pipeline.card import ModelCard
 from ..pipeline.denoise import Step
 from ..pipeline.files import write_atomic
-from ..pipeline.film import ContactSheet, FilmWriter
+from ..pipeline.film import ContactSheet, FilmWriter, check_encoder
 from ..pipeline.options import ModelOptions
 from ..pipeline.preview import Preview
 from ..pipeline.render import Rendered, Renderer
@@ -55,9 +55,11 @@ class Rank:
         self._mesh = Mesh(degrees, dist.group.WORLD)
 
     def load(self, card: ModelCard, options: ModelOptions) -> Loaded:
-        """Load the model; raises ValueError where this node does not see the folder that the driver saw."""
+        """Load the model; raises ValueError where this node does not see the folder that the driver saw, or cannot encode its films."""
         if not card.path.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the model folder '{card.path}'; put it on storage that all nodes share.")
+        if self.rank == 0:
+            check_encoder()
         began = time.monotonic()
         self._renderer = Renderer(card, options, device=self.device, mesh=self._mesh)
         self._preview: Preview | None = None
@@ -103,7 +105,7 @@ class Rank:
     def _show(self, order: Order, step: Step) -> None:
         if order.preview_every and (step.index + 1) % order.preview_every == 0:
             self._preview = self._preview or Preview(self._renderer.family)
-            write_atomic(order.folder / "preview.jpg", self._preview.jpeg(step.clean))
+            write_atomic(order.preview, self._preview.jpeg(step.clean))
 
     def _deliver(self, order: Order, rendered: Rendered) -> Iterator[Decoded]:
         """Decode and write in chunks: memory does not grow with the number of frames."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ import yaml
 from click.testing import Result
 from longtake.jobs.cli import app
 from longtake.jobs.config import load_job
+from longtake.jobs.folder import JobRefused, locked
 from longtake.jobs.manifest import read_manifest
-from longtake.jobs.plan import plan_job
+from longtake.jobs.plan import Plan, plan_job
+from longtake.jobs.progress import BarReporter, LineReporter
+from longtake.parallel import Degrees
 from longtake.pipeline.film import probe
 from longtake.pipeline.render import Renderer
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -72,13 +77,17 @@ def run_here(*arguments: str) -> Result:
         (["height=33"], "height is 33; it must be a multiple of 16 for this model, 32 for example"),
         (["takes.0.num_frames=18"], "num_frames is 18; it must be 1 more than a multiple of 4, 17 for example"),
         (["parallel.ulysses_degree=4"], "parallel.ulysses_degree is 4; it must divide the model's 6 heads: 1, 2, 3, 6"),
-        (["takes.0.prompt=''"], "Take 'one' lacks a prompt"),
+        (["takes.0.prompt="], "Take 'one' lacks a prompt"),
         (["takes.1.prompts.0.frame=4"], "must start at 0"),
         (["takes.1.prompts.1.frame=44"], "starts at frame 44"),
         (["takes.1.name=one"], "Two takes are called 'one'"),
         (["takes.1.name=../up"], "takes\\[1\\]: name is '../up'"),
         (["model=/nowhere"], "no model folder '/nowhere'"),
         (["output=/proc/out"], "Cannot write to the output folder '/proc/out'"),
+        (["output=/etc/hosts"], r"Cannot write to the output folder '/etc/hosts' \(File exists\)"),
+        (["output=/etc/hosts/out"], "Cannot write to the output folder '/etc/hosts/out' .Not a directory."),
+        (["output=/tmp/" + "x" * 300], "File name too long"),
+        (["takes.0.name=" + "x" * 201], r"takes\[0\]: name has 201 characters"),
         (["cache=fbcahce"], "Did you mean 'fbcache'"),
         (["cache.trigger.treshold=1"], "Did you mean 'threshold'"),
         (["num_inference_steps=3"], "nothing would be reused"),
@@ -91,7 +100,7 @@ def run_here(*arguments: str) -> Result:
         (["attention_backend=native", "parallel.kernel=xfuser"], "attention_backend is 'native' and parallel.kernel is xfuser"),
         (["parallel.num_ranks=3"], r"parallel.num_ranks is 3, but the degrees \(ulysses 2\) multiply to 2"),
         (["cache.budget_gb=0.00001"], r"would hold .* GB on a rank for take .*cache.budget_gb is 1e-05"),
-        (["cache.over_budget=drop"], "over_budget is 'drop'; it must be refuse or host"),
+        (["cache.over_budget=drop"], "over_budget is 'drop'; it must be one of refuse, host"),
         (["cache.over_budget=host", "device=cpu"], "whose memory is the host's"),
         (["cache.dtype=int4"], "dtype is 'int4'; it must be one of model, bfloat16, float16, float8"),
         (["cache=teacache"], "run `longtake calibrate MODEL --recipe teacache`: jobs find the file"),
@@ -106,6 +115,22 @@ def run_here(*arguments: str) -> Result:
         (["parallel.kernel=fast"], "parallel.kernel is 'fast'; it must be one of native, xfuser"),
         (["attention_backend=flush"], "attention_backend is 'flush'; diffusers knows flash"),
         (["noise=white"], "noise is 'white'"),
+        (["guidance_scale=.nan"], "guidance_scale is nan; it must be a finite number"),
+        (["guidance_scale=-1"], "guidance_scale is -1; it must be finite and at least 0"),
+        (["takes.1.flow_shift=.inf"], r"takes\[1\].flow_shift is inf; it must be a finite number"),
+        (["flow_shift=0"], "flow_shift is 0; it must be finite and above 0"),
+        (["cache.trigger.threshold=.nan"], "cache.trigger.threshold is nan"),
+        (["cache.budget_gb=0"], "cache.budget_gb is 0; it must be above 0"),
+        (["parallel.collective_timeout=.inf"], "parallel.collective_timeout is inf"),
+        (["parallel.placement_timeout=1e300"], r"parallel.placement_timeout is 1e\+300; it must be above 0 seconds and at most 1e\+06"),
+        (["preview_every=-1"], "preview_every is -1"),
+        (["takes.0.seed=-1"], "seed is -1; it must be from 0 to"),
+        (["takes.0.seed=9223372036854775808"], "seed is 9223372036854775808; it must be from 0 to"),
+        (["num_inference_steps=100000"], "num_inference_steps is 100000; it must be from 1 to 10000"),
+        (["takes.0.num_frames=4000001"], "num_frames is 4000001; it must be at most 1000000"),
+        (["height=160000"], "height is 160000; films are at most 16384 pixels"),
+        (["fps=0"], "fps is 0; it must be a number from 1 to 1000"),
+        (["negative_prompt=blue", "guidance_scale=1"], "negative_prompt is 'blue', but guidance_scale is 1, so that nothing hears it"),
         (["nonsense"], "'nonsense' is no override"),
     ],
 )
@@ -130,23 +155,49 @@ def test_incomplete_checkpoints_are_refused(tiny_wan_copy: Path, tmp_path: Path,
         plan_job(load_job(str(write_job(tmp_path, tiny_wan_copy))))
 
 
-def test_film_key_follows_what_changes_the_film_and_nothing_else(tiny_wan: Path, tmp_path: Path) -> None:
-    def keys(*overrides: str) -> list[str]:
-        return [planned.film_key for planned in plan_job(load_job(str(write_job(tmp_path, tiny_wan)), overrides)).takes]
+def test_a_take_s_place_must_be_a_folder(tiny_wan: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "two").write_text("a file")
+    with pytest.raises(ValueError, match=r"Cannot write to the output folder '.*two' \(Not a directory\)"):
+        plan_job(load_job(str(write_job(tmp_path, tiny_wan))))
 
-    base = keys()
-    for same in (
-        "parallel.ulysses_degree=3",
-        "parallel.ring_degree=2",
-        "parallel.layout=frames",
-        "parallel.threads=2",
-        f"output={tmp_path / 'other'}",
-        "takes.0.name=another",
-        "preview_every=0",
+
+def test_a_chosen_gang_passes_the_checks_of_a_given_one(tiny_wan: Path, tmp_path: Path) -> None:
+    def auto(*overrides: str) -> Plan:
+        return plan_job(load_job(str(write_job(tmp_path, tiny_wan)), ["parallel=auto", *overrides]))
+
+    for recipe, degrees in (("fora", Degrees(cfg_degree=2)), ("fastercache", Degrees(ulysses_degree=2))):
+        plan = auto(f"cache={recipe}")
+        chosen, why = plan.choose_degrees(2, 2)
+        assert chosen == degrees, why
+        plan.check(chosen, "cpu")
+    for overrides, degrees, device, message in (
+        (["cache=fastercache"], Degrees(cfg_degree=2), "cpu", "set parallel.cfg_degree to 1"),
+        (["cache.budget_gb=0.00001"], Degrees(), "cpu", "would hold .* GB on a rank"),
+        (["model.shard=gang"], Degrees(cfg_degree=2), "cpu", "no ranks share tokens"),
+        (["cache.over_budget=host"], Degrees(), "cpu", "over_budget is host and device is cpu, whose memory is the host's"),
+        ([], Degrees(ulysses_degree=4), "cpu", "must divide the model's 6 heads"),
+        ([], Degrees(window_degree=4), "cpu", r"has only 1 window\(s\)"),
     ):
-        assert keys(same) == base, same
-    for other in ("takes.0.seed=2", "cache=none", "cache.trigger.threshold=0.3", "guidance_scale=3", "model.dtype=bfloat16", "timeline.overlap=4"):
-        assert keys(other)[0] != base[0], other
+        with pytest.raises(ValueError, match=message):
+            auto(*overrides).check(degrees, device)
+    auto("cache.over_budget=host").check(Degrees(), "cuda")
+    with pytest.raises(JobRefused, match="20 tokens cannot be shared"):
+        auto().choose_degrees(64, 64)
+
+
+def test_a_job_needs_ffmpeg_before_it_begins(tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    with pytest.raises(ValueError, match="ffmpeg does not run"):
+        plan_job(load_job(str(write_job(tmp_path, tiny_wan))))
+
+
+@pytest.mark.parametrize("line", ["[bound, interval]", "no job file '[/x].yaml'", "[red]x[/red] :smile: " + "x" * 200])
+def test_messages_are_shown_as_they_are(line: str) -> None:
+    for kind in (LineReporter, BarReporter):
+        written = StringIO()
+        kind(Console(file=written)).say(line)
+        assert written.getvalue() == line + "\n"
 
 
 def test_the_verbs_are_these() -> None:
@@ -162,6 +213,9 @@ def test_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     compared = run_here("compare", str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4"))
     assert (compared.exit_code, "a.mp4" in compared.stderr) == (2, True)
+    marked = run_here("render", "[/x] :smile: [bound, interval].yaml")
+    assert marked.exit_code == 2
+    assert "There is no job file '[/x] :smile: [bound, interval].yaml'" in marked.stderr
 
 
 @pytest.mark.ray
@@ -187,6 +241,20 @@ def test_a_job_end_to_end(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> N
     assert again.exit_code == 0
     assert again.stdout.count("is done already") == 2
     assert (tmp_path / "out" / "one" / "film.mp4").stat().st_mtime_ns == first
+
+    result = run_cli("render", job, "fps=24000/1001")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("has 23.976 frames a second now") == 2
+    assert "loading" not in result.stdout
+    film = tmp_path / "out" / "one" / "film.mp4"
+    assert (probe(film).fps, probe(film).num_frames) == (pytest.approx(24000 / 1001), 17)
+    first = film.stat().st_mtime_ns
+
+    with locked([tmp_path / "out" / "one"]):
+        result = run_cli("render", job, "takes.0.seed=5")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"is being written by another job (process {os.getpid()} on" in result.stderr
+    assert film.stat().st_mtime_ns == first
 
     earlier = read_manifest(tmp_path / "out" / "one")
     assert earlier is not None
