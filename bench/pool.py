@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ..parallel import Degrees, Mesh
+from ..parallel import Degrees, Mesh, leave_gang
 
 _IMPORTED_ONCE = [__name__, "longtake.pipeline.render"]
 _START_SECONDS = 240.0  # a cold disk makes the imports slow: that is no hang of a run
@@ -37,8 +37,7 @@ def _serve(rank: int, pipe: Connection, timeout: timedelta) -> None:
                     dist.barrier()  # a rank that leaves while another still connects breaks that one
                 pipe.send((True, function(mesh, *arguments)))
             finally:
-                if degrees.num_ranks > 1:
-                    dist.destroy_process_group()
+                leave_gang()
         except Exception:
             pipe.send((False, traceback.format_exc()))
 

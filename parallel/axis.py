@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,13 +36,25 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Axis:
-    """Some ranks of a gang, in order, as one of them sees them. An axis of one has no group and exchanges nothing."""
+    """Some ranks of a gang, in order, as one of them sees them. An axis of one has no group and exchanges nothing.
+
+    held: the process group, which torch keeps until it is destroyed and the axis does not: its connections close with the last
+    reference, and that is how the other ranks hear that this one has left.
+    """
 
     name: str
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
+    held: weakref.ref[dist.ProcessGroup] | None = None
     traffic: Traffic = field(default_factory=Traffic, compare=False)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """None for an axis of one. Raises CollectiveError once the group is destroyed."""
+        group = self.held() if self.held else None
+        if self.held and group is None:
+            raise CollectiveError(f"the {self.name} axis is no more: this rank has left its gang")
+        return group
 
     def device_mesh(self, device_type: str) -> DeviceMesh:
         """torch's one-dimensional DeviceMesh over these ranks, for libraries that ask for one. Needs more than one rank."""
@@ -98,7 +111,8 @@ class Axis:
         """Send to the next rank of the ring and receive from the one before, while the body of the `with` computes."""
         with self._exchange("ring exchange", sent.nbytes):
             works = self._start([(dist.isend, sent, self.rank + 1), (dist.irecv, received, self.rank - 1)])
-            yield
+        yield  # outside: what the body raises is no failed exchange
+        with self._exchange("ring exchange", 0):
             for work in works:
                 work.wait()
 
@@ -122,10 +136,11 @@ class Axis:
 
     @contextmanager
     def _exchange(self, what: str, sent_bytes: int) -> Iterator[None]:
+        """Around calls of torch.distributed and nothing else: their RuntimeErrors become CollectiveErrors."""
         self.traffic.sent_bytes += sent_bytes
         try:
             yield
-        except CollectiveError:
+        except (CollectiveError, torch.OutOfMemoryError):
             raise
         except RuntimeError as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 
@@ -14,8 +20,9 @@ AXES = ("cfg", "window", "ring", "ulysses")
 class Mesh:
     """A gang as one of its ranks sees it: cfg x window x ring x ulysses, neighbours on the last axis next to each other.
 
-    There is no module-level state: drop a mesh and build another one in the same process. The groups of its axes end with the
-    default process group (destroying one earlier would let torch give its name to the next, which then hangs).
+    There is no module-level state: drop a mesh and build another one in the same process. The groups of its axes have the gang's
+    timeout and end with the default process group, all at once (destroying one earlier would let torch give its name to the next,
+    which then hangs).
     gang: all ranks; cfg, window, ring, ulysses: this rank's own line along each axis; sequence: ring and ulysses together, over
     which the tokens of a model call are sharded; branches: these and cfg, both branches of one window; calls: cfg and window together,
     over which different model calls are spread.
@@ -36,7 +43,7 @@ class Mesh:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.traffic = Traffic()
         self._grid = torch.arange(num_ranks).view(self.degrees.sizes)
-        self.gang = Axis("gang", self.rank, num_ranks, group if num_ranks > 1 else None, self.traffic)
+        self.gang = Axis("gang", self.rank, num_ranks, weakref.ref(group) if group is not None and num_ranks > 1 else None, self.traffic)
         self.cfg, self.window, self.ring, self.ulysses = (self._line(name, (axis,)) for axis, name in enumerate(AXES))
         self.sequence = self._line("sequence", (2, 3))
         self.branches = self._line("branches", (0, 2, 3))
@@ -54,8 +61,42 @@ class Mesh:
         if len(members) == 1:
             return Axis(name, traffic=self.traffic)
         if len(members) == self.size:
-            return Axis(name, self.rank, self.size, self.gang.group, self.traffic)
-        assert self.gang.group is not None
-        everybody = dist.get_process_group_ranks(self.gang.group)
-        group = dist.new_group([everybody[member] for member in members], use_local_synchronization=True)
-        return Axis(name, members.index(self.rank), len(members), group, self.traffic)
+            return Axis(name, self.rank, self.size, self.gang.held, self.traffic)
+        gang = self.gang.group
+        assert gang is not None
+        everybody = dist.get_process_group_ranks(gang)
+        group = dist.new_group([everybody[member] for member in members], timeout=_timeout(gang), use_local_synchronization=True)
+        return Axis(name, members.index(self.rank), len(members), weakref.ref(group), self.traffic)
+
+
+def _timeout(group: dist.ProcessGroup) -> timedelta:
+    """Of a group's collectives. torch hands it to no group of some of its ranks: these would wait for half an hour."""
+    return group._get_backend(group._device_types[0]).options._timeout
+
+
+@contextmanager
+def leaving_on_error() -> Iterator[None]:
+    """Where the body raises, this process leaves its gang: all its process groups are destroyed, at once and without the others.
+
+    Ranks that wait for this one, or for one that waited for it, then hear in a second or two instead of at their timeout. The process
+    may join another gang afterwards.
+    """
+    try:
+        yield
+    except BaseException as error:
+        failed: BaseException | None = error
+        while failed is not None:  # frames of failed calls hold groups and unfinished exchanges
+            traceback.clear_frames(failed.__traceback__)
+            failed = failed.__context__
+        leave_gang()
+        raise
+
+
+def leave_gang() -> None:
+    """Destroy all process groups of this process; does nothing where there are none."""
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "nccl":  # destroying alone would wait for kernels that wait for the others
+        dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()

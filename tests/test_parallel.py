@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
-from longtake.parallel import CollectiveError, Compaction, Degrees, Layout, Mesh, TokenShards
+from longtake.parallel import CollectiveError, Compaction, Degrees, Layout, Mesh, TokenShards, leaving_on_error
 from longtake.parallel.attention import KeptContext, SequenceAttention
 from longtake.parallel.degrees import Demand, choose_degrees
 from longtake.parallel.kernels import Attended, NativeKernel, XfuserKernel
@@ -159,6 +160,64 @@ def test_the_ranks_that_are_left_form_a_new_gang(gloo_pool: GlooPool, tmp_path: 
         assert total == 2.0
     for process in processes:
         process.join(10)
+
+
+def _lose_rank_3(mesh: Mesh, folder: Path, how: str) -> str:
+    """Ranks 1 and 2 wait for rank 3, rank 0 for rank 1; what each of them hears. All stay until everybody has heard."""
+    group = dist.new_group(timeout=timedelta(seconds=4 if how == "hangs" else 1000))
+    gang = Mesh(mesh.degrees, group)
+    mesh.gang.sum(torch.zeros(1))  # from here on nobody is late
+    heard = "nothing"
+    try:
+        with leaving_on_error():
+            if mesh.rank == 3 and how == "raises":
+                raise ZeroDivisionError
+            if mesh.rank < 3:
+                gang.cfg.sum(torch.zeros(1))
+                gang.ulysses.sum(torch.zeros(1))
+    except (CollectiveError, ZeroDivisionError) as error:
+        heard = str(error)
+    (folder / str(mesh.rank)).touch()
+    deadline = time.monotonic() + 60
+    while not all((folder / str(rank)).exists() for rank in range(3)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return heard if time.monotonic() < deadline else "not everybody heard within a minute"
+
+
+@pytest.mark.parametrize("how", ["hangs", "raises"])
+def test_a_lost_rank_is_heard_of_on_every_axis(gloo_pool: GlooPool, tmp_path: Path, how: str) -> None:
+    """At the gang's timeout where it hangs, at once where it raises, also by a rank that was not its peer."""
+    first, second, third, _ = gloo_pool.run(_lose_rank_3, Degrees(cfg_degree=2, ulysses_degree=2), tmp_path, how)
+    assert first.startswith("sum over the ulysses axis failed on its rank 0 of 2")
+    assert second.startswith("sum over the cfg axis failed on its rank 0 of 2")
+    assert third.startswith("sum over the ulysses axis failed on its rank 0 of 2")
+
+
+def _run_out_of_memory(mesh: Mesh) -> tuple[str, str]:
+    """The last rank cannot hold its part of the ring; what it says, and what this mesh says once its rank has left."""
+    shards = TokenShards(mesh)
+    shards.enter(6)
+    local = [shards.shard(tensor, dim=1) for tensor in _inputs(6, 0)]
+
+    class Full(NativeKernel):
+        def with_lse(self, *_: object) -> Attended:
+            raise RuntimeError("can't allocate memory")
+
+    said = []
+    for kernel in (Full() if mesh.rank == 2 else NativeKernel(), NativeKernel()):
+        try:
+            with leaving_on_error():
+                SequenceAttention(shards, kernel)(*local)
+        except RuntimeError as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said[0], said[1]
+
+
+def test_running_out_of_memory_in_a_ring_is_no_failed_exchange(gloo_pool: GlooPool) -> None:
+    results = gloo_pool.run(_run_out_of_memory, RING)
+    assert results[2][0] == "RuntimeError: can't allocate memory"
+    assert all(first.startswith("CollectiveError: attention: ring exchange over the ring axis failed") for first, _ in results[:2])
+    assert all(then == "CollectiveError: attention: the ring axis is no more: this rank has left its gang" for _, then in results)
 
 
 def _round_trip(mesh: Mesh, num_frames: int, tokens_a_frame: int, by_frames: bool) -> bool:
