@@ -1,9 +1,9 @@
-"""The command line: `longtake render`, `longtake compare`. Bad input: one message and exit code 2; a failed job: 1; Ctrl-C: 130."""
+"""The command line: `longtake render`, `longtake compare`. Bad input: one message and exit code 2; a failed job: 1; a stopped one: 130."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,8 @@ import typer
 import yaml
 from rich.console import Console
 from rich.text import Text
+
+from .signals import ignore_signals, interrupt_on_signals
 
 app = typer.Typer(name="longtake", help="Render long video clips with diffusion transformers on Ray clusters.", no_args_is_help=True)
 
@@ -53,29 +55,43 @@ def render(
     force: Annotated[bool, typer.Option("--force", help="render takes again that are done")] = False,
 ) -> None:
     """Render a job; run again to go on with what is not done."""
-    from .config import load_job
-    from .plan import plan_job
+    with _stoppable("no take was running", "; finished takes stay, the same command goes on with the rest"):
+        from .config import load_job
+        from .plan import plan_job
 
-    config = _checked(load_job, job, overrides or [])
-    plan = _checked(plan_job, config, force=force)
+        config = _checked(load_job, job, overrides or [])
+        plan = _checked(plan_job, config, force=force)
 
-    from .driver import JobStopped, run_job
-    from .folder import JobRefused
-    from .gang import GangError
-    from .progress import reporter
+        from .cluster import AddressError, ClusterError
+        from .driver import run_job
+        from .folder import JobRefused
+        from .gang import GangError
+        from .progress import reporter
 
-    signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            with reporter(_console()) as report:
+                run_job(plan, report)
+        except (AddressError, JobRefused) as error:
+            _complain("error", error)
+            raise typer.Exit(2) from None
+        except (ClusterError, GangError, OSError) as error:
+            _complain("failed", error)
+            raise typer.Exit(1) from None
+
+
+@contextmanager
+def _stoppable(where: str, what_stays: str = "") -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end the command with one line and exit code 130, whatever it is doing.
+
+    where: what to say that it was doing, unless the exception knows better.
+    """
+    interrupt_on_signals()
     try:
-        with reporter(_console()) as report:
-            run_job(plan, report)
-    except JobRefused as error:
-        _complain("error", error)
-        raise typer.Exit(2) from None
-    except (GangError, OSError) as error:
-        _complain("failed", error)
-        raise typer.Exit(1) from None
-    except (JobStopped, KeyboardInterrupt) as error:
-        _complain("stopped", f"{str(error) or 'before the first take'}; finished takes stay, the same command goes on with the rest")
+        yield
+    except KeyboardInterrupt as error:
+        ignore_signals()
+        with suppress(OSError):  # where SIGHUP came from there is no terminal to write to
+            _complain("stopped", f"{str(error) or where}{what_stays}")
         raise typer.Exit(130) from None
 
 
@@ -176,7 +192,8 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ..pipeline.files import write_atomic
     from ..pipeline.render import Renderer
 
-    made = _checked(calibration.calibrate, recipe, Renderer(card, device=_device()), takes, computed=computed, threshold=threshold)
+    with _stoppable("nothing is written"):
+        made = _checked(calibration.calibrate, recipe, Renderer(card, device=_device()), takes, computed=computed, threshold=threshold)
     write_atomic(target, yaml.safe_dump(made.to_dict(), sort_keys=False))
     for part in made.parts:
         settings = ", ".join(f"{name}={value}" for name, value in vars(part.trigger.config).items() if len(str(value)) <= _WORTH_SAYING)
@@ -217,11 +234,8 @@ def tune(
 
     goal = _checked(Goal, psnr, speedup)
     tuning = _checked(plan_tuning, job, goal, take=take, recipes=recipe or [], out=_path(out) if out else None, force=force)
-    try:
+    with _stoppable("nothing is written"):
         is_reached = _checked(run_tuning, tuning, trials, _say)
-    except KeyboardInterrupt:
-        _complain("stopped", "nothing is written")
-        raise typer.Exit(130) from None
     raise typer.Exit(0 if is_reached else 1)
 
 
@@ -234,16 +248,13 @@ def doctor(
     from .doctor import examine
 
     console, is_well = _console(), True
-    for finding in examine(ranks, _path(folder)):
-        mark = ("ok  ", "green") if finding.mend is None else ("mend", "red")
-        told = f": {finding.value}{'' if finding.mend is None else f' -> {finding.mend}'}"
-        console.print(Text.assemble(mark, " ", (finding.name, "bold"), told))
-        is_well = is_well and finding.mend is None
+    with _stoppable("not everything was looked at"):
+        for finding in examine(ranks, _path(folder)):
+            mark = ("ok  ", "green") if finding.mend is None else ("mend", "red")
+            told = f": {finding.value}{'' if finding.mend is None else f' -> {finding.mend}'}"
+            console.print(Text.assemble(mark, " ", (finding.name, "bold"), told))
+            is_well = is_well and finding.mend is None
     raise typer.Exit(0 if is_well else 1)
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def main() -> None:

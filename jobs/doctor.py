@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import ray
 import torch
 
 from ..parallel import Degrees
+from .cluster import JOIN_MEND, AddressError, ClusterError, ray_cluster, usable_cores
 from .config import ParallelConfig
 from .gang import Gang, GangError
 
@@ -49,7 +49,7 @@ def _versions() -> Iterator[Finding]:
 
 def _machine(folder: Path) -> Iterator[Finding]:
     memory = psutil.virtual_memory()
-    yield Finding("cores", str(os.cpu_count()))
+    yield Finding("cores", str(usable_cores()))
     mend = "at least 4 GB free are needed; end other programs" if memory.available < _MIN_MEMORY else None
     yield Finding("memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}", mend)
     free = shutil.disk_usage(folder).free
@@ -74,26 +74,17 @@ def _ffmpeg() -> Finding:
 
 
 def _cluster(num_ranks: int) -> Iterator[Finding]:
-    address = os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({} if address else {"num_cpus": max(num_ranks, os.cpu_count() or 1), "include_dashboard": False}),
-        )
-    except Exception as error:
-        yield Finding("Ray", f"cannot reach {address} ({str(error).splitlines()[0]})", "start it with `ray start --head`, or unset RAY_ADDRESS")
-        return
-    try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        totals = ray.cluster_resources()
-        gpus = int(totals.get("GPU", 0))
-        where = f"at {address}" if address else "started here"
-        yield Finding("Ray", f"{where}: {len(nodes)} node(s), {totals.get('CPU', 0):g} CPUs, {gpus} GPUs")
-        yield _links(num_ranks, "cuda" if gpus >= num_ranks else "cpu")
-    finally:
-        ray.shutdown()
+        with ray_cluster(num_ranks) as where:
+            num_nodes = sum(node["Alive"] for node in ray.nodes())
+            totals = ray.cluster_resources()
+            gpus = int(totals.get("GPU", 0))
+            yield Finding("Ray", f"{where}: {num_nodes} node(s), {totals.get('CPU', 0):g} CPUs, {gpus} GPUs")
+            yield _links(num_ranks, "cuda" if gpus >= num_ranks else "cpu")
+    except AddressError as error:
+        yield Finding("Ray", error.what, JOIN_MEND)
+    except ClusterError as error:
+        yield Finding("Ray", str(error), "end what is left of an earlier one with `ray stop`; see that /tmp is writable and has room")
 
 
 def _links(num_ranks: int, device: str) -> Finding:

@@ -6,46 +6,50 @@ The truth about a job is its folder: what is done there is not done again.
 from __future__ import annotations
 
 import json
-import logging
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import ray
 
 from ..parallel import Degrees
+from .cluster import ray_cluster
 from .events import Finished, Loaded, Order
 from .folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
 from .gang import Gang, GangError
 from .manifest import Manifest
 from .plan import Plan, PlannedTake
 from .progress import Reporter, decisions_text
+from .signals import Stopped, uninterrupted
 
 
-class JobStopped(Exception):
-    """Somebody stopped the job (Ctrl-C, SIGTERM). The message names the take and the step."""
+class JobStopped(Stopped):
+    """Somebody stopped the job (Ctrl-C, SIGTERM, SIGHUP). The message names the take and the step."""
 
 
 def run_job(plan: Plan, reporter: Reporter) -> None:
     """Render what the plan leaves to do. Finished takes stay, whatever happens.
 
     Raises JobRefused, before a weight is loaded, if another job writes the same takes or the cluster's gang does not fit them; GangError
-    when a rank fails or dies; JobStopped on Ctrl-C.
+    when a rank fails or dies; AddressError and ClusterError where Ray cannot be joined or started; and where somebody stops the job
+    KeyboardInterrupt, as JobStopped in the midst of a take.
     """
-    with locked([planned.folder for planned in plan.takes if not planned.is_done]):
+    with ExitStack() as stack:
+        stack.enter_context(locked([planned.folder for planned in plan.takes if not planned.is_done]))
         todo = [planned for planned in plan.takes if _needs_rendering(plan, planned, reporter)]
         if not todo:
             return
-        with _ray(plan, reporter) as (device, degrees), Gang(degrees, plan.job.parallel, device) as gang:
-            reporter.say(f"cache: {_cache_text(plan)}")
-            reporter.say(f"loading '{plan.job.model.path}' on {gang.num_ranks} rank(s) ({degrees}), {device}, {gang.threads} thread(s) a rank")
-            loaded = gang.load(plan.card, plan.model_options)
-            reporter.say(f"loaded in {max(one.seconds for one in loaded):.1f} s")
-            for number, planned in enumerate(todo, 1):
-                reporter.take(planned.take.name, number, len(todo))
-                _render(plan, planned, gang, loaded[0], reporter)
+        stack.enter_context(ray_cluster(plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or 1))
+        device, degrees = _shape(plan, reporter)
+        gang = stack.enter_context(Gang(degrees, plan.job.parallel, device))
+        threads = " or ".join(map(str, sorted(set(gang.threads))))
+        reporter.say(f"cache: {_cache_text(plan)}")
+        reporter.say(f"loading '{plan.job.model.path}' on {gang.num_ranks} rank(s) ({degrees}), {device}, {threads} thread(s) a rank")
+        loaded = gang.load(plan.card, plan.model_options, with_preview=plan.job.preview_every > 0)
+        reporter.say(f"loaded in {max(one.seconds for one in loaded):.1f} s")
+        for number, planned in enumerate(todo, 1):
+            reporter.take(planned.take.name, number, len(todo))
+            _render(plan, planned, gang, loaded[0], reporter)
 
 
 def _needs_rendering(plan: Plan, planned: PlannedTake, reporter: Reporter) -> bool:
@@ -72,20 +76,6 @@ def _cache_text(plan: Plan) -> str:
     if plan.recipe is not None:
         return plan.recipe.name
     return f"none; {plan.why_no_cache}" if plan.why_no_cache else "none"
-
-
-@contextmanager
-def _ray(plan: Plan, reporter: Reporter) -> Iterator[tuple[str, Degrees]]:
-    """Join the cluster that RAY_ADDRESS names, or start one here and end it afterwards; gives the device and the gang's shape."""
-    if not os.environ.get("RAY_ADDRESS"):
-        cores = max(os.cpu_count() or 1, plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or 1)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield _shape(plan, reporter)
-    finally:
-        ray.shutdown()
 
 
 def _shape(plan: Plan, reporter: Reporter) -> tuple[str, Degrees]:
@@ -141,8 +131,9 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
     try:
         finished = _watch(gang, order, reporter)
     except BaseException as error:
-        gang.close()
-        sweep(folder)
+        with uninterrupted():
+            gang.close()
+            sweep(folder)
         if isinstance(error, KeyboardInterrupt):
             raise JobStopped(f"take '{take.name}' after step {gang.step} of {plan.card.num_calls(take.num_inference_steps)}") from None
         raise
@@ -156,7 +147,7 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
         config=plan.config_of(planned),
         recipe=plan.recipe.to_dict() if plan.recipe else None,
         ranks=gang.num_ranks,
-        threads=gang.threads,
+        threads=loaded.threads,
         device=loaded.device,
         versions=loaded.versions,
         seconds={stage: round(value, 3) for stage, value in seconds.items()},

@@ -30,6 +30,15 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Seat:
+    """Where a rank came to lie. node: Ray's id of it; process: the rank's number there; cores: that it may use, shared with its neighbours."""
+
+    node: str
+    process: int
+    cores: int
+
+
+@dataclass(frozen=True)
 class Stepped:
     """A denoising step is done. decisions: how many of each kind so far; empty without a cache."""
 
@@ -48,7 +57,9 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Finished:
-    """The film and all that belongs to it are whole. seconds: by stage; cache_bytes: held by this rank's cache at the end of the take."""
+    """The film and all that belongs to it are whole. seconds: by stage; cache_bytes: held by this rank's cache at the end of the take;
+    peak_memory_bytes: the most that this rank held during the take, on its accelerator or, on the CPU, in all.
+    """
 
     seconds: dict[str, float]
     decisions: dict[str, int]

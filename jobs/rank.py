@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from statistics import median
 
 import ray
@@ -17,27 +17,41 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but missing from its __all__
 
-from ..parallel import Degrees, Mesh
+from ..parallel import Degrees, Mesh, leaving_on_error
 from ..pipeline.card import ModelCard
 from ..pipeline.denoise import Step
-from ..pipeline.files import write_atomic
 from ..pipeline.film import ContactSheet, FilmWriter, check_encoder
 from ..pipeline.options import ModelOptions
 from ..pipeline.preview import Preview
 from ..pipeline.render import Rendered, Renderer
-from .events import Decoded, Event, Finished, Link, Loaded, Order, Stepped
+from ..pipeline.versions import package_versions
+from .background import BackgroundFiles
+from .cluster import usable_cores
+from .events import Decoded, Event, Finished, Link, Loaded, Order, Seat, Stepped
+from .memory import forget_peak, peak_bytes
 
 _VERSIONED = ("longtake", "torch", "diffusers", "transformers", "ray")
 
 
 class Rank:
-    """Methods run one at a time. max_restarts=0: a gang that lost a rank is rebuilt by the driver, never behind its back."""
+    """Methods run one at a time. max_restarts=0: a gang that lost a rank is rebuilt by the driver, never behind its back.
 
-    def __init__(self, rank: int, num_ranks: int, threads: int, device: str) -> None:
-        self.rank, self.num_ranks, self.threads, self.device = rank, num_ranks, threads, device
-        if device == "cpu":
-            torch.set_num_threads(threads)
+    Whatever a method raises, the rank leaves its gang at once, so that the others do not wait for it.
+    """
+
+    def __init__(self, rank: int, num_ranks: int, device: str) -> None:
+        self.rank, self.num_ranks, self.device = rank, num_ranks, device
         self._mesh = Mesh()
+        self._preview: Preview | None = None
+        self._files = BackgroundFiles()
+
+    def seat(self) -> Seat:
+        return Seat(ray.get_runtime_context().get_node_id(), os.getpid(), usable_cores())
+
+    def use_threads(self, count: int) -> None:
+        """CPU threads of each of torch's operations."""
+        self.threads = count
+        torch.set_num_threads(count)
 
     def open_store(self, timeout: float) -> tuple[str, int]:
         """Rank 0: bind the gang's rendezvous on this node and say where. timeout in seconds, for every collective as well."""
@@ -45,6 +59,7 @@ class Rank:
         self._store = TCPStore(address, 0, self.num_ranks, is_master=True, timeout=timedelta(seconds=timeout), wait_for_workers=False)
         return address, self._store.port
 
+    @leaving_on_error()
     def join(self, address: str, port: int, timeout: float, degrees: Degrees) -> None:
         """Form the gang's process group: NCCL on CUDA, gloo elsewhere."""
         limit = timedelta(seconds=timeout)
@@ -54,17 +69,22 @@ class Rank:
         assert dist.group.WORLD is not None
         self._mesh = Mesh(degrees, dist.group.WORLD)
 
-    def load(self, card: ModelCard, options: ModelOptions) -> Loaded:
-        """Load the model; raises ValueError where this node does not see the folder that the driver saw, or cannot encode its films."""
+    @leaving_on_error()
+    def load(self, card: ModelCard, options: ModelOptions, with_preview: bool) -> Loaded:
+        """Load the model and, on rank 0, what previews need; raises ValueError where this node does not see the folder that the driver saw,
+        or cannot encode its films.
+        """
         if not card.path.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the model folder '{card.path}'; put it on storage that all nodes share.")
         if self.rank == 0:
             check_encoder()
         began = time.monotonic()
         self._renderer = Renderer(card, options, device=self.device, mesh=self._mesh)
-        self._preview: Preview | None = None
-        return Loaded(self.rank, socket.gethostname(), self.device, self.threads, time.monotonic() - began, _versions())
+        if with_preview and self.rank == 0:
+            self._preview = Preview(self._renderer.family)
+        return Loaded(self.rank, socket.gethostname(), self.device, self.threads, time.monotonic() - began, package_versions(_VERSIONED))
 
+    @leaving_on_error()
     def probe(self, *, num_rounds: int = 20, num_bytes: int = 1 << 24) -> Link:
         """Measure the links to the gang's other ranks: medians over rounds of a tiny sum and of a large all-to-all."""
         gang = self._mesh.gang
@@ -83,9 +103,21 @@ class Rank:
         return Link(median(sums), sent / median(exchanges))
 
     def render(self, order: Order) -> Iterator[Event]:
-        """Render a take with the gang. Rank 0 reports and writes the film; the others take part in denoising and decoding."""
+        """Render a take with the gang. Rank 0 reports and writes the film; the others take part in denoising and decoding.
+
+        Between two collectives rank 0 does nothing that may take longer than the gang's collective_timeout: small files are written
+        in the background, and waited for behind the last collective.
+        """
+        with leaving_on_error():
+            try:
+                yield from self._render(order)
+            finally:
+                self._files.drop()
+
+    def _render(self, order: Order) -> Iterator[Event]:
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
+        forget_peak(self.device)
         began = time.monotonic()
         for step in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place):
             if isinstance(step, Rendered):
@@ -94,7 +126,7 @@ class Rank:
                     yield from self._deliver(order, step)
                     seconds = {"denoising": denoised - began, "decoding": time.monotonic() - denoised}
                     decisions = step.trace.summary() if step.trace else {}
-                    yield Finished(seconds, decisions, step.cache_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+                    yield Finished(seconds, decisions, step.cache_bytes, peak_bytes(self.device))
                 else:
                     for _ in self._renderer.family.decode(step.latents):
                         pass
@@ -104,16 +136,18 @@ class Rank:
 
     def _show(self, order: Order, step: Step) -> None:
         if order.preview_every and (step.index + 1) % order.preview_every == 0:
-            self._preview = self._preview or Preview(self._renderer.family)
-            write_atomic(order.preview, self._preview.jpeg(step.clean))
+            assert self._preview is not None, "the model was loaded without previews"
+            self._files.write(order.preview, partial(self._preview.jpeg, step.clean))
 
     def _deliver(self, order: Order, rendered: Rendered) -> Iterator[Decoded]:
-        """Decode and write in chunks: memory does not grow with the number of frames."""
+        """Decode and write in chunks: memory does not grow with the number of frames. What the other ranks wait for meanwhile is the
+        writing of one chunk, as long as ffmpeg takes to encode it: storage that stops for longer than collective_timeout fails the take.
+        """
         take, folder = order.take, order.folder
         if order.save_latents:
-            write_atomic(folder / "latents.safetensors", save({"latents": rendered.latents.cpu().contiguous()}))
+            self._files.write(folder / "latents.safetensors", lambda: save({"latents": rendered.latents.cpu().contiguous()}))
         if rendered.trace:
-            write_atomic(folder / "trace.json", replace(rendered.trace, model=order.model).to_json())
+            self._files.write(folder / "trace.json", replace(rendered.trace, model=order.model).to_json)
         sheet = ContactSheet(take.num_frames)
         written = 0
         with FilmWriter(folder / "film.mp4", width=take.width, height=take.height, fps=order.fps, metadata=order.metadata) as film:
@@ -125,13 +159,4 @@ class Rank:
                 yield Decoded(written, take.num_frames)
         sheet.save(folder / "contact_sheet.jpg")
         sheet.thumbnail(folder / "thumbnail.jpg")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # shipped as plain files through py_modules
-            found[package] = "unpacked"
-    return found
+        self._files.finish()

@@ -1,0 +1,107 @@
+"""The Ray cluster that a job runs on: the one that RAY_ADDRESS names, or one that is started here and ended afterwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import ray
+from ray._private.services import canonicalize_bootstrap_address
+
+from .signals import handlers_kept, uninterrupted
+
+_ANSWER_SECONDS = 5.0
+JOIN_MEND = "start one with `ray start --head`, correct RAY_ADDRESS (host:port, 10.0.0.1:6379 for example), or unset it to use this machine alone"
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+class AddressError(ValueError):
+    """RAY_ADDRESS names no cluster that can be joined. The message ends with the mend; what: the message without it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; {JOIN_MEND}.")
+        self.what = what
+
+
+class ClusterError(RuntimeError):
+    """No cluster could be started on this machine."""
+
+
+@contextmanager
+def ray_cluster(num_ranks: int) -> Iterator[str]:
+    """Join the cluster that RAY_ADDRESS names, or start one here with a CPU a rank at least; gives where it is, in words.
+
+    Raises AddressError, within seconds, where nobody answers or we are turned away, and ClusterError where none can be started.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    address = _resolve(named)
+    try:
+        with handlers_kept():
+            _start(num_ranks) if address is None else _join(named, address)
+        yield "started here" if address is None else f"at {named}"
+    finally:
+        with uninterrupted():
+            ray.shutdown()
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: fewer than the machine has where a scheduler (affinity) or a container (quota) says so."""
+    cores = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit, period = quota.read_text().split() if quota.is_file() else ("max", "0")
+    return cores if limit == "max" else max(1, min(cores, int(limit) // int(period)))
+
+
+def _start(num_ranks: int) -> None:
+    try:
+        ray.init(address="local", num_cpus=max(usable_cores(), num_ranks), include_dashboard=False, **_QUIET)
+    except Exception as error:
+        raise ClusterError(f"Ray cannot be started on this machine: {' '.join(str(error).split())}") from error
+
+
+def _join(named: str, address: str) -> None:
+    try:
+        ray.init(address=address, **_QUIET)
+    except Exception as error:
+        reason = " ".join(str(error).split())  # two versions that do not fit are named on lines of their own
+        raise AddressError(f"RAY_ADDRESS is '{named}', but its cluster cannot be joined ({reason})") from error
+
+
+def _resolve(named: str) -> str | None:
+    """host:port of the cluster that RAY_ADDRESS names, as ray.init would find it; None for a new one."""
+    if "://" in named:
+        raise AddressError(
+            f"RAY_ADDRESS is '{named}', which is not a cluster's own address (http:// is its dashboard's, for `ray job submit`, "
+            f"ray:// its client server's)"
+        )
+    if not named or named == "local":
+        return None
+    try:
+        address = canonicalize_bootstrap_address(named)
+        assert address is not None
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError, ValueError) as error:
+        reason = str(error).partition(". ")[0]
+        raise AddressError(f"RAY_ADDRESS is '{named}', but no Ray cluster answers there ({reason})") from None
+    if silence := _silence(address):
+        raise AddressError(f"RAY_ADDRESS is '{named}', but what answers there is no Ray cluster ({silence})")
+    return address
+
+
+def _silence(address: str) -> str:
+    """Why no Ray speaks at `address`, where somebody listens: ray.init would ask for a quarter of an hour. Empty where one does."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return ""  # it answers in cipher, with certificates that are ray.init's business
+    with grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=_ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            return str(error.code().name).lower().replace("_", " ")
+    return ""
