@@ -55,6 +55,12 @@ def _check_finite(value: Any, name: str) -> None:
             _check_finite(inner, f"{name}[{index}]")
 
 
+def check_count(name: str, count: float) -> None:
+    """Raise ValueError for what is neither a whole number nor a share below 1."""
+    if count > 1 and count != int(count):
+        raise ValueError(f"{name} is {count:g}; it must be a whole number, or a share below 1.")
+
+
 def ascends(values: Sequence[float]) -> bool:
     """Whether each value is larger than the one before it."""
     return all(before < after for before, after in pairwise(values))

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import yaml
 from omegaconf import MISSING
 
-from .config import read_config, suggestion
+from .config import check_count, read_config, suggestion
 from .predictors import PREDICTORS, Predictor
 from .sites import SITES, ModelShape, Site
 from .storage import DTYPES
@@ -43,9 +43,8 @@ class Guards:
     def __post_init__(self) -> None:
         if self.first_steps <= 0:
             raise ValueError(f"first_steps is {self.first_steps:g}; the first step can only be computed, so at least 1.")
-        for name in ("first_steps", "last_steps"):
-            if (count := getattr(self, name)) > 1 and count != int(count):
-                raise ValueError(f"{name} is {count:g}; it must be a whole number of steps, or a share below 1.")
+        check_count("first_steps", self.first_steps)
+        check_count("last_steps", self.last_steps)
         if min(self.last_steps, self.max_reused_steps, self.max_risk) < 0:
             raise ValueError(
                 f"last_steps={self.last_steps:g}, max_reused_steps={self.max_reused_steps} and max_risk={self.max_risk:g} must not be negative."

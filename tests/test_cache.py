@@ -101,6 +101,8 @@ STACK = {"trigger": {"name": "interval", "interval": 2}, "site": {"name": "stack
         ({"trigger": {"name": "mask", "computed": [0, 2, 2]}}, "in ascending order"),
         ({"guards": {"max_risk": float("nan")}}, r"guards\.max_risk is nan"),
         ({"guards": {"first_steps": 2.5}}, "first_steps is 2.5; it must be a whole number"),
+        ({"site": {"name": "stack", "last_blocks": 1.5}}, "last_blocks is 1.5; it must be a whole number"),
+        ({"trigger": {**GUIDED, "exponent": -2.0}, "branches": "joint"}, "exponent is -2"),
         ({"predictor": {"name": "taylor", "damping": float("nan")}}, "damping is nan"),
     ],
 )

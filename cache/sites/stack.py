@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..config import check_count
 from ..decision import Decision
 from ..stack import Block, Entry, Walk, num_blocks, take_over
 from .probe import Probe, check_probe
@@ -32,6 +33,8 @@ class StackConfig:
     def __post_init__(self) -> None:
         if min(self.first_blocks, self.last_blocks) < 0:
             raise ValueError(f"first_blocks={self.first_blocks:g} and last_blocks={self.last_blocks:g} must not be negative.")
+        check_count("first_blocks", self.first_blocks)
+        check_count("last_blocks", self.last_blocks)
         check_probe(self.probe)
         if self.keep not in KINDS:
             raise ValueError(f"keep is '{self.keep}'; it must be one of {', '.join(KINDS)}.")

@@ -34,6 +34,8 @@ class GuidedChangeConfig:
     def __post_init__(self) -> None:
         if isinstance(self.correlation, float) and not -1 <= self.correlation <= 1:
             raise ValueError(f"correlation is {self.correlation:g}; it is a cosine, between -1 and 1.")
+        if isinstance(self.exponent, float) and self.exponent < 0:
+            raise ValueError(f"exponent is {self.exponent:g}; early errors weigh more, so it must not be negative.")
         if isinstance(self.threshold, float) and self.threshold < 0:
             raise ValueError(f"threshold is {self.threshold:g}; it must be 0 (compute every step) or above.")
 

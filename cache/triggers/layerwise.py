@@ -15,7 +15,6 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor
 
-from ..config import ascends
 from ..decision import Decision, l1_sums, ratio
 from .trigger import Moment, Trigger
 
@@ -44,7 +43,7 @@ class LayerwiseConfig:
             raise ValueError(f"measure is '{self.measure}' (l1 or mse) and aggregate '{self.aggregate}' (each or mean).")
         if isinstance(self.codebook, list):
             are_rungs = bool(self.codebook) and all(len(rung) == 2 and rung[1] >= 1 and rung[1] == int(rung[1]) for rung in self.codebook)
-            if not are_rungs or not ascends([bound for bound, _ in self.codebook]):
+            if not are_rungs or self.codebook != sorted(self.codebook, key=lambda rung: rung[0]):
                 raise ValueError(
                     f"codebook is {self.codebook}; it must list [bound, interval] pairs with ascending bounds and whole intervals from 1."
                 )
