@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from longtake.cache import Recipe, Replay, Trace, enable_cache, load_recipe
+from longtake.cache import Recipe, Replay, Shards, Trace, enable_cache, load_recipe
+from longtake.cache.budget import describe_collectives
 from longtake.cache.decision import Decision
 from longtake.cache.recipe import recipe_names
 from longtake.cache.stack import CachedStack
@@ -204,8 +205,8 @@ def test_trace_records_value_margin_and_forecast_error(tiny_wan: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
-def test_bytes_are_what_was_predicted(model: str, request: pytest.FixtureRequest) -> None:
-    """Of every recipe, when it holds most; also in other dtypes."""
+def test_bytes_and_collectives_are_what_was_predicted(model: str, request: pytest.FixtureRequest) -> None:
+    """Of every recipe, bytes when it holds most, also in other dtypes; and no sum over the shards where none was announced."""
     renderer = Renderer(read_card(str(request.getfixturevalue(model))))
     card, take = renderer.family.card, tiny_take(num_inference_steps=8, num_frames=33 if model == "tiny_wan" else 13, prompts=ONE_PROMPT)
     cases = [(name, "model") for name in recipe_names()]
@@ -218,10 +219,15 @@ def test_bytes_are_what_was_predicted(model: str, request: pytest.FixtureRequest
         except ValueError:
             refused.add(name)
             continue
-        held = []
+        held, reduced = [], list[torch.Tensor]()
         for _ in renderer.steps(take, recipe):
-            assert renderer.cached is not None
-            held.append(renderer.cached.state.num_bytes)
+            cached = renderer.cached
+            assert cached is not None
+            held.append(cached.state.num_bytes)
+            cached.shards = Shards(lambda sums, reduced=reduced: reduced.append(sums) or sums)  # type: ignore[misc]
+        decisions = sum(entry.step > 0 for entry in cached.trace.entries)
+        announced = {"none": {0}, "1 a decision": range(1, decisions + 1)}[describe_collectives(recipe)]
+        assert len(reduced) - 1 in announced, "at the end forecast errors take one as well"
         predicted = cache_bytes(recipe, card, take, Degrees(), renderer.options)
         assert predicted == pytest.approx(max(held), rel=0.02), name
     assert refused == (set(REFUSED_BY_HUNYUAN) if model == "tiny_hunyuan" else set())
