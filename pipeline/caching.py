@@ -83,6 +83,7 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
         )
     if recipe.calibration:
         recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
+    if recipe.calibration or not recipe.calibrated:  # a form that is to be calibrated says nothing yet
         _check_guidance(recipe, take)
     recipe.check(model_shape(card, take), num_calls)
     if (derives_branch(recipe) or recipe.branches == "joint") and not take.is_guided(card):

@@ -82,7 +82,7 @@ _CHANGES_FOR_BOTH: dict[str, dict[str, dict[str, Any]]] = {
         "trigger": {"expected_errors": [0, 1e-6, 0, 0, 10, 0, 0, 10], "max_surprise": 2.0},
         "predictor": {"damping_by_step": [0.75] * 8},
     },
-    "ra_cfgcache": {"trigger": {"threshold": 0.35}},
+    "ra_cfgcache": {"trigger": {"threshold": 0.28, "guidance_scale": 4.0}},
     "speca": {"trigger": {"threshold": 1.0, "unchecked_steps": 0}},
 }
 

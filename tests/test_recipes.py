@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import product, starmap
 from math import isfinite
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 from longtake.cache import Recipe, Trace
+from longtake.cache.config import read_config
 from longtake.cache.decision import Decision
 from longtake.cache.predictors import PREDICTORS
-from longtake.cache.recipe import ABSCISSAE, BRANCHES, Choice, Guards, Part
+from longtake.cache.recipe import ABSCISSAE, BRANCHES, Calibration, Choice, Guards, Part
 from longtake.cache.sites import SITES
 from longtake.cache.triggers import TRIGGERS
 from longtake.pipeline.card import read_card
@@ -72,6 +74,22 @@ def _accepted() -> Iterator[tuple[Part, str, str]]:
             assert any(mend in str(error) for mend in ("; set ", "; use ", "; choose ")), error
         else:
             yield part, abscissa, branches
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), "-inf"])
+def test_no_setting_takes_a_number_that_is_none(number: Any) -> None:
+    """Every float of every config, also in lists."""
+    registries = ((TRIGGER_CONFIGS, TRIGGERS), (SITE_CONFIGS, SITES), (PREDICTOR_CONFIGS, PREDICTORS))
+    configs = [(registry[name][0], variants[0]) for named, registry in registries for name, variants in named.items()]
+    tried = 0
+    for config_class, valid in [*configs, (Guards, {}), (Calibration, {})]:
+        for setting in fields(config_class):
+            broken = {"float": number, "float | None": number, "list[float]": [number], "list[list[float]]": [[number, 2]]}.get(str(setting.type))
+            if broken is not None:
+                tried += 1
+                with pytest.raises(ValueError, match=rf"the part: {setting.name}.* is -?(nan|inf); it must be a finite number"):
+                    read_config(config_class, {**valid, setting.name: broken}, "the part")
+    assert tried > 40
 
 
 def _assert_well_formed(trace: Trace) -> None:
