@@ -90,8 +90,9 @@ def _load_and_save(mesh: Mesh, card: ModelCard, recipe: Recipe, folder: Path) ->
     cached.save(folder / "second.safetensors", MeshRelay(mesh, 0))
 
 
-@pytest.mark.parametrize("dtype", ["model", "float16", "float8"])
-@pytest.mark.parametrize("recipe", ["dmd", "dicache", "meancache", "speca", "easycache"])
+@pytest.mark.parametrize(
+    ("recipe", "dtype"), [("dmd", "float8"), ("dicache", "float16"), ("meancache", "float8"), ("speca", "bfloat16"), ("easycache", "model")]
+)
 def test_a_saved_cache_keeps_its_bits(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path, recipe: str, dtype: str) -> None:
     """Written on 2 ranks, read and written again on 3."""
     card, chosen = read_card(str(tiny_wan)), load_recipe(tiny_recipe(recipe), dtype=dtype)
