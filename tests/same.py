@@ -23,8 +23,8 @@ longest sums of the tiny models have a thousand terms. Through a few layers and 
 missed, a row too many or a step that is not computed changes 1e-3 and more.
 """
 
-SAME_IN_BFLOAT16 = 0.3
-"""The same for a film in bfloat16, which rounds by 0.0039: 77 roundings. Its decisions are replayed, as rounding would change them."""
+SAME_IN_BFLOAT16 = 0.1
+"""The same for a film in bfloat16, which rounds by 0.0039: 25 roundings. Its decisions are replayed, as rounding would change them."""
 
 MARGIN = 1e-3
 """How far from its threshold a decision must lie, for it to be the same wherever numbers differ by SAME."""
