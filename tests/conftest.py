@@ -124,6 +124,16 @@ def ray_cluster() -> Iterator[str]:
 
 
 @pytest.fixture
+def ray_driver(ray_cluster: str) -> Iterator[str]:
+    """This process joins the cluster for one test: for gangs that are made without a job."""
+    import ray
+
+    ray.init(address=ray_cluster, log_to_driver=False)
+    yield ray_cluster
+    ray.shutdown()
+
+
+@pytest.fixture
 def tiny_wan_copy(tiny_wan: Path, tmp_path: Path) -> Path:
     """A copy of the tiny checkpoint that a test may break."""
     return Path(shutil.copytree(tiny_wan, tmp_path / "model"))
