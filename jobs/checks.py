@@ -90,27 +90,31 @@ def check_parallel(parallel: ParallelConfig) -> Degrees | None:
     return degrees
 
 
-def choose_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take], model: str) -> tuple[Recipe | None, str]:
+def named_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> Recipe | None:
+    """The recipe that the job names, None where it names none."""
+    cache = job.cache
+    if cache.recipe in ("default", "none"):
+        return None
+    return find_recipe(cache.recipe, card, takes[0].num_inference_steps, cache.changes(), cache.dtype)
+
+
+def choose_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take], named: Recipe | None, model: str) -> tuple[Recipe | None, str]:
     """The recipe that all takes are rendered with; where a job names none and gets none, why. model: the model's hash."""
-    cache, why = job.cache, ""
-    if cache.recipe == "default":
-        recipe, why = default_recipe(card, takes, model, cache.changes(), cache.dtype)
-    else:
-        recipe = None if cache.recipe == "none" else find_recipe(cache.recipe, card, takes[0].num_inference_steps, cache.changes(), cache.dtype)
-    if recipe is None and cache.changes():
-        raise ValueError(f"cache.recipe is none here, but cache sets {', '.join(cache.changes())}; name a recipe, or drop these.")
+    recipe, why = named, ""
+    if job.cache.recipe == "default":
+        recipe, why = default_recipe(card, takes, model, job.cache.changes(), job.cache.dtype)
+    if recipe is None and job.cache.changes():
+        raise ValueError(f"cache.recipe is none here, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
     if recipe is not None:
         for take in takes:
             check_recipe(recipe, card, take, model)
     return recipe, why
 
 
-def check_replay(job: JobConfig, card: ModelCard, recipe: Recipe | None, takes: Sequence[Take], model: str) -> Replay | None:
-    if job.cache.replay is None:
-        return None
+def check_replay(job: JobConfig, card: ModelCard, takes: Sequence[Take], recipe: Recipe | None, trace: Trace, model: str) -> Replay:
+    """The decisions of a trace, for takes that can make them again."""
     if recipe is None:
         raise ValueError("cache.replay needs the recipe of the take that it replays; set cache.recipe.")
-    trace = Trace.load(Path(job.cache.replay))
     if trace.model != model:
         raise ValueError(f"The trace '{job.cache.replay}' comes from another model; replay one of this model, or drop cache.replay.")
     for take in takes:

@@ -39,6 +39,11 @@ def _path(path: Path) -> Path:
     return Path(_checked(expanded, str(path), "The path"))
 
 
+def _recipe(name: str) -> str:
+    """A recipe's name, or its path as `_path` has it."""
+    return str(_path(Path(name))) if name.endswith((".yaml", ".yml")) else name
+
+
 def _checked(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a check of user input; its ValueError becomes one message and exit code 2."""
     try:
@@ -183,7 +188,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ..pipeline.caching import numbers_path
     from ..pipeline.card import read_card
 
-    card = _checked(read_card, model)
+    card = _checked(read_card, str(_path(Path(model))))
     takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale, flow_shift)
     method, *_ = _checked(calibration.check_calibration, recipe, card, takes, computed=computed, threshold=threshold)
     target = _path(out) if out else numbers_path(card, recipe, 0 if method.any_steps else steps)
@@ -233,7 +238,7 @@ def tune(
     from .tune import plan_tuning, run_tuning
 
     goal = _checked(Goal, psnr, speedup)
-    tuning = _checked(plan_tuning, job, goal, take=take, recipes=recipe or [], out=_path(out) if out else None, force=force)
+    tuning = _checked(plan_tuning, job, goal, take=take, recipes=[_recipe(one) for one in recipe or []], out=_path(out) if out else None, force=force)
     with _stoppable("nothing is written"):
         is_reached = _checked(run_tuning, tuning, trials, _say)
     raise typer.Exit(0 if is_reached else 1)

@@ -145,7 +145,8 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
             raise ValueError(f"'{change}' is no override; write key=value, cache=none or parallel.ulysses_degree=4 for example.")
     values = _read(path)
     for change in overrides:
-        override(values, *change.split("=", 1), JobConfig)
+        key, text = change.split("=", 1)
+        override(values, key, text, JobConfig)
         _spell_out(values)
     _check_keys(values, JobConfig, "The job")
     try:
@@ -217,7 +218,7 @@ def expanded(path: str, what: str) -> str:
     filled = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises, and takes paths apart
     if path.startswith("~") and filled.startswith("~") and not Path(path).exists():
         raise ValueError(f"{what} is '{path}', and there is no such user; write the path without '~'.")
-    if missing := re.search(r"\$(\w+|\{\w+\})", filled):
+    if (missing := re.search(r"\$(\w+|\{\w+\})", filled)) and not Path(filled).exists():
         raise ValueError(f"{what} is '{path}', and there is no environment variable {missing[0]}; set it, or write the path itself.")
     return filled
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..cache import Recipe, Replay
+from ..cache import Recipe, Replay, Trace
 from ..parallel.degrees import Degrees, choose_degrees
 from ..pipeline.caching import Budget, choose_place
 from ..pipeline.card import ModelCard, read_card
@@ -26,6 +26,7 @@ from .checks import (
     check_writable,
     choose_recipe,
     demand,
+    named_recipe,
 )
 from .config import JobConfig, resolve_takes
 from .folder import JobRefused, Todo, look
@@ -117,16 +118,19 @@ def plan_job(job: JobConfig, *, force: bool = False) -> Plan:
     card = read_card(job.model.path)
     takes = resolve_takes(job, card)
     fps = frame_rate(card.fps if job.fps is None else job.fps)
-    if degrees is not None:  # before the weights are hashed, which may take minutes the first time
+    # What can be said without the model's hash comes first: that may take minutes the first time.
+    if degrees is not None:
         check_degrees(degrees, card, takes, None)
+    named = named_recipe(job, card, takes)
+    trace = None if job.cache.replay is None else Trace.load(Path(job.cache.replay))
     check_encoder()
     output = Path(job.output).absolute()
     folders = [output / take.name for take in takes]
     check_writable(output, folders)
     model = model_hash(card.path)
-    recipe, why = choose_recipe(job, card, takes, model)
-    replay = check_replay(job, card, recipe, takes, model)
-    keys = [film_key(card, model, take, recipe, options, replay.trace if replay else None) for take in takes]
+    recipe, why = choose_recipe(job, card, takes, named, model)
+    replay = None if trace is None else check_replay(job, card, takes, recipe, trace, model)
+    keys = [film_key(card, model, take, recipe, options, trace) for take in takes]
     planned = [PlannedTake(take, folder, key, Todo.RENDER) for take, folder, key in zip(takes, folders, keys, strict=True)]
     plan = Plan(job, card, recipe, why, fps, tuple(planned), degrees, options, model, replay, force)
     if degrees is not None:

@@ -21,7 +21,7 @@ from ..pipeline.files import write_atomic
 from ..pipeline.options import ModelOptions
 from ..pipeline.take import Take
 from ..pipeline.tuning import Goal, Trial, confirm, search
-from .config import CacheConfig, load_job
+from .config import CacheConfig, expanded, load_job
 from .plan import Plan, plan_job
 
 Say = Callable[[str], None]
@@ -59,7 +59,7 @@ def plan_tuning(job: str, goal: Goal, *, take: str | None, recipes: Sequence[str
     if take is not None and take not in names:
         raise ValueError(f"The job has no take '{take}'. {suggestion(take, names)}")
     proxy = plan.takes[names.index(take) if take else 0].take.proxy(plan.card)
-    target = out or Path(job).parent / "tuned.yaml"
+    target = out or Path(expanded(job, "The job file")).parent / "tuned.yaml"
     _check_target(target, force)
     candidates, skipped = _candidates(plan, recipes)
     return Tuning(job, plan, proxy, _device(plan.job.device), goal, tuple(candidates), tuple(skipped), target)

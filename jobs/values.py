@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -96,7 +95,6 @@ def _construct(loader: Any, node: Any, kind: Any) -> Any:
     return loader.construct_object(node, deep=True)
 
 
-@cache
 def field_types(config_class: Any) -> dict[str, Any]:
     """The settings of a config and their types."""
     hints = get_type_hints(config_class)

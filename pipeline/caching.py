@@ -62,7 +62,9 @@ def default_recipe(
     kinds = {(take.num_inference_steps, take.flow_shift) for take in takes}
     steps = takes[0].num_inference_steps
     path = numbers_path(card, "planned", steps)
-    if len(kinds) > 1 or not path.is_file():
+    if len(kinds) > 1:
+        return None, "takes of several num_inference_steps or flow_shift have no plan in common"
+    if not path.is_file():
         return None, f"`longtake calibrate {card.path} --steps {steps} --prompt ...` makes one for this model"
     try:
         recipe = load_recipe(path)

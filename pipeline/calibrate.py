@@ -5,6 +5,7 @@ Takes are run by measure.py; what is made of the measurements is worked out in c
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -68,8 +69,8 @@ class Method:
             raise ValueError("--computed is for recipes that plan which steps to compute; leave it out.")
         if threshold is not None and self.threshold is None:
             raise ValueError("--threshold is for recipes whose steps are chosen by an error to allow; leave it out.")
-        if threshold is not None and threshold <= 0:
-            raise ValueError(f"--threshold is {threshold:g}; at 0 and below nothing would be reused.")
+        if threshold is not None and not 0 < threshold < math.inf:
+            raise ValueError(f"--threshold is {threshold:g}; give a finite number above 0, as at 0 nothing would be reused.")
         if self.max_gap is not None:
             computed = num_steps * 2 // 5 if computed is None else computed
             check_budget(num_steps, computed, self.max_gap, free_end=self.free_end)
@@ -96,6 +97,8 @@ def check_calibration(
         raise ValueError(f"Recipe '{name}' cannot be calibrated. {suggestion(name, list(CALIBRATIONS))}")
     if not takes:
         raise ValueError("Calibration renders takes; give --prompt '...', two or three times for more of them.")
+    for take in takes:
+        take.check(card)
     method = CALIBRATIONS[name]
     setting = method.setting(takes[0].num_inference_steps, computed, threshold)
     shipped = load_recipe(name)

@@ -74,6 +74,18 @@ class Take:
     def check(self, card: ModelCard) -> None:
         """Raise ValueError, with the value and the mend, for what this model cannot render."""
         where = f"Take '{self.name}'"
+        self._check_size(where, card)
+        self._check_sampling(where, card)
+        self._check_prompts(where)
+        heard = {self.prompt_at(window.centre, card) for window in self.timeline_for(card).windows}
+        for prompt in self.prompts:
+            if prompt.text not in heard:
+                raise ValueError(
+                    f"{where}: the prompt from frame {prompt.frame} ('{prompt.text}') is heard by no window, as each takes the prompt at its "
+                    f"middle; set timeline=windows with a shorter timeline.window, or let the prompt hold for longer."
+                )
+
+    def _check_size(self, where: str, card: ModelCard) -> None:
         multiple = card.size_multiple
         for name, value in (("height", self.height), ("width", self.width)):
             if value < multiple or value % multiple:
@@ -87,6 +99,8 @@ class Take:
         if self.num_frames < 1 or (self.num_frames - 1) % stride:
             nearest = max(0, round((self.num_frames - 1) / stride)) * stride + 1
             raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be 1 more than a multiple of {stride}, {nearest} for example.")
+
+    def _check_sampling(self, where: str, card: ModelCard) -> None:
         if not 1 <= self.num_inference_steps <= _MOST_STEPS:
             raise ValueError(f"{where}: num_inference_steps is {self.num_inference_steps}; it must be from 1 to {_MOST_STEPS}.")
         if not 0 <= self.seed < 2**63:
@@ -103,8 +117,6 @@ class Take:
             )
         if self.noise not in NOISES:
             raise ValueError(f"{where}: noise is '{self.noise}'; it must be one of {', '.join(NOISES)}.")
-        self._check_prompts(where)
-        self.timeline_for(card)
 
     def is_guided(self, card: ModelCard) -> bool:
         """Whether each step needs a second model call without the prompt; models with guidance embedded take the scale as an input."""

@@ -80,6 +80,8 @@ def run_here(*arguments: str) -> Result:
         (["takes.0.prompt="], "Take 'one' lacks a prompt"),
         (["takes.1.prompts.0.frame=4"], "must start at 0"),
         (["takes.1.prompts.1.frame=44"], "starts at frame 44"),
+        (["takes.1.timeline=full"], r"the prompt from frame 0 \('a red circle'\) is heard by no window"),
+        (["takes.1.prompts.1.frame=36"], r"the prompt from frame 36 \('a blue square'\) is heard by no window"),
         (["takes.1.name=one"], "Two takes are called 'one'"),
         (["takes.1.name=../up"], "takes\\[1\\]: name is '../up'"),
         (["model=/nowhere"], "no model folder '/nowhere'"),

@@ -42,7 +42,7 @@ FILM = {
     "flow_shift": ["flow_shift=5"],
     "negative_prompt": ["negative_prompt=blue"],
     "noise": ["noise=diffusers"],
-    "timeline.name": ["timeline=full"],
+    "timeline.name": ["takes.0.prompts=[{frame: 0, text: a}]", "timeline=full"],
     "timeline.window": ["timeline.window=21"],
     "timeline.overlap": ["timeline.overlap=4"],
     "model.path": ["model=OTHER"],
@@ -138,7 +138,8 @@ def test_every_setting_is_classed() -> None:
 
 @pytest.mark.parametrize("setting", FILM)
 def test_a_setting_that_changes_the_film_changes_its_key(jobs: Jobs, setting: str) -> None:
-    assert jobs.key(*FILM[setting]) != jobs.key()
+    before = FILM[setting][:-1] if setting == "timeline.name" else []
+    assert jobs.key(*FILM[setting]) != jobs.key(*before)
     assert jobs.plan(FILM[setting]).delivery_key == jobs.plan([]).delivery_key
 
 
