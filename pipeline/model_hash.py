@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,13 +28,16 @@ def model_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if any(part.startswith(".") for part in parts) or parts[0] == "longtake" or not path.is_file():
-            continue
-        if len(parts) > 1 or path.name == "model_index.json" or path.suffix == ".safetensors":
-            yield path
+def _files(folder: Path) -> list[Path]:
+    """In the order of their names; a part may be a link to a folder elsewhere."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        within = Path(place).relative_to(folder).parts
+        folders[:] = [name for name in folders if not name.startswith(".") and (*within, name) != ("longtake",)]
+        for name in names:
+            if within or name == "model_index.json" or name.endswith(".safetensors"):
+                found.append(Path(place, name))
+    return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
 
 
 def _hash(path: Path) -> str:

@@ -198,7 +198,7 @@ def test_a_film_gets_another_frame_rate_and_keeps_all_else(tmp_path: Path, num_f
     with av.open(str(tmp_path / "other.mp4")) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == fps
-        assert stream.duration * stream.time_base == num_frames / fps
+        assert Fraction(stream.duration or 0) * (stream.time_base or 0) == num_frames / fps
     assert sorted(os.listdir(tmp_path)) == ["film.mp4", "other.mp4"]
 
 

@@ -90,7 +90,7 @@ NEITHER = {
 def every_setting(config: Any = JobConfig, within: str = "") -> list[str]:
     found = []
     for name, kind in get_type_hints(config).items():
-        [inner, *_] = [one for one in (*get_args(kind), kind) if is_dataclass(one)] or [None]
+        inner = next((one for one in (*get_args(kind), kind) if is_dataclass(one)), None)
         found += every_setting(inner, f"{within}{name}.") if inner else [within + name]
     return found
 
@@ -186,6 +186,15 @@ def test_what_is_no_part_of_the_model_leaves_its_hash(tiny_wan_copy: Path) -> No
     (tiny_wan_copy / ".cache").mkdir()
     (tiny_wan_copy / ".cache" / "download.json").write_text("{}")
     assert model_hash(tiny_wan_copy) == before
+
+
+def test_a_part_that_is_a_link_is_hashed(tiny_wan_copy: Path, tmp_path: Path) -> None:
+    before = model_hash(tiny_wan_copy)
+    (tiny_wan_copy / "transformer").rename(tmp_path / "shared")
+    (tiny_wan_copy / "transformer").symlink_to(tmp_path / "shared", target_is_directory=True)
+    assert model_hash(tiny_wan_copy) == before
+    _flip(tmp_path / "shared" / "diffusion_pytorch_model.safetensors")
+    assert model_hash(tiny_wan_copy) != before
 
 
 def test_a_hash_of_weights_is_remembered_by_path_size_and_time(tiny_wan_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
