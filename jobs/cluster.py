@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import Any
 
 import grpc
 import ray
+from ray._private import worker
 from ray._private.services import canonicalize_bootstrap_address
 
-from .signals import handlers_kept, uninterrupted
+from .signals import STOPPING, Stopped, restore, uninterrupted
 
 _ANSWER_SECONDS = 5.0
 JOIN_MEND = "start one with `ray start --head`, correct RAY_ADDRESS (host:port, 10.0.0.1:6379 for example), or unset it to use this machine alone"
@@ -42,7 +45,7 @@ def ray_cluster(num_ranks: int) -> Iterator[str]:
     named = os.environ.get("RAY_ADDRESS", "")
     address = _resolve(named)
     try:
-        with handlers_kept():
+        with _handlers_kept():
             _start(num_ranks) if address is None else _join(named, address)
         yield "started here" if address is None else f"at {named}"
     finally:
@@ -56,6 +59,34 @@ def usable_cores() -> int:
     quota = Path("/sys/fs/cgroup/cpu.max")
     limit, period = quota.read_text().split() if quota.is_file() else ("max", "0")
     return cores if limit == "max" else max(1, min(cores, int(limit) // int(period)))
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Around ray.init, which sets handlers of its own: first ones that end the process, by SystemExit, and raise Stopped here; then, while
+    it connects, one that prints a stack trace and aborts three seconds later. Connecting is not interrupted: half connected, the
+    process would crash at its end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    connect = worker.connect
+
+    def connect_undisturbed(*args: Any, **kwargs: Any) -> Any:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # not earlier: the cluster's own processes would inherit it
+        return connect(*args, **kwargs)
+
+    worker.connect = connect_undisturbed
+    try:
+        yield
+    except SystemExit:
+        raise Stopped from None
+    finally:
+        worker.connect = connect
+        restore(before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _start(num_ranks: int) -> None:

@@ -74,15 +74,13 @@ class Gang:
 
     def _wait_for_the_end(self) -> None:
         """Ray knows that an actor is dead a little before its process is gone; of the processes on this node we see more."""
-        if not ray.is_initialized():
+        if not self._ranks:
             return
         deadline = time.monotonic() + _END_SECONDS
-        answers = [actor.__ray_ready__.remote() for actor in self._ranks]
-        if answers:
-            ray.wait(answers, num_returns=len(answers), timeout=_END_SECONDS)
+        ray.wait([actor.__ray_ready__.remote() for actor in self._ranks], num_returns=len(self._ranks), timeout=_END_SECONDS)
         here = ray.get_runtime_context().get_node_id()
-        near = [psutil.Process(seat.process) for seat in self._seats if seat.node == here and psutil.pid_exists(seat.process)]
-        psutil.wait_procs(near, timeout=max(0.0, deadline - time.monotonic()))
+        while any(psutil.pid_exists(seat.process) for seat in self._seats if seat.node == here) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def load(self, card: ModelCard, options: ModelOptions, *, with_preview: bool) -> list[Loaded]:
         """Every rank loads the model; returns what each has to say, in rank order. with_preview: takes are to be previewed."""
@@ -106,6 +104,7 @@ class Gang:
 
     def _place(self) -> None:
         needed = {"GPU": 1.0, "CPU": 1.0} if self.device == "cuda" else {"CPU": 1.0}
+        # A node has room if it has it now: its totals say nothing of other jobs, and STRICT_PACK would wait for these.
         free = ray._private.state.available_resources_per_node().values()
         has_room = any(all(node.get(name, 0) >= self.num_ranks * count for name, count in needed.items()) for node in free)
         self._group = placement_group([needed] * self.num_ranks, strategy="STRICT_PACK" if has_room else "PACK")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
@@ -19,14 +19,14 @@ class Stopped(KeyboardInterrupt):
 
 def interrupt_on_signals() -> None:
     """Each of them raises Stopped from now on; one that was ignored when we were started (nohup, a background job) stays so."""
-    for number in _STOPPING:
+    for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
 
 
 def ignore_signals() -> None:
     """For a process that is stopping already and has only its last line to say."""
-    for number in _STOPPING:
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -37,37 +37,20 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    before = {number: signal.getsignal(number) for number in _STOPPING}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: held.append(number))
     try:
         yield
     finally:
-        _restore(before)
+        restore(before)
     if held:
         raise Stopped
 
 
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Around ray.init, which replaces our handlers: in Python by ones that end the process, in C++ by one that prints a stack trace
-    and aborts three seconds later. A signal that one of them catches within the block raises Stopped as well.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _STOPPING}
-    try:
-        yield
-    except SystemExit:
-        raise Stopped from None
-    finally:
-        signal.alarm(0)
-        _restore(before)
-
-
-def _restore(handlers: dict[signal.Signals, Any]) -> None:
+def restore(handlers: dict[signal.Signals, Any]) -> None:
+    """handlers: as signal.getsignal gave them."""
     for number, handler in handlers.items():
         if handler is not None:  # one that Python did not set cannot be set again
             signal.signal(number, handler)

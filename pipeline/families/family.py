@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import diffusers
@@ -18,6 +19,7 @@ from ...parallel.processors import with_attention
 from ..card import ModelCard
 
 Prompt = dict[str, Tensor]
+_KEPT_PROMPTS = 32
 
 
 class Family(ABC):
@@ -33,9 +35,24 @@ class Family(ABC):
     def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Family:
         """Load all parts; transformer and text encoders in `dtype`, the VAE in fp32. held: where the transformer's weights go first."""
 
-    @abstractmethod
+    @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Prompt:
-        """A text as the stock pipeline encodes it: inputs of the transformer by name. Encoded once, kept for all takes."""
+        """A text as the stock pipeline encodes it: inputs of the transformer by name. The last 32 texts are kept, for windows and takes
+        that share them: megabytes each on large models.
+        """
+        encoded = self._encoded.pop(prompt, None) or self._encode_prompt(prompt)
+        self._encoded[prompt] = encoded
+        if len(self._encoded) > _KEPT_PROMPTS:
+            del self._encoded[next(iter(self._encoded))]
+        return encoded
+
+    @cached_property
+    def _encoded(self) -> dict[str, Prompt]:
+        """Texts in the order of their last use."""
+        return {}
+
+    @abstractmethod
+    def _encode_prompt(self, prompt: str) -> Prompt: ...
 
     @abstractmethod
     def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:

@@ -21,7 +21,6 @@ class HunyuanVideo(Family):
         self.card, self.device = card, device
         self._stock = stock
         self.transformer, self.vae = stock.transformer, stock.vae
-        self._prompts: dict[str, Prompt] = {}
         self._rows: RowShards | None = None
 
     @classmethod
@@ -34,14 +33,11 @@ class HunyuanVideo(Family):
         stock.transformer.to(held)
         return cls(card, stock, device)
 
-    @torch.no_grad()
-    def encode_prompt(self, prompt: str) -> Prompt:
+    def _encode_prompt(self, prompt: str) -> Prompt:
         """Llama's states behind the stock template, with their mask, and CLIP's pooled state."""
-        if prompt not in self._prompts:
-            embeds, pooled, mask = self._stock.encode_prompt(prompt, device=self.device, max_sequence_length=self.card.max_sequence_length)
-            inputs = {"encoder_hidden_states": embeds, "pooled_projections": pooled, "encoder_attention_mask": mask}
-            self._prompts[prompt] = {name: tensor.to(self.transformer.dtype) for name, tensor in inputs.items()}
-        return self._prompts[prompt]
+        embeds, pooled, mask = self._stock.encode_prompt(prompt, device=self.device, max_sequence_length=self.card.max_sequence_length)
+        inputs = {"encoder_hidden_states": embeds, "pooled_projections": pooled, "encoder_attention_mask": mask}
+        return {name: tensor.to(self.transformer.dtype) for name, tensor in inputs.items()}
 
     def _set_timesteps(self, scheduler: Any, num_inference_steps: int) -> None:
         sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]

@@ -26,7 +26,6 @@ class Wan(Family):
         self.text_encoder = text_encoder
         self.tokenizer = AutoTokenizer.from_pretrained(card.path / "tokenizer")
         self.device = vae.device
-        self._prompts: dict[str, Prompt] = {}
         self._rows: RowShards | None = None
 
     @classmethod
@@ -36,17 +35,12 @@ class Wan(Family):
         text_encoder = UMT5EncoderModel.from_pretrained(card.path / "text_encoder", dtype=dtype)
         return cls(card, transformer.to(held).eval(), vae.to(device).eval(), text_encoder.to(device).eval())
 
-    @torch.no_grad()
-    def encode_prompt(self, prompt: str) -> Prompt:
+    def _encode_prompt(self, prompt: str) -> Prompt:
         """Padded with zeros to the card's `max_sequence_length`, without a mask."""
-        if prompt not in self._prompts:
-            length = self.card.max_sequence_length
-            tokens = self.tokenizer(prompt_clean(prompt), padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
-                self.device
-            )
-            embeds = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-            self._prompts[prompt] = {"encoder_hidden_states": (embeds * tokens.attention_mask[..., None]).to(self.transformer.dtype)}
-        return self._prompts[prompt]
+        length = self.card.max_sequence_length
+        tokens = self.tokenizer(prompt_clean(prompt), padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.device)
+        embeds = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return {"encoder_hidden_states": (embeds * tokens.attention_mask[..., None]).to(self.transformer.dtype)}
 
     def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
         steps = timestep.expand(latents.shape[0])

@@ -1,0 +1,179 @@
+"""Joining Ray, placing and ending a gang, and what its ranks may do between two collectives."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from longtake.jobs.cluster import AddressError, ray_cluster, usable_cores
+from longtake.jobs.config import ParallelConfig
+from longtake.jobs.events import Decoded, Finished, Order
+from longtake.jobs.gang import Gang, GangError
+from longtake.jobs.memory import forget_peak, peak_bytes
+from longtake.parallel import Degrees
+from longtake.pipeline.card import read_card
+from longtake.pipeline.files import partial_name
+from longtake.pipeline.options import ModelOptions
+from longtake.pipeline.take import TimelineSettings
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from takes import tiny_take
+
+TWO = Degrees(ulysses_degree=2)
+
+
+@contextmanager
+def _listener() -> Iterator[str]:
+    with socket.create_server(("", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "http://127.0.0.1:8265", "ray://127.0.0.1:10001", "garbage", "host:port", " "])
+def test_an_address_that_is_no_clusters_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(AddressError, match=rf"RAY_ADDRESS is '{re.escape(address)}'.*unset it"), ray_cluster(1):
+        pass
+
+
+def test_somebody_else_who_listens_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _listener() as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(AddressError, match="what answers there is no Ray cluster"), ray_cluster(1):
+            pass
+
+
+def test_the_command_line_says_so_too(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(f"{{model: demo, output: {tmp_path / 'out'}, cache: none, takes: [{{name: one, prompt: a red circle}}]}}")
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    for command, code, said in ((["render", str(job)], 2, "error: RAY_ADDRESS is '127.0.0.1:1'"), (["doctor"], 1, "RAY_ADDRESS is '127.0.0.1:1'")):
+        done = subprocess.run([sys.executable, "-m", "longtake", *command], capture_output=True, text=True, timeout=120, check=False, env=environment)
+        assert done.returncode == code
+        assert said in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:  # ended meanwhile
+        return ""
+
+
+@pytest.mark.parametrize("stage", ["gcs_server", "raylet"])
+def test_a_signal_while_ray_starts_leaves_nothing(stage: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    program = "from longtake.jobs.cli import app; app()"
+    process = subprocess.Popen([sys.executable, "-c", program, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    started: list[psutil.Process] = []
+    while not any(_name(child) == stage for child in started):
+        assert process.poll() is None, process.communicate()
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "stopped: not everything was looked at\n"
+    assert not psutil.wait_procs(started, timeout=30)[1]
+
+
+def _order(folder: Path, **changes: Any) -> Order:
+    take = tiny_take(num_frames=17, guidance_scale=1.0, prompts=tiny_take().prompts[:1], timeline=TimelineSettings("full", 0, 0), **changes)
+    return Order(take, None, None, "device", "", folder, 8, 1, True, {})
+
+
+@contextmanager
+def _loaded(model: Path, config: ParallelConfig) -> Iterator[Gang]:
+    with Gang(TWO, config, "cpu") as gang:
+        gang.load(read_card(str(model)), ModelOptions(), with_preview=True)
+        yield gang
+
+
+@pytest.mark.ray
+def test_slow_storage_does_not_keep_the_other_ranks(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    """A pipe that nobody reads stands for storage that stopped: the preview is written to it, and rank 0 goes on to the film's end."""
+    slow = partial_name(tmp_path / "preview.jpg")
+    os.mkfifo(slow)
+    with _loaded(tiny_wan, ParallelConfig(collective_timeout=5, threads=1)) as gang:
+        for event in gang.render(_order(tmp_path)):
+            if isinstance(event, Decoded) and event.frames == event.num_frames:
+                threading.Thread(target=slow.read_bytes, daemon=True).start()
+        assert isinstance(event, Finished)
+    assert {"film.mp4", "latents.safetensors", "thumbnail.jpg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.ray
+def test_what_cannot_be_written_fails_the_take(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    (tmp_path / "latents.safetensors").mkdir()
+    with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang, pytest.raises(GangError, match=r"Rank 0 failed after step 6: IsADirectoryError"):
+        list(gang.render(_order(tmp_path)))
+
+
+@pytest.mark.ray
+def test_running_out_of_memory_is_called_that(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    message = r"failed after step 0: out of memory \(.*\); more ranks, model.offload=blocks"
+    with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang, pytest.raises(GangError, match=message):
+        list(gang.render(_order(tmp_path, height=1 << 25, width=1 << 25)))
+
+
+@pytest.mark.ray
+def test_every_rank_is_ended_also_where_ray_cannot_end_one(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(actor: Any) -> None:
+        raise RuntimeError("lost the cluster's head")
+
+    gang = Gang(TWO, ParallelConfig(), "cpu").__enter__()
+    seats = ray.get([actor.seat.remote() for actor in gang._ranks])
+    assert gang.threads == (max(1, usable_cores() // 2),) * 2
+    monkeypatch.setattr(ray, "kill", kill)
+    gang.close()
+    assert not any(psutil.pid_exists(seat.process) for seat in seats)
+
+
+@pytest.mark.ray
+def test_a_gang_is_spread_where_no_node_has_room_for_it_now(ray_cluster: str) -> None:
+    """Of two nodes one has room for one rank beside other work and one for two; threads are shared out by node."""
+    node = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={ray_cluster}", "--num-cpus=2", "--block"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    other_work = placement_group([{"CPU": 7}], strategy="STRICT_PACK", _soft_target_node_id=ray.get_runtime_context().get_node_id())
+    try:
+        assert other_work.wait(60)
+        while sum(one["Alive"] for one in ray.nodes()) < 2 or ray.available_resources().get("CPU") != 3:
+            assert node.poll() is None
+            time.sleep(0.1)
+        with Gang(Degrees(ulysses_degree=3), ParallelConfig(placement_timeout=30), "cpu") as gang:
+            cores = usable_cores()
+            assert sorted(gang.threads) == sorted((cores, max(1, cores // 2), max(1, cores // 2)))
+    finally:
+        remove_placement_group(other_work)
+        node.terminate()
+        node.wait(60)
+        while sum(one["Alive"] for one in ray.nodes()) > 1:
+            time.sleep(0.1)
+
+
+def test_the_peak_is_that_of_the_take() -> None:
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not let a process forget its peak")
+    for size in (100_000_000, 1_000_000):
+        forget_peak("cpu")
+        before = psutil.Process().memory_info().rss
+        held = torch.ones(size)
+        grown = peak_bytes("cpu") - before
+        del held
+        assert 4 * size * 0.9 <= grown <= 4 * size + 50_000_000
