@@ -88,6 +88,9 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
     if recipe.calibration or not recipe.calibrated:  # a form that is to be calibrated says nothing yet
         _check_guidance(recipe, take)
     recipe.check(model_shape(card, take), num_calls)
+    if not card.moves_by_velocity:
+        for part in recipe.parts:
+            part.predictor.build().check_sampler(None)
     if (derives_branch(recipe) or recipe.branches == "joint") and not take.is_guided(card):
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
     if degrees is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from .support import SUPPORT, calls_a_step, check_configs, check_index
+from .support import SUPPORT, calls_a_step, check_configs, check_index, moves_by_velocity
 
 _WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 # What a checkpoint's own card may state otherwise, in its front matter under `longtake`.
@@ -32,7 +32,8 @@ class ModelCard:
     size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for.
     num_layers: blocks in all; num_joint_layers: those that keep the text beside the video (HunyuanVideo's first list; 0 where blocks
     carry no text). dim: width of the hidden states. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
-    calls_a_step: how often the scheduler asks the model in every step but the last, which takes one call.
+    calls_a_step: how often the scheduler asks the model in every step but the last, which takes one call. moves_by_velocity: whether it
+    moves the latents by velocity times the step in sigma and by nothing else.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class ModelCard:
     fps: float
     embeds_guidance: bool
     calls_a_step: int = 1
+    moves_by_velocity: bool = True
 
     @property
     def size_multiple(self) -> int:
@@ -101,6 +103,7 @@ def read_card(model: str) -> ModelCard:
         temporal_stride=vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4)),
         embeds_guidance=transformer.get("guidance_embeds", False),
         calls_a_step=calls_a_step(scheduler),
+        moves_by_velocity=moves_by_velocity(scheduler),
         **{**_USUAL[support.family], **_front_matter(folder / "README.md", _USUAL[support.family])},
     )
 

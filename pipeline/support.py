@@ -137,3 +137,8 @@ def _check_scheduler(model: str, support: Support, scheduler: Mapping[str, Any])
 def calls_a_step(scheduler: Mapping[str, Any]) -> int:
     """How often a scheduler asks the model in every step but the last, which takes one call."""
     return _CALLS_A_STEP.get(str(scheduler.get("_class_name")), 1)
+
+
+def moves_by_velocity(scheduler: Mapping[str, Any]) -> bool:
+    """Whether the latents are moved by velocity times the step in sigma and by nothing else."""
+    return scheduler.get("_class_name") == _EULER

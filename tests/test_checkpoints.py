@@ -17,7 +17,7 @@ from longtake.pipeline.card import read_card
 from longtake.pipeline.render import Renderer
 from safetensors.torch import load_file, save_file
 
-from takes import stock_latents, stock_take, tiny_take
+from takes import stock_latents, stock_take, tiny_recipe, tiny_take
 
 INDEX, TRANSFORMER, VAE = "model_index.json", "transformer/config.json", "vae/config.json"
 SCHEDULER, TEXT = "scheduler/scheduler_config.json", "text_encoder/config.json"
@@ -148,6 +148,15 @@ def test_a_cache_counts_the_calls_of_a_second_order_scheduler(tiny_wan_copy: Pat
             assert "reuse" in {entry.decision for entry in row[8:]}
     with pytest.raises(ValueError, match=r"counts steps of one model call each, and this model's scheduler makes 2 a step"):
         check_recipe(load_recipe("meancache"), card, take, model="")
+
+
+def test_forecasts_that_need_a_sampler_are_refused_on_another_one(tiny_wan_copy: Path) -> None:
+    SCHEDULERS[2]().save_pretrained(tiny_wan_copy / "scheduler")
+    card, take = read_card(str(tiny_wan_copy)), stock_take(num_inference_steps=8)
+    for name, message in (("meancache", "reads velocities off the latents"), ("planned", "with the same flow shift")):
+        with pytest.raises(ValueError, match=message):
+            check_recipe(tiny_recipe(name), card, take, model="")
+    check_recipe(tiny_recipe("taylorseer"), card, take, model="")
 
 
 def test_hunyuan_video_takes_no_scheduler_without_sigmas(tiny_hunyuan: Path, tmp_path: Path) -> None:
