@@ -61,7 +61,8 @@ def _needs_rendering(plan: Plan, planned: PlannedTake, reporter: Reporter) -> bo
         return False
     if todo is Todo.DELIVER:
         try:
-            deliver_again(planned.folder, plan.fps, plan.delivery_key)
+            with uninterrupted():
+                deliver_again(planned.folder, plan.fps, plan.delivery_key)
         except ValueError as error:
             reporter.say(f"take '{name}' is rendered again: its film cannot get another frame rate ({error})")
             return True
@@ -156,7 +157,8 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
         peak_memory_bytes=finished.peak_memory_bytes,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    publish(staging, folder, manifest)
+    with uninterrupted():
+        publish(staging, folder, manifest)
     reporter.say(f"take '{take.name}': {folder / FILM} ({seconds['take']:.1f} s, {decisions_text(finished.decisions)})")
 
 
