@@ -14,10 +14,9 @@ from typing import Any
 
 import grpc
 import ray
-from ray._private import worker
-from ray._private.services import canonicalize_bootstrap_address
+from ray._private import services
 
-from .signals import STOPPING, Stopped, restore, uninterrupted
+from .signals import STOPPING, Stopped, deaf_threads, restore, uninterrupted
 
 _ANSWER_SECONDS = 5.0
 JOIN_MEND = "start one with `ray start --head`, correct RAY_ADDRESS (host:port, 10.0.0.1:6379 for example), or unset it to use this machine alone"
@@ -63,28 +62,31 @@ def usable_cores() -> int:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Around ray.init, which sets handlers of its own: first ones that end the process, by SystemExit, and raise Stopped here; then, while
-    it connects, one that prints a stack trace and aborts three seconds later. Connecting is not interrupted: half connected, the
-    process would crash at its end.
+    """Around ray.init, which sets handlers of its own for SIGTERM: first ones that end the process, by SystemExit, then one that prints a
+    stack trace and aborts three seconds later; at its end Ray sets none. So ours are set again, and until they are, and in Ray's own
+    threads for good, signals are held back. A signal that comes while the cluster's processes are started raises Stopped.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in STOPPING}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    connect = worker.connect
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    start_ray_process = services.start_ray_process
 
-    def connect_undisturbed(*args: Any, **kwargs: Any) -> Any:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # not earlier: the cluster's own processes would inherit it
-        return connect(*args, **kwargs)
+    def start_with_ears(*args: Any, **kwargs: Any) -> Any:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # which the process inherits, and is ended by SIGTERM
+        try:
+            return start_ray_process(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
-    worker.connect = connect_undisturbed
+    services.start_ray_process = start_with_ears
     try:
         yield
     except SystemExit:
         raise Stopped from None
     finally:
-        worker.connect = connect
+        services.start_ray_process = start_ray_process
         restore(before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -114,7 +116,7 @@ def _resolve(named: str) -> str | None:
     if not named or named == "local":
         return None
     try:
-        address = canonicalize_bootstrap_address(named)
+        address = services.canonicalize_bootstrap_address(named)
         assert address is not None
         host, _, port = address.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
@@ -130,7 +132,7 @@ def _silence(address: str) -> str:
     """Why no Ray speaks at `address`, where somebody listens: ray.init would ask for a quarter of an hour. Empty where one does."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return ""  # it answers in cipher, with certificates that are ray.init's business
-    with grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
+    with deaf_threads(), grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=_ANSWER_SECONDS)
         except grpc.RpcError as error:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .events import Decoded, Event, Finished, Stepped
+from .signals import deaf_threads
 
 _LINE_SECONDS = 5.0
 
@@ -80,7 +81,8 @@ class BarReporter(Reporter):
         self._steps: TaskID | None = None
 
     def __enter__(self) -> Reporter:
-        self._progress.start()
+        with deaf_threads():
+            self._progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
