@@ -19,16 +19,17 @@ from ray._private import services
 from .signals import STOPPING, Stopped, deaf_threads, restore, uninterrupted
 
 _ANSWER_SECONDS = 5.0
-JOIN_MEND = "start one with `ray start --head`, correct RAY_ADDRESS (host:port, 10.0.0.1:6379 for example), or unset it to use this machine alone"
+_MEND_ADDRESS = "start one with `ray start --head`, correct RAY_ADDRESS (host:port, 10.0.0.1:6379 for example), or unset it to use this machine alone"
+_MEND_MISFIT = "use the cluster's own versions of Ray and Python and its token (RAY_AUTH_TOKEN), correct RAY_ADDRESS, or unset it"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 class AddressError(ValueError):
-    """RAY_ADDRESS names no cluster that can be joined. The message ends with the mend; what: the message without it."""
+    """RAY_ADDRESS names no cluster that can be joined. The message is `what`, and then the `mend`."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; {JOIN_MEND}.")
-        self.what = what
+    def __init__(self, what: str, mend: str = _MEND_ADDRESS) -> None:
+        super().__init__(f"{what}; {mend}.")
+        self.what, self.mend = what, mend
 
 
 class ClusterError(RuntimeError):
@@ -103,7 +104,7 @@ def _join(named: str, address: str) -> None:
         ray.init(address=address, **_QUIET)
     except Exception as error:
         reason = " ".join(str(error).split())  # two versions that do not fit are named on lines of their own
-        raise AddressError(f"RAY_ADDRESS is '{named}', but its cluster cannot be joined ({reason})") from error
+        raise AddressError(f"RAY_ADDRESS is '{named}', but its cluster cannot be joined ({reason})", _MEND_MISFIT) from error
 
 
 def _resolve(named: str) -> str | None:

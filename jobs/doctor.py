@@ -13,7 +13,7 @@ import ray
 import torch
 
 from ..parallel import Degrees
-from .cluster import JOIN_MEND, AddressError, ClusterError, ray_cluster, usable_cores
+from .cluster import AddressError, ClusterError, ray_cluster, usable_cores
 from .config import ParallelConfig
 from .gang import Gang, GangError
 
@@ -82,7 +82,7 @@ def _cluster(num_ranks: int) -> Iterator[Finding]:
             yield Finding("Ray", f"{where}: {num_nodes} node(s), {totals.get('CPU', 0):g} CPUs, {gpus} GPUs")
             yield _links(num_ranks, "cuda" if gpus >= num_ranks else "cpu")
     except AddressError as error:
-        yield Finding("Ray", error.what, JOIN_MEND)
+        yield Finding("Ray", error.what, error.mend)
     except ClusterError as error:
         yield Finding("Ray", str(error), "end what is left of an earlier one with `ray stop`; see that /tmp is writable and has room")
 

@@ -170,10 +170,11 @@ def test_a_gang_is_spread_where_no_node_has_room_for_it_now(ray_cluster: str) ->
 def test_the_peak_is_that_of_the_take() -> None:
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system does not let a process forget its peak")
+    grown = []
     for size in (100_000_000, 1_000_000):
         forget_peak("cpu")
         before = psutil.Process().memory_info().rss
-        held = torch.ones(size)
-        grown = peak_bytes("cpu") - before
-        del held
-        assert 4 * size * 0.9 <= grown <= 4 * size + 50_000_000
+        torch.ones(size)
+        grown.append(peak_bytes("cpu") - before)
+    assert grown[0] >= 0.9 * 400_000_000
+    assert grown[1] <= 0.5 * 400_000_000

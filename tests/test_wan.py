@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,15 @@ def test_one_rank_equals_the_stock_pipeline(tiny_wan: Path) -> None:
     ours = Renderer(card).render(take, None).latents
     theirs = stock_latents(WanPipeline.from_pretrained(tiny_wan), take, card.max_sequence_length)
     assert_same(ours, theirs)
+
+
+def test_texts_are_encoded_once_and_the_last_32_are_kept(tiny_wan: Path) -> None:
+    family = Renderer(read_card(str(tiny_wan))).family
+    first, others = family.encode_prompt("in every take"), []
+    for number in range(40):
+        others.append(weakref.ref(family.encode_prompt(str(number))["encoder_hidden_states"]))
+        assert family.encode_prompt("in every take") is first
+    assert [other() is not None for other in others] == [False] * 9 + [True] * 31
 
 
 def test_streamed_decoding_equals_decoding_the_whole(tiny_wan: Path) -> None:
