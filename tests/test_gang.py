@@ -8,10 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ import ray
 import torch
 from longtake.jobs.cluster import AddressError, ray_cluster, usable_cores
 from longtake.jobs.config import ParallelConfig
-from longtake.jobs.events import Decoded, Finished, Order
+from longtake.jobs.events import Decoded, Event, Finished, Loaded, Order
 from longtake.jobs.gang import Gang, GangError
 from longtake.jobs.memory import forget_peak, peak_bytes
+from longtake.jobs.rank import Rank
 from longtake.parallel import Degrees
 from longtake.pipeline.card import read_card
-from longtake.pipeline.files import partial_name
 from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.take import TimelineSettings
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -92,7 +92,7 @@ def test_a_signal_while_ray_starts_leaves_nothing(stage: str) -> None:
 
 def _order(folder: Path, **changes: Any) -> Order:
     take = tiny_take(num_frames=17, guidance_scale=1.0, prompts=tiny_take().prompts[:1], timeline=TimelineSettings("full", 0, 0), **changes)
-    return Order(take, None, None, "device", "", folder, 8, 1, True, {})
+    return Order(take, None, None, "device", "", folder, folder / "preview.jpg", Fraction(8), 1, True, {})
 
 
 @contextmanager
@@ -102,35 +102,51 @@ def _loaded(model: Path, config: ParallelConfig) -> Iterator[Gang]:
         yield gang
 
 
+class _StoppedStorage(Rank):
+    """Writes no preview until the film's last frame is written."""
+
+    def load(self, *args: Any) -> Loaded:
+        loaded = super().load(*args)
+        if self.rank == 0:
+            jpeg = self._preview.jpeg
+            self._preview.jpeg = lambda clean: [time.sleep(0.1) for _ in iter(self._told.exists, True)] and jpeg(clean)
+        return loaded
+
+    def render(self, order: Order) -> Iterator[Event]:
+        self._told = order.folder / "written"
+        yield from super().render(order)
+
+
 @pytest.mark.ray
-def test_slow_storage_does_not_keep_the_other_ranks(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
-    """A pipe that nobody reads stands for storage that stopped: the preview is written to it, and rank 0 goes on to the film's end."""
-    slow = partial_name(tmp_path / "preview.jpg")
-    os.mkfifo(slow)
-    with _loaded(tiny_wan, ParallelConfig(collective_timeout=5, threads=1)) as gang:
+def test_slow_storage_does_not_keep_the_other_ranks(ray_driver: str, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 goes on to the film's end; did it wait for its preview, the other one would run out of time."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("longtake.jobs.gang.Rank", _StoppedStorage)
+    with _loaded(tiny_wan, ParallelConfig(collective_timeout=30, threads=1)) as gang:
         for event in gang.render(_order(tmp_path)):
             if isinstance(event, Decoded) and event.frames == event.num_frames:
-                threading.Thread(target=slow.read_bytes, daemon=True).start()
+                assert not (tmp_path / "preview.jpg").exists()
+                (tmp_path / "written").touch()
         assert isinstance(event, Finished)
-    assert {"film.mp4", "latents.safetensors", "thumbnail.jpg"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"film.mp4", "latents.safetensors", "thumbnail.jpg", "preview.jpg"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.ray
-def test_what_cannot_be_written_fails_the_take(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_written_fails_the_take(ray_driver: str, tiny_wan: Path, tmp_path: Path) -> None:
     (tmp_path / "latents.safetensors").mkdir()
     with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang, pytest.raises(GangError, match=r"Rank 0 failed after step 6: IsADirectoryError"):
         list(gang.render(_order(tmp_path)))
 
 
 @pytest.mark.ray
-def test_running_out_of_memory_is_called_that(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+def test_running_out_of_memory_is_called_that(ray_driver: str, tiny_wan: Path, tmp_path: Path) -> None:
     message = r"failed after step 0: out of memory \(.*\); more ranks, model.offload=blocks"
     with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang, pytest.raises(GangError, match=message):
         list(gang.render(_order(tmp_path, height=1 << 25, width=1 << 25)))
 
 
 @pytest.mark.ray
-def test_every_rank_is_ended_also_where_ray_cannot_end_one(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_is_ended_also_where_ray_cannot_end_one(ray_driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(actor: Any) -> None:
         raise RuntimeError("lost the cluster's head")
 
@@ -143,10 +159,10 @@ def test_every_rank_is_ended_also_where_ray_cannot_end_one(ray_cluster: str, mon
 
 
 @pytest.mark.ray
-def test_a_gang_is_spread_where_no_node_has_room_for_it_now(ray_cluster: str) -> None:
+def test_a_gang_is_spread_where_no_node_has_room_for_it_now(ray_driver: str) -> None:
     """Of two nodes one has room for one rank beside other work and one for two; threads are shared out by node."""
     node = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={ray_cluster}", "--num-cpus=2", "--block"],
+        [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={ray_driver}", "--num-cpus=2", "--block"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
