@@ -108,9 +108,13 @@ class _StoppedStorage(Rank):
     def load(self, *args: Any) -> Loaded:
         loaded = super().load(*args)
         if self.rank == 0:
-            jpeg = self._preview.jpeg
-            self._preview.jpeg = lambda clean: [time.sleep(0.1) for _ in iter(self._told.exists, True)] and jpeg(clean)
+            self._jpeg, self._preview.jpeg = self._preview.jpeg, self._draw_late
         return loaded
+
+    def _draw_late(self, clean: torch.Tensor) -> bytes:
+        while not self._told.exists():
+            time.sleep(0.1)
+        return self._jpeg(clean)
 
     def render(self, order: Order) -> Iterator[Event]:
         self._told = order.folder / "written"
@@ -122,7 +126,7 @@ def test_slow_storage_does_not_keep_the_other_ranks(ray_driver: str, tiny_wan: P
     """Rank 0 goes on to the film's end; did it wait for its preview, the other one would run out of time."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr("longtake.jobs.gang.Rank", _StoppedStorage)
-    with _loaded(tiny_wan, ParallelConfig(collective_timeout=30, threads=1)) as gang:
+    with _loaded(tiny_wan, ParallelConfig(collective_timeout=60, threads=1)) as gang:
         for event in gang.render(_order(tmp_path)):
             if isinstance(event, Decoded) and event.frames == event.num_frames:
                 assert not (tmp_path / "preview.jpg").exists()
