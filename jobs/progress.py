@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -86,7 +87,8 @@ class BarReporter(Reporter):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
+        with suppress(OSError):  # the terminal may be gone: being stopped is what this ends by then
+            self._progress.stop()
 
     def say(self, line: str) -> None:
         self._progress.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
