@@ -65,7 +65,7 @@ def render(
         from .plan import plan_job
 
         config = _checked(load_job, job, overrides or [])
-        plan = _checked(plan_job, config, force=force)
+        plan = _checked(plan_job, config, force=force, say=_say)
 
         from .cluster import AddressError, ClusterError
         from .driver import run_job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -107,8 +108,8 @@ class Plan:
         return [planned.take for planned in self.takes]
 
 
-def plan_job(job: JobConfig, *, force: bool = False) -> Plan:
-    """Check all of a job. Raises ValueError with the offending value and the mend."""
+def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] = lambda line: None) -> Plan:
+    """Check all of a job. say: gets a line before what takes long. Raises ValueError with the offending value and the mend."""
     if not job.model.path:
         raise ValueError("The job names no model; set `model: demo`, or the path of a checkpoint in diffusers' format.")
     if not job.output:
@@ -127,7 +128,7 @@ def plan_job(job: JobConfig, *, force: bool = False) -> Plan:
     output = Path(job.output).absolute()
     folders = [output / take.name for take in takes]
     check_writable(output, folders)
-    model = model_hash(card.path)
+    model = model_hash(card.path, say)
     recipe, why = choose_recipe(job, card, takes, named, model)
     replay = None if trace is None else check_replay(job, card, takes, recipe, trace, model)
     keys = [film_key(card, model, take, recipe, options, trace) for take in takes]

@@ -6,22 +6,27 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from .files import write_atomic
 
+_WORTH_SAYING = 2e9  # bytes: some seconds of reading
 _SETTLED_SECONDS = 2.0  # a file that changed just now may change again within one tick of its file system's clock
 
 
-def model_hash(folder: Path) -> str:
+def model_hash(folder: Path, tell: Callable[[str], None] = lambda line: None) -> str:
     """64 hex digits, of every file in the model's parts, of its index and of all weights (LoRA too) that lie beside them.
 
-    The folder's card, licence and calibrated recipes are no part of the model.
+    The folder's card, licence and calibrated recipes are no part of the model. tell: gets a line before much is read.
     """
     digest = hashlib.sha256()
-    memory = _Memory()
-    for path in _files(folder):
+    memory, files = _Memory(), _files(folder)
+    unknown = sum(path.stat().st_size for path in files if path.suffix == ".safetensors" and not memory.recall(path))
+    if unknown >= _WORTH_SAYING:
+        tell(f"reading the model's weights, {unknown / 1e9:.0f} GB, for their hash; it is remembered")
+    for path in files:
         content = memory.hash(path) if path.suffix == ".safetensors" else _hash(path)
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     memory.write()
@@ -54,11 +59,18 @@ class _Memory:
         self._known = self._read()
         self._new: dict[str, list[str | int]] = {}
 
-    def hash(self, path: Path) -> str:
-        where, stat = str(path.resolve()), path.stat()
-        match self._known.get(where):
+    def recall(self, path: Path) -> str:
+        """Empty if it is not known, or the file has changed."""
+        stat = path.stat()
+        match self._known.get(str(path.resolve())):
             case [stat.st_size, stat.st_mtime_ns, str(known)]:
                 return known
+        return ""
+
+    def hash(self, path: Path) -> str:
+        if known := self.recall(path):
+            return known
+        where, stat = str(path.resolve()), path.stat()
         content = _hash(path)
         if time.time() - stat.st_mtime > _SETTLED_SECONDS:
             self._new[where] = [stat.st_size, stat.st_mtime_ns, content]

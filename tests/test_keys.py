@@ -221,6 +221,18 @@ def test_a_hash_of_weights_is_remembered_by_path_size_and_time(tiny_wan_copy: Pa
     assert not memory.exists()
 
 
+def test_reading_much_is_said_first(tiny_wan_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setattr("longtake.pipeline.model_hash._WORTH_SAYING", 1e5)
+    for path in tiny_wan_copy.rglob("*.safetensors"):
+        os.utime(path, (1e9, 1e9))
+    told: list[str] = []
+    for _ in range(2):
+        model_hash(tiny_wan_copy, told.append)
+    [line] = told
+    assert line.startswith("reading the model's weights, ")
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"x": 3}'])
 def test_a_memory_that_cannot_be_used_costs_nothing_but_time(tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     whole = model_hash(tiny_wan)
