@@ -23,6 +23,13 @@ longest sums of the tiny models have a thousand terms. Through a few layers and 
 missed, a row too many or a step that is not computed changes 1e-3 and more.
 """
 
+SAME_FRAME = 0.1 / 255
+"""The same for frames in 0..1 that were decoded in parts: a tenth of what 8 bits tell apart.
+
+A decoder divides by norms over its channels, four of them in the tiny one, and where these are all near zero it makes hundreds of
+roundings of one. Rows without their neighbours, or normed by themselves, change half of the range.
+"""
+
 SAME_IN_BFLOAT16 = 0.1
 """The same for a film in bfloat16, which rounds by 0.0039: 25 roundings. Its decisions are replayed, as rounding would change them."""
 
