@@ -8,14 +8,17 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/longtake render configs/demo.yaml
 
+# In two processes, as much of the time is spent waiting; ARGUMENTS=-n0 for one.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --maxfail=20
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not gpu" --maxfail=20 $(ARGUMENTS)
+	$(PYTEST) -m "not gpu" $(ARGUMENTS)
 
 # Tests marked numerical, with kernels for a processor of 2008: they add up in another order than the kernels for this one.
 PLAIN_KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
 test-kernels: $(INSTALLED)
-	$(PLAIN_KERNELS) $(BIN)/python -m pytest -m "numerical and not gpu" --maxfail=20 $(ARGUMENTS)
+	$(PLAIN_KERNELS) $(PYTEST) -m "numerical and not gpu" $(ARGUMENTS)
 
 # mypy cannot see through an editable install, so it checks the wheel, unpacked.
 lint: $(INSTALLED)

@@ -21,6 +21,14 @@ settings.register_profile("explore", settings.get_profile("longtake"), derandomi
 settings.load_profile("longtake")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the session's Ray cluster runs in one process, and begins first: it waits more than it computes."""
+    on_ray = [item for item in items if "ray_cluster" in getattr(item, "fixturenames", ())]
+    for item in on_ray:
+        item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: item not in on_ray)
+
+
 @pytest.fixture(autouse=True)
 def drawn_alike() -> None:
     """What a test draws without a generator of its own is the same in every run, whichever tests run before it."""

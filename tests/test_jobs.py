@@ -244,19 +244,19 @@ def test_a_job_end_to_end(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> N
     assert again.stdout.count("is done already") == 2
     assert (tmp_path / "out" / "one" / "film.mp4").stat().st_mtime_ns == first
 
-    result = run_cli("render", job, "fps=24000/1001")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("has 23.976 frames a second now") == 2
-    assert "loading" not in result.stdout
+    retimed = run_here("render", job, "fps=24000/1001")
+    assert retimed.exit_code == 0, retimed.stderr
+    assert retimed.stdout.count("has 23.976 frames a second now") == 2
+    assert "loading" not in retimed.stdout
     film = tmp_path / "out" / "one" / "film.mp4"
     assert probe(film).fps == pytest.approx(24000 / 1001)
     assert probe(film).num_frames == 17
     first = film.stat().st_mtime_ns
 
     with locked([tmp_path / "out" / "one"]):
-        result = run_cli("render", job, "takes.0.seed=5")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert f"is being written by another job (process {os.getpid()} on" in result.stderr
+        refused = run_here("render", job, "takes.0.seed=5")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert f"is being written by another job (process {os.getpid()} on" in refused.stderr
     assert film.stat().st_mtime_ns == first
 
     earlier = read_manifest(tmp_path / "out" / "one")
