@@ -363,12 +363,15 @@ def _read_yaml(name: str) -> dict[str, Any]:
         path = Path(name)
         if not path.is_file():
             raise ValueError(f"There is no recipe file '{name}'; give the path of a YAML file or one of: {', '.join(recipe_names())}.")
-        text = path.read_text()
+        content = path.read_bytes()
     elif name in recipe_names():
-        text = (resources.files("longtake.configs") / "cache" / f"{name}.yaml").read_text()
+        content = (resources.files("longtake.configs") / "cache" / f"{name}.yaml").read_bytes()
     else:
         raise ValueError(f"There is no recipe '{name}'. {suggestion(name, [*recipe_names(), 'none'])}")
-    values = yaml.safe_load(text)
+    try:
+        values = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Recipe '{name}' is not valid YAML: {' '.join(str(error).split())}; mend it, or name another recipe.") from None
     if not isinstance(values, dict):
         raise ValueError(f"Recipe '{name}' must be a mapping with trigger, site, predictor and guards.")
     return values

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..cache import Recipe, load_recipe
 from ..cache.budget import predict_bytes
 from ..cache.sites import ModelShape
@@ -70,7 +68,7 @@ def default_recipe(
         recipe = load_recipe(path)
         for take in takes:
             check_recipe(recipe, card, take, model)
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         return None, f"the numbers beside the model do not serve: {error}"
     return load_recipe(path, changes, dtype), ""
 

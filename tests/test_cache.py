@@ -115,6 +115,14 @@ def test_bad_recipes_are_refused(recipe: Any, message: str) -> None:
         load_recipe(recipe)
 
 
+@pytest.mark.parametrize("content", [b"trigger: {name: interval", b"\xff\xfe\x00", b"name: \x80", b"trigger: !red x"])
+def test_a_recipe_file_that_is_no_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"Recipe '.*recipe\.yaml' is not valid YAML: .*; mend it, or name another recipe\."):
+        load_recipe(str(path))
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
