@@ -145,13 +145,16 @@ def show_trace(
     png: Annotated[Path | None, typer.Option(help="draw it as well, here")] = None,
 ) -> None:
     """Which steps were computed (#), in part (~) or reused (.), by segment, branch and site."""
+    from ..pipeline.files import check_target
     from .tracing import show
 
-    loaded = _checked(_load_trace, trace)
+    loaded, picture = _checked(_load_trace, trace), None if png is None else _path(png)
+    if picture is not None:
+        _checked(check_target, picture, "--png", ".png", ".jpg", ".jpeg")
     for line in show(loaded):
         _say(line)
-    if png is not None:
-        loaded.plot(_path(png))
+    if picture is not None:
+        loaded.plot(picture)
 
 
 @traces.command("diff")
@@ -207,13 +210,14 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
 
 def _check_target(out: Path, *, make: bool) -> None:
     """make: the folder if it is not there."""
+    from ..pipeline.files import check_target
+
     try:
         if make:
             out.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise ValueError(f"Cannot write beside the model ({error}); give --out, and that file as cache.recipe.") from None
-    if not out.parent.is_dir():
-        raise ValueError(f"There is no folder '{out.parent}' to write '{out}' in; make it first.")
+    check_target(out, "--out", ".yaml", ".yml")
 
 
 def _device() -> str:

@@ -17,7 +17,7 @@ from ..cache.config import suggestion
 from ..cache.knobs import describe_knobs
 from ..cache.recipe import Calibration, recipe_names
 from ..pipeline.caching import check_recipe, find_recipe
-from ..pipeline.files import write_atomic
+from ..pipeline.files import check_target, write_atomic
 from ..pipeline.options import ModelOptions
 from ..pipeline.take import Take
 from ..pipeline.tuning import Goal, Trial, confirm, search
@@ -66,10 +66,7 @@ def plan_tuning(job: str, goal: Goal, *, take: str | None, recipes: Sequence[str
 
 
 def _check_target(out: Path, force: bool) -> None:
-    if out.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"--out is '{out}'; recipes are YAML files, {out.with_suffix('.yaml')} for example.")
-    if not out.parent.is_dir():
-        raise ValueError(f"There is no folder '{out.parent}' to write '{out}' in; make it first.")
+    check_target(out, "--out", ".yaml", ".yml")
     there = [str(path) for path in (out, out.with_suffix(".png")) if path.exists()]
     if there and not force:
         raise ValueError(f"{' and '.join(there)} would be overwritten; give another --out, or --force.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import tempfile
 from pathlib import Path
 
 _MARK = ".partial"
@@ -26,3 +28,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Path, option: str, *suffixes: str) -> None:
+    """Raise ValueError, with the mend, where a command could not write its file at its end. option: what names the file."""
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder '{path.parent}' to write '{path}' in; make it first.")
+    if path.is_dir():
+        raise ValueError(f"{option} is '{path}', which is a folder; give the name of a file.")
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{option} is '{path}'; its name must end in {' or '.join(suffixes)}, {path.with_suffix(suffixes[0])} for example.")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=_MARK):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write '{path}' ({os.strerror(error.errno or 0)}); give another folder by {option}.") from None

@@ -298,6 +298,9 @@ def test_traces_are_shown_compared_and_replayed(tiny_wan: Path, tmp_path: Path) 
     assert shown.exit_code == 0
     assert shown.output.startswith("segment 0 cond stack    ##")
     assert (tmp_path / "trace.png").stat().st_size > 0
+    for place, message in (("nowhere/trace.png", "There is no folder"), ("trace.txt", "its name must end in .png"), ("", "which is a folder")):
+        refused = runner.invoke(app, ["trace", "show", str(paths[0]), "--png", str(tmp_path / place)])
+        assert (refused.exit_code, message in refused.output) == (2, True), refused.output
     equal, parted = (runner.invoke(app, ["trace", "diff", str(paths[0]), str(path)]) for path in paths[1:])
     assert (equal.exit_code, equal.output) == (0, "equal: 36 decisions\n")
     assert parted.exit_code == 1

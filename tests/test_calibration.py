@@ -336,6 +336,9 @@ def test_a_calibrated_recipe_serves_its_model_and_steps_alone(name: str, model: 
         ("planned", ["--flow-shift", "0"], "flow_shift is 0; it must be finite and above 0"),
         ("ra_cfgcache", ["--guidance-scale", "1"], "works on both guidance branches"),
         ("planned", ["--out", "nowhere/recipe.yaml"], "There is no folder 'nowhere'"),
+        ("planned", ["--out", "/proc/recipe.yaml"], "Cannot write '/proc/recipe.yaml' (No such file or directory); give another folder by --out"),
+        ("planned", ["--out", "."], "--out is '.', which is a folder"),
+        ("planned", ["--out", "recipe.json"], "its name must end in .yaml or .yml, recipe.yaml for example"),
     ],
 )
 def test_calibrations_that_make_no_sense_are_refused(name: str, options: list[str], message: str, tiny_wan: Path, tmp_path: Path) -> None:

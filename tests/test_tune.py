@@ -191,8 +191,10 @@ def test_a_goal_out_of_reach_leaves_nothing_behind(tiny_wan: Path, tmp_path: Pat
         (["--psnr", "30", "--recipe", "fbcahce"], "Did you mean 'fbcache'"),
         (["--psnr", "30", "--recipe", "magcache"], "longtake calibrate MODEL --recipe magcache"),
         (["--psnr", "30", "--take", "tow"], "The job has no take 'tow'. Did you mean 'two'"),
-        (["--psnr", "30", "--out", "tuned.json"], "recipes are YAML files, tuned.yaml for example"),
+        (["--psnr", "30", "--out", "tuned.json"], "its name must end in .yaml or .yml, tuned.yaml for example"),
         (["--psnr", "30", "--out", "nowhere/tuned.yaml"], "There is no folder 'nowhere'"),
+        (["--psnr", "30", "--out", "/proc/tuned.yaml"], "Cannot write '/proc/tuned.yaml'"),
+        (["--psnr", "30", "--out", "."], "--out is '.', which is a folder"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_loaded(tiny_wan: Path, tmp_path: Path, options: list[str], message: str) -> None:
