@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -52,15 +53,26 @@ def _machine(folder: Path) -> Iterator[Finding]:
     yield Finding("cores", str(usable_cores()))
     mend = "at least 4 GB free are needed; end other programs" if memory.available < _MIN_MEMORY else None
     yield Finding("memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}", mend)
-    free = shutil.disk_usage(folder).free
-    mend = "less than 10 GB; make room, or choose another output folder" if free < _MIN_FREE_DISK else None
-    yield Finding("disk", f"{free / 1e9:.1f} GB free under {folder.resolve()}", mend)
+    yield _disk(folder)
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
     if not torch.cuda.is_available():
         built = torch.version.cuda
         yield Finding("GPU", "none" if built else "none that torch can use", None if built is None else "torch is built for CUDA; check the driver")
+
+
+def _disk(folder: Path) -> Finding:
+    """Where films are to be written: in the folder, or in the nearest one above it, as a job makes its own."""
+    folder = folder.absolute()
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        return Finding("disk", f"no films can be written to {folder} ({error.strerror})", "choose another output folder")
+    mend = "less than 10 GB; make room, or choose another output folder" if free < _MIN_FREE_DISK else None
+    return Finding("disk", f"{free / 1e9:.1f} GB free under {there.resolve()}", mend)
 
 
 def _ffmpeg() -> Finding:

@@ -20,6 +20,7 @@ import yaml
 from click.testing import Result
 from longtake.jobs.cli import app
 from longtake.jobs.config import load_job
+from longtake.jobs.doctor import examine
 from longtake.jobs.folder import JobRefused, locked
 from longtake.jobs.manifest import read_manifest
 from longtake.jobs.plan import Plan, plan_job
@@ -352,6 +353,15 @@ def test_doctor_says_what_there_is(ray_cluster: str, tmp_path: Path) -> None:
         r"ok +gloo, 3 ranks: round trip \d+ us, .* GB/s a rank",
     ):
         assert re.search(line, result.stdout), result.stdout
-    result = run_here("doctor", "--ranks", "30")
+    result = run_here("doctor", "--ranks", "30", "--folder", str(tmp_path / "films" / "to come"))
     assert result.exit_code == 1
+    assert f"GB free under {tmp_path}\n" in result.stdout
     assert "mend gloo, 30 ranks: No place for 30 ranks" in result.stdout
+
+
+@pytest.mark.parametrize("place", ["file", "file/films", "/proc/films"])
+def test_doctor_names_a_folder_that_takes_no_films(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    found = next(finding for finding in examine(1, tmp_path / place) if finding.name == "disk")
+    assert "no films can be written to" in found.value
+    assert found.mend == "choose another output folder"
