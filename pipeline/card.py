@@ -149,6 +149,12 @@ def _check_weights(folder: Path, part: str) -> None:
         lacking = sorted(set(named.values()) - {file.name for file in files}) if isinstance(named, dict) else [index.name]
         if lacking:
             raise ValueError(f"Model folder '{folder}' lacks weights in '{part}/' ({', '.join(lacking)}); download the whole checkpoint.")
+    name = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    if not any((folder / part / f"{name}.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
+        raise ValueError(
+            f"Model folder '{folder}' has weights in '{part}/' ({files[0].name}), but neither {name}.safetensors nor an index of its parts "
+            f"({name}.safetensors.index.json); download the whole checkpoint, or save a variant (fp16, bf16) again without `variant`."
+        )
     for file in files:
         _check_whole(file)
 

@@ -99,6 +99,20 @@ def test_a_download_that_broke_off_is_refused(tiny_wan_copy: Path) -> None:
         read_card(str(tiny_wan_copy))
 
 
+@pytest.mark.parametrize("saved", [{"variant": "bf16"}, {"variant": "fp16", "max_shard_size": "40KB"}, {"max_shard_size": "40KB"}])
+def test_weights_under_names_that_are_not_looked_for_are_refused(tiny_wan_copy: Path, saved: dict[str, Any]) -> None:
+    """A variant's files, and parts without their index. With it they are read."""
+    part = tiny_wan_copy / "transformer"
+    model = diffusers.WanTransformer3DModel.from_pretrained(part)
+    (part / "diffusion_pytorch_model.safetensors").unlink()
+    model.save_pretrained(part, **saved)
+    if "variant" not in saved:
+        read_card(str(tiny_wan_copy))
+        (part / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match=r"has weights in 'transformer/' .*, but neither diffusion_pytorch_model\.safetensors nor an index"):
+        read_card(str(tiny_wan_copy))
+
+
 @pytest.mark.parametrize("content", [b"", b"# A model\n", b"---\n---\n", b"---\nlicense: mit\n---\n", b"---\n- a\n---\n"])
 def test_a_model_card_need_not_speak_of_longtake(tiny_wan_copy: Path, content: bytes) -> None:
     (tiny_wan_copy / "README.md").write_bytes(content)
