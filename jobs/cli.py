@@ -45,12 +45,15 @@ def _recipe(name: str) -> str:
 
 
 def _checked(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a check of user input; its ValueError becomes one message and exit code 2."""
+    """Run a check of user input, or what it leads to. ValueError becomes one message and exit code 2; numbers that are none, exit code 1."""
     try:
         return check(*args, **kwargs)
     except ValueError as error:
         _complain("error", error)
         raise typer.Exit(2) from None
+    except FloatingPointError as error:
+        _complain("failed", error)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -33,7 +33,8 @@ class Step:
 
 
 class Denoising:
-    """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike.
+    """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike. Raises
+    FloatingPointError behind the last step, on every rank, if they are not finite.
 
     index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. cached: the cache on this
     family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
@@ -71,6 +72,15 @@ class Denoising:
                 raise error.at(f"step {index + 1}") from error
             self.index += 1
             yield Step(index, len(self.scheduler.timesteps), velocity, clean)
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        """Once a take, summed over the gang, so that all ranks say the same."""
+        if self.mesh.gang.sum((~self.latents.isfinite()).sum(dtype=torch.float64)) > 0:
+            raise FloatingPointError(
+                "the take's latents are not finite (nan or inf); lower guidance_scale, check flow_shift, or set model.dtype to bfloat16 or "
+                "float32 where it is float16"
+            )
 
     @torch.no_grad()
     def _advance(self, index: int, timestep: Tensor) -> tuple[Tensor, Tensor]:

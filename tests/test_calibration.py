@@ -348,6 +348,13 @@ def test_calibrations_that_make_no_sense_are_refused(name: str, options: list[st
     assert not (tmp_path / "recipe.yaml").exists()
 
 
+@pytest.mark.parametrize("name", ["lemica", "planned", "teacache"])
+def test_takes_that_are_no_numbers_calibrate_nothing(name: str, tiny_wan: Path, tmp_path: Path) -> None:
+    failed = _calibrate(tiny_wan, name, tmp_path / "recipe.yaml", ["--guidance-scale", "1e38"])
+    assert (failed.exit_code, "failed: the take's latents are not finite" in failed.output) == (1, True), failed.output
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
 def test_calibration_needs_prompts(tiny_wan: Path, tmp_path: Path) -> None:
     assert "give --prompt" in _calibrate(tiny_wan, "planned", tmp_path / "recipe.yaml", prompts=0).output
 

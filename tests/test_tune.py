@@ -204,6 +204,13 @@ def test_bad_input_is_refused_before_anything_is_loaded(tiny_wan: Path, tmp_path
     assert "proxy:" not in result.output
 
 
+def test_a_job_whose_takes_are_no_numbers_cannot_be_tuned(tiny_wan: Path, tmp_path: Path) -> None:
+    job = _write_job(tmp_path, tiny_wan)
+    job.write_text(job.read_text() + "guidance_scale: 1e38\n")
+    failed = CliRunner().invoke(app, ["tune", str(job), "--psnr", "30", "--recipe", "interval"])
+    assert (failed.exit_code, "failed: the take's latents are not finite" in failed.output) == (1, True), failed.output
+
+
 def test_recipes_that_do_not_fit_are_named_and_skipped(tiny_wan: Path, tmp_path: Path) -> None:
     tuning = plan_tuning(str(_write_job(tmp_path, tiny_wan)), Goal(psnr=30), take="two", recipes=[], out=None, force=False)
     assert tuning.proxy.name == "two"
