@@ -143,6 +143,7 @@ class Cached:
         self._clock: Clock | None = None
         self._cursor: Cursor | None = None
         self._expert = 0
+        self._goes_on = False  # from a file
         self._undo: list[Callable[[], None]] = []
 
     def attach(self, transformers: Sequence[nn.Module], pipeline: Any = None) -> None:
@@ -194,7 +195,8 @@ class Cached:
 
     def load(self, path: Path, relay: Relay | None = None, device: torch.device | None = None) -> None:
         """Go on from a file that `save` wrote, on any number of shards. Raises ValueError, with nothing changed, if another recipe wrote
-        it, or a gang that called a joint decision's branches in another way.
+        it, or a gang that called a joint decision's branches in another way. The calls that follow must be made inside `step`: the file is
+        of the midst of a take, and calls are counted from its start.
         """
         about = read_about(path)
         if json.loads(about["recipe"]) != self.recipe.deciding():
@@ -208,7 +210,7 @@ class Cached:
             )
         self.reset()
         load_state(self.state, path, relay or Alone(), device or torch.device("cpu"))
-        self.trace = trace
+        self.trace, self._goes_on = trace, True
 
     @property
     def _arrangement(self) -> str:
@@ -230,6 +232,11 @@ class Cached:
 
     def _start_take(self, num_inference_steps: int, scheduler: Any = None) -> None:
         """A pipeline's next call, or a loop's next take, has begun. Raises ValueError if the recipe was made for other steps or samplers."""
+        if self._goes_on:
+            raise ValueError(
+                "The cache goes on from a file in the midst of a take, and this call does not say its step; make it inside "
+                "`with cached.step(index, timestep, branch=...)`, or call cached.reset() if it begins a new take."
+            )
         self.recipe.check_steps(num_inference_steps)
         if scheduler is not None:
             self.check_sampler(scheduler)
@@ -239,7 +246,7 @@ class Cached:
 
     def _forget(self) -> None:
         self.state.reset(span=float(self.num_inference_steps))
-        self.trace = Trace(self.recipe.name, self.num_inference_steps)
+        self.trace, self._goes_on = Trace(self.recipe.name, self.num_inference_steps), False
 
     def disable(self) -> None:
         """Give the model its own calls back; a second time it does nothing."""
