@@ -47,6 +47,11 @@ class Call:
         mode, at_once = cached.recipe.branches, cached.shards.branches is not None
         if mode == "joint" and cursor.branch != "both" and not at_once:
             raise ValueError(BRANCH_BY_BRANCH.format(cached.recipe.name))
+        if mode != "each" and cursor.branch not in (*_BRANCHES, "both"):
+            raise ValueError(
+                f"Recipe '{cached.recipe.name}' decides for both branches and knows them as {', '.join(_BRANCHES)} or both, not as "
+                f"'{cursor.branch}'; name them so."
+            )
         self.moment, self.segment = cursor.moment, cursor.segment
         self.branch = "both" if mode == "joint" else cursor.branch
         self._cached, self._at, self._units = cached, cursor.at, units

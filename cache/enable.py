@@ -164,7 +164,13 @@ class Cached:
 
     @contextmanager
     def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0) -> Iterator[None]:
-        """Name the model call inside: step `index` of the take (0-based), branch `cond`, `uncond` or `both`, and its segment."""
+        """Name the model call inside: step `index` of the take (0-based), branch `cond`, `uncond` or `both`, and its segment.
+
+        Raises ValueError for a step that the take does not have.
+        """
+        if not 0 <= index < self.num_inference_steps:
+            last = self.num_inference_steps - 1
+            raise ValueError(f"index is {index}, and the take's steps are 0 to {last}; count from 0, and tell enable_cache its num_inference_steps.")
         self._cursor = self._point_at(index, float(timestep), branch, segment)
         try:
             yield

@@ -324,6 +324,26 @@ def test_a_transformer_alone_counts_its_timesteps(tiny_wan: Path) -> None:
 
 
 @torch.no_grad()
+def test_steps_and_branches_that_say_nothing_to_a_recipe_are_refused() -> None:
+    transformer, given = _transformer(MODELS[0])
+    refusals = (
+        ("fbcache", 4, "cond", "index is 4, and the take's steps are 0 to 3"),
+        ("fbcache", -1, "cond", "index is -1"),
+        ("easycache", 0, "positive", "knows them as cond, uncond or both, not as 'positive'"),
+        ("fastercache", 0, "uncond", "this is 'uncond' without a cond before it"),
+        ("fastercache", 0, "positive", "this is 'positive' without a cond before it"),
+    )
+    for recipe, index, branch, message in refusals:
+        cached = enable_cache(transformer, recipe, num_inference_steps=4)
+        with pytest.raises(ValueError, match=message), cached.step(index, 500.0, branch):
+            transformer(**given)
+        cached.disable()
+    cached = enable_cache(transformer, "fbcache", num_inference_steps=4)
+    with cached.step(0, 500.0, "positive"):  # each branch for itself, whatever its name
+        transformer(**given)
+
+
+@torch.no_grad()
 def test_what_goes_on_from_a_file_must_say_its_step(tiny_wan: Path, tmp_path: Path) -> None:
     """Counted from the start of a take, it would begin anew without a word."""
     pipe = _pipeline(tiny_wan)

@@ -61,6 +61,11 @@ class Guidance(Site):
             call = begin([range(0)], None)
             if call.branch == "both":
                 raise ValueError("The recipe derives one branch from the other, but this loop calls the model on both at once; use another recipe.")
+            if call.branch != "cond" and (call.branch != "uncond" or call.segment not in self._cond):
+                raise ValueError(
+                    f"The recipe derives branch uncond from branch cond, and this is '{call.branch}' without a cond before it; call both at each "
+                    f"step, by these names and in this order, or use another recipe."
+                )
             if call.branch == "uncond" and call.decide(hidden_states).decision is Decision.REUSE:
                 sample = self._derived(self._cond.pop(call.segment), call)
             else:
