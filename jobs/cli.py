@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -270,6 +272,8 @@ def doctor(
 
 
 def main() -> None:
+    if isinstance(sys.stdout, TextIOWrapper):  # a path or a prompt that the terminal cannot show ends no job
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 

@@ -56,9 +56,10 @@ def write_job(folder: Path, model: Path, **changes: Any) -> Path:
     return path
 
 
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """As in a terminal."""
-    return subprocess.run([sys.executable, "-m", "longtake", *arguments], capture_output=True, text=True, timeout=240, check=False)
+    command = [sys.executable, "-m", "longtake", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, **environment})
 
 
 def run_here(*arguments: str) -> Result:
@@ -365,3 +366,11 @@ def test_doctor_names_a_folder_that_takes_no_films(tmp_path: Path, place: str) -
     found = next(finding for finding in examine(1, tmp_path / place) if finding.name == "disk")
     assert "no films can be written to" in found.value
     assert found.mend == "choose another output folder"
+
+
+def test_letters_that_a_terminal_cannot_show_end_no_command(tmp_path: Path) -> None:
+    (tmp_path / "trace.json").write_text(
+        json.dumps({"schema_version": 2, "recipe": "\u6620\u753b", "num_inference_steps": 1, "model": "", "entries": []})
+    )
+    shown = run_cli("trace", "show", str(tmp_path), PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stdout) == (0, "recipe \\u6620\\u753b: 0 compute, 0 reuse\n"), shown.stderr
