@@ -171,7 +171,7 @@ def check_writable(output: Path, folders: Sequence[Path]) -> None:
     """Make the output folder, and try to write there and in what takes' folders there are."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for folder in (output, *(folder for folder in folders if folder.exists())):
+        for folder in (output, *(folder for folder in folders if os.path.lexists(folder))):  # a link may lead nowhere
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial"):
                 pass
     except OSError as error:

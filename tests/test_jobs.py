@@ -164,6 +164,10 @@ def test_a_take_s_place_must_be_a_folder(tiny_wan: Path, tmp_path: Path) -> None
     (tmp_path / "out" / "two").write_text("a file")
     with pytest.raises(ValueError, match=r"Cannot write to the output folder '.*two' \(Not a directory\)"):
         plan_job(load_job(str(write_job(tmp_path, tiny_wan))))
+    (tmp_path / "out" / "two").unlink()
+    (tmp_path / "out" / "two").symlink_to(tmp_path / "a disk that is not mounted")
+    with pytest.raises(ValueError, match=r"Cannot write to the output folder '.*two' \(No such file or directory\)"):
+        plan_job(load_job(str(write_job(tmp_path, tiny_wan))))
 
 
 def test_a_chosen_gang_passes_the_checks_of_a_given_one(tiny_wan: Path, tmp_path: Path) -> None:
