@@ -16,6 +16,7 @@ from ..parallel.kernels import Kernel, NativeKernel, XfuserKernel
 from .card import ModelCard
 from .denoise import Denoising, Step
 from .families import FAMILIES
+from .film_key import film_key as key_of
 from .options import ModelOptions
 from .snapshot import MeshRelay, load_snapshot, save_snapshot
 from .take import Take
@@ -73,9 +74,10 @@ class Renderer:
 
         replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
         or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
-        another key is refused. Raises ValueError for a snapshot that cannot be gone on from, and FloatingPointError, on every rank, for a
-        take whose latents are not finite.
+        another key is refused; if left out, one of all but the model and the recipe. Raises ValueError for a snapshot that cannot be gone on
+        from, and FloatingPointError, on every rank, for a take whose latents are not finite.
         """
+        film_key = film_key or key_of(self.family.card, "", take, None, self.options)
         cached = None
         if recipe:
             mesh = self.mesh
