@@ -346,32 +346,26 @@ def test_steps_and_branches_that_say_nothing_to_a_recipe_are_refused() -> None:
 @torch.no_grad()
 def test_what_goes_on_from_a_file_must_say_its_step(tiny_wan: Path, tmp_path: Path) -> None:
     """Counted from the start of a take, it would begin anew without a word."""
-    pipe = _pipeline(tiny_wan)
-    transformer = pipe.transformer
+    transformer = (pipe := _pipeline(tiny_wan)).transformer
 
     def call(timestep: float) -> None:
         transformer(torch.zeros(1, 4, 1, 4, 4), torch.tensor([timestep]), torch.zeros(1, 2, 128))
 
-    cached = enable_cache(transformer, _every(2), num_inference_steps=4)
+    first = enable_cache(transformer, _every(2), num_inference_steps=4)
     call(900)
-    call(700)
-    cached.save(tmp_path / "cache.safetensors")
-    cached.disable()
-    cached = enable_cache(pipe, _every(2), num_inference_steps=4)
-    cached.load(tmp_path / "cache.safetensors")
-    with pytest.raises(ValueError, match=r"goes on from a file .* make it inside `with cached\.step"):
-        _call(pipe, 4)
-    cached.disable()
-    cached = enable_cache(transformer, _every(2), num_inference_steps=4)
-    cached.load(tmp_path / "cache.safetensors")
-    with pytest.raises(ValueError, match=r"call cached\.reset\(\) if it begins a new take"):
-        call(500)
-    with cached.step(2, 500):
-        call(500)
-    assert _rows(cached) == {"both": [(0, "compute"), (1, "reuse"), (2, "compute")]}
-    cached.reset()
-    call(900)
-    assert _rows(cached) == {"both": [(0, "compute")]}
+    first.save(tmp_path / "cache.safetensors")
+    first.disable()
+    for model, goes_on in ((pipe, lambda: _call(pipe, 4)), (transformer, lambda: call(500))):
+        cached = enable_cache(model, _every(2), num_inference_steps=4)
+        cached.load(tmp_path / "cache.safetensors")
+        with pytest.raises(ValueError, match=r"goes on from a file .* inside `with cached\.step.* or call cached\.reset\(\) if it begins a new take"):
+            goes_on()
+        with cached.step(1, 700):
+            call(700)
+        assert _rows(cached) == {"both": [(0, "compute"), (1, "reuse")]}
+        cached.reset()
+        goes_on()
+        cached.disable()
 
 
 # Who else wraps the model
