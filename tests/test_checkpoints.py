@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,24 @@ def test_hunyuan_video_takes_no_scheduler_without_sigmas(tiny_hunyuan: Path, tmp
     SCHEDULERS[1]().save_pretrained(folder / "scheduler")
     with pytest.raises(ValueError, match="is FlowMatchHeunDiscreteScheduler; longtake's loop works with FlowMatchEuler"):
         read_card(str(folder))
+
+
+@pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
+def test_weights_that_the_files_lack_are_not_made_up(request: pytest.FixtureRequest, tmp_path: Path, model: str) -> None:
+    """Nor are weights left out that the model has no place for."""
+    folder = Path(shutil.copytree(request.getfixturevalue(model), tmp_path / "model"))
+    for path in sorted(folder.glob("*/*.safetensors")):
+        whole = load_file(path)
+        name = min(name for name in whole if name.endswith("weight"))
+        save_file({key: value for key, value in whole.items() if key != name}, path, {"format": "pt"})
+        with pytest.raises(ValueError, match=f"in '{path.parent}' lacks weights .{name}.; download the part again"):
+            Renderer(read_card(str(folder)))
+        save_file({**whole, "another.weight": whole[name].clone()}, path, {"format": "pt"})
+        if not path.parent.name.startswith("text_encoder"):
+            with pytest.raises(ValueError, match=r"has left over weights .another\.weight."):
+                Renderer(read_card(str(folder)))
+        save_file(whole, path, {"format": "pt"})
+    Renderer(read_card(str(folder)))
 
 
 def test_a_take_that_is_no_numbers_fails(tiny_wan_copy: Path) -> None:

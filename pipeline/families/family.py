@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -94,6 +95,19 @@ class Family(ABC):
 
     def _set_timesteps(self, scheduler: Any, num_inference_steps: int) -> None:
         scheduler.set_timesteps(num_inference_steps, device=self.device)
+
+
+def read_part(model_class: Any, folder: Path, **options: Any) -> Any:
+    """A part's model as its class reads it. Raises ValueError, naming them, for weights that the files lack, as both libraries would go on
+    with random ones, and for weights of diffusers' models that the class leaves out.
+    """
+    model, found = model_class.from_pretrained(folder, output_loading_info=True, **options)
+    keys = {"lacks": found["missing_keys"], "has left over": found["unexpected_keys"] if isinstance(model, diffusers.ModelMixin) else ()}
+    for what, names in keys.items():
+        if names:
+            named = f"{min(names)}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+            raise ValueError(f"{model_class.__name__} in '{folder}' {what} weights ({named}); download the part again, or save it whole.")
+    return model
 
 
 def attend_together(transformer: Any, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel) -> None:

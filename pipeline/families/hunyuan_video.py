@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...parallel import Axis, RowShards, TokenShards
 from ...parallel.kernels import Kernel
 from ..card import ModelCard
-from .family import Family, Prompt, attend_together
+from .family import Family, Prompt, attend_together, read_part
 
 
 class HunyuanVideo(Family):
@@ -25,9 +25,17 @@ class HunyuanVideo(Family):
 
     @classmethod
     def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> HunyuanVideo:
-        from diffusers import HunyuanVideoPipeline  # a second of imports that other families do without
+        # A second of imports that other families do without.
+        from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+        from transformers import CLIPTextModel, LlamaModel
 
-        stock = HunyuanVideoPipeline.from_pretrained(card.path, torch_dtype={"default": dtype, "vae": torch.float32})
+        stock = HunyuanVideoPipeline.from_pretrained(
+            card.path,
+            transformer=read_part(HunyuanVideoTransformer3DModel, card.path / "transformer", torch_dtype=dtype),
+            vae=read_part(AutoencoderKLHunyuanVideo, card.path / "vae", torch_dtype=torch.float32),
+            text_encoder=read_part(LlamaModel, card.path / "text_encoder", dtype=dtype),
+            text_encoder_2=read_part(CLIPTextModel, card.path / "text_encoder_2", dtype=dtype),
+        )
         for part in (stock.vae, stock.text_encoder, stock.text_encoder_2):
             part.to(device)
         stock.transformer.to(held)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from ...parallel import Axis, RowShards, TokenShards
 from ...parallel.kernels import Kernel
 from ..card import ModelCard
-from .family import Family, Prompt, attend_together
+from .family import Family, Prompt, attend_together, read_part
 
 
 class Wan(Family):
@@ -30,9 +30,9 @@ class Wan(Family):
 
     @classmethod
     def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Wan:
-        transformer = WanTransformer3DModel.from_pretrained(card.path / "transformer", torch_dtype=dtype)
-        vae = AutoencoderKLWan.from_pretrained(card.path / "vae", torch_dtype=torch.float32)
-        text_encoder = UMT5EncoderModel.from_pretrained(card.path / "text_encoder", dtype=dtype)
+        transformer = read_part(WanTransformer3DModel, card.path / "transformer", torch_dtype=dtype)
+        vae = read_part(AutoencoderKLWan, card.path / "vae", torch_dtype=torch.float32)
+        text_encoder = read_part(UMT5EncoderModel, card.path / "text_encoder", dtype=dtype)
         return cls(card, transformer.to(held).eval(), vae.to(device).eval(), text_encoder.to(device).eval())
 
     def _encode_prompt(self, prompt: str) -> Prompt:
