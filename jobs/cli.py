@@ -180,6 +180,7 @@ def _load_trace(path: Path) -> Any:
 
 
 @app.command()
+@_stoppable("nothing is written")
 def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     model: Annotated[str, typer.Argument(help="'demo', or a checkpoint folder")],
     out: Annotated[Path | None, typer.Option(help="the recipe to write (YAML); in the model's folder, where jobs find it, if left out")] = None,
@@ -205,8 +206,8 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ..pipeline.files import write_atomic
     from ..pipeline.render import Renderer
 
-    with _stoppable("nothing is written"):
-        made = _checked(calibration.calibrate, recipe, Renderer(card, device=_device()), takes, computed=computed, threshold=threshold)
+    renderer = _checked(Renderer, card, device=_device())
+    made = _checked(calibration.calibrate, recipe, renderer, takes, computed=computed, threshold=threshold)
     write_atomic(target, yaml.safe_dump(made.to_dict(), sort_keys=False))
     for part in made.parts:
         settings = ", ".join(f"{name}={value}" for name, value in vars(part.trigger.config).items() if len(str(value)) <= _WORTH_SAYING)
@@ -232,6 +233,7 @@ def _device() -> str:
 
 
 @app.command()
+@_stoppable("nothing is written")
 def tune(
     job: Annotated[str, typer.Argument(help="the job's YAML file")],
     psnr: Annotated[float | None, typer.Option(help="find the fastest recipe of at least so many dB against no cache")] = None,
@@ -248,8 +250,7 @@ def tune(
 
     goal = _checked(Goal, psnr, speedup)
     tuning = _checked(plan_tuning, job, goal, take=take, recipes=[_recipe(one) for one in recipe or []], out=_path(out) if out else None, force=force)
-    with _stoppable("nothing is written"):
-        is_reached = _checked(run_tuning, tuning, trials, _say)
+    is_reached = _checked(run_tuning, tuning, trials, _say)
     raise typer.Exit(0 if is_reached else 1)
 
 

@@ -38,6 +38,7 @@ from longtake.pipeline.measure import measure_skips, record_steps, record_take
 from longtake.pipeline.model_hash import model_hash
 from longtake.pipeline.render import Renderer
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from same import assert_same
@@ -353,6 +354,13 @@ def test_takes_that_are_no_numbers_calibrate_nothing(name: str, tiny_wan: Path, 
     failed = _calibrate(tiny_wan, name, tmp_path / "recipe.yaml", ["--guidance-scale", "1e38"])
     assert (failed.exit_code, "failed: the take's latents are not finite" in failed.output) == (1, True), failed.output
     assert not (tmp_path / "recipe.yaml").exists()
+
+
+def test_a_model_that_cannot_be_loaded_is_not_calibrated(tiny_wan_copy: Path, tmp_path: Path) -> None:
+    path = tiny_wan_copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight for name, weight in load_file(path).items() if name != "proj_out.bias"}, path, {"format": "pt"})
+    failed = _calibrate(tiny_wan_copy, "teacache", tmp_path / "recipe.yaml")
+    assert (failed.exit_code, "lacks weights (proj_out.bias)" in failed.output) == (2, True), failed.output
 
 
 def test_calibration_needs_prompts(tiny_wan: Path, tmp_path: Path) -> None:

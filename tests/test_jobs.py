@@ -378,3 +378,19 @@ def test_letters_that_a_terminal_cannot_show_end_no_command(tmp_path: Path) -> N
     )
     shown = run_cli("trace", "show", str(tmp_path), PYTHONIOENCODING="ascii")
     assert (shown.returncode, shown.stdout) == (0, "recipe \\u6620\\u753b: 0 compute, 0 reuse\n"), shown.stderr
+
+
+@pytest.mark.parametrize("command", [["tune", "--psnr", "30", "JOB"], ["calibrate", "--prompt", "a circle", "--recipe", "teacache", "MODEL"]])
+def test_what_writes_recipes_can_be_stopped_from_its_start(tiny_wan_copy: Path, tmp_path: Path, command: list[str]) -> None:
+    """Here while the weights are read for their hash, or before."""
+    with (tiny_wan_copy / "lora.safetensors").open("wb") as lora:
+        lora.truncate(10**11)
+    places = {"JOB": write_job(tmp_path, tiny_wan_copy, cache="none"), "MODEL": tiny_wan_copy}
+    line = [sys.executable, "-m", "longtake", *(str(places.get(word, word)) for word in command)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any(file.path.endswith("lora.safetensors") for file in psutil.Process(process.pid).open_files()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "stopped: nothing is written")
