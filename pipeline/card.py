@@ -18,6 +18,7 @@ import yaml
 from .support import SUPPORT, calls_a_step, check_configs, check_index, moves_by_velocity
 
 _WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")  # any one of which makes a tokenizer
 # What a checkpoint's own card may state otherwise, in its front matter under `longtake`.
 _USUAL = {
     "wan": {"trained_frames": 81, "height": 480, "width": 832, "max_sequence_length": 512, "fps": 16},
@@ -137,7 +138,10 @@ def _check_parts(folder: Path, parts: Iterable[str]) -> None:
             raise ValueError(f"Model folder '{folder}' lacks '{part}/'; download the whole checkpoint, or save it again with save_pretrained.")
     for part in parts:
         if part in _WEIGHTS:
+            _read_json(folder / part / "config.json", "the part's config; download the whole checkpoint")
             _check_weights(folder, part)
+        elif part.startswith("tokenizer") and not any((folder / part / name).is_file() for name in _VOCABULARIES):
+            raise ValueError(f"Model folder '{folder}' has no vocabulary in '{part}/' ({', '.join(_VOCABULARIES)}); download the whole checkpoint.")
 
 
 def _check_weights(folder: Path, part: str) -> None:

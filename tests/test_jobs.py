@@ -150,6 +150,8 @@ def test_bad_jobs_are_refused(tiny_wan: Path, tmp_path: Path, overrides: list[st
         ("vae", "lacks 'vae/'"),
         ("model_index.json", "lacks model_index.json"),
         ("transformer/diffusion_pytorch_model.safetensors", "has no weights in 'transformer/'"),
+        ("text_encoder/config.json", "text_encoder' lacks config.json"),
+        ("tokenizer/tokenizer.json", "has no vocabulary in 'tokenizer/'"),
     ],
 )
 def test_incomplete_checkpoints_are_refused(tiny_wan_copy: Path, tmp_path: Path, part: str, message: str) -> None:
