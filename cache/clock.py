@@ -93,8 +93,8 @@ class Clock:
         if self._last.get(branch) == index:
             raise ValueError(
                 f"Two calls at timestep {timestep:g} in branch '{branch}': the cache cannot tell them apart; make them inside "
-                f"`with transformer.cache_context(branch)` or `with cached.step(index, timestep, branch=...)`, or call cached.reset() if "
-                f"the second one begins a new take."
+                f"`with transformer.cache_context(branch)` or `with cached.step(index, timestep, branch=...)`, call cached.reset() if "
+                f"the second one begins a new take, or put the cache on the pipeline that makes them, if it is on another one."
             )
         self._last[branch] = index
         return index, timestep, branch

@@ -67,8 +67,8 @@ def enable_cache(
     pipelines, schedulers and transformers that the cache cannot work on, other caches that are on already.
     """
     pipeline, transformers = _parts(model)
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be at least 1.")
+    if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be a whole number of at least 1.")
     if place not in PLACES:
         raise ValueError(f"place is '{place}'; it must be one of {', '.join(PLACES)}.")
     for transformer in transformers:

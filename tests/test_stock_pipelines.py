@@ -86,6 +86,7 @@ def test_what_is_but_half_supported_is_refused(tiny_wan: Path) -> None:
             enable_cache(model, recipe, num_inference_steps=8)
     for options, message in (
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": 4.5}, "num_inference_steps is 4.5; it must be a whole"),
         ({"num_inference_steps": 8, "place": "hots"}, "place is 'hots'"),
     ):
         with pytest.raises(ValueError, match=message):
