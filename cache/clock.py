@@ -103,14 +103,16 @@ class Clock:
         """The step's place in the pipeline's schedule, which a call makes anew."""
         scheduler = self._pipeline.scheduler
         schedule: Tensor = scheduler.timesteps
-        if schedule is not self._schedule:
+        if getattr(scheduler, "num_inference_steps", None) is None:
+            schedule = schedule[:0]  # no call has made one yet: these are the thousand timesteps of training
+        elif schedule is not self._schedule:
             self.reset()
             self._start_take(len(schedule), scheduler)
             self._schedule = schedule
         away = (schedule.double() - timestep).abs()
         index = getattr(scheduler, "step_index", None)
         if index is None:  # it counts from its first step on, or never
-            index = int(away.argmin())
+            index = int(away.argmin()) if len(away) else 0
         room = 1000 * torch.finfo(dtype if dtype.is_floating_point else torch.float32).eps  # what rounding to the call's dtype may do
         if index >= len(schedule) or away[index] > room:
             raise ValueError(

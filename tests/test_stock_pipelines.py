@@ -220,6 +220,20 @@ def test_calls_of_another_pipeline_are_not_taken_for_steps(tiny_wan: Path) -> No
 
 
 @torch.no_grad()
+def test_a_schedule_that_no_call_has_made_is_none(tiny_wan: Path) -> None:
+    """A loop of one's own on a pipeline's transformer: its timesteps are not looked up among the thousand of training."""
+    pipe = tiny_pipeline(tiny_wan)
+    pipe.scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    cached = enable_cache(pipe, "fora", num_inference_steps=8)
+    given = (torch.zeros(1, 4, 1, 4, 4), torch.tensor([900]), torch.zeros(1, 2, 128))
+    with pytest.raises(ValueError, match=r"is not step \d+ of the pipeline's schedule.*`with cached\.step"):
+        pipe.transformer(*given)
+    with cached.step(0, 900.0, "cond"):
+        pipe.transformer(*given)
+    assert cached.trace.num_inference_steps == 8
+
+
+@torch.no_grad()
 def test_a_transformer_alone_counts_its_timesteps(tiny_wan: Path) -> None:
     """Over both branches; what nobody can tell apart is refused, and reset() begins anew."""
     transformer = tiny_pipeline(tiny_wan).transformer
