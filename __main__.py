@@ -1,5 +1,5 @@
 """`python -m longtake`: the command line, where there is no `longtake` script (a wheel shipped with `ray job submit`)."""
 
-from .jobs.cli import main
+from .jobs.cli.app import main
 
 main()

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 
 from ..cache import Recipe
-from ..pipeline.card import read_card
+from ..pipeline.checkpoint.card import read_card
+from ..pipeline.checkpoint.model_hash import model_hash
 from ..pipeline.demo.score import Score, score_clips
-from ..pipeline.model_hash import model_hash
-from ..pipeline.render import Renderer
+from ..pipeline.loop.render import Renderer
 from . import rivals, same_method
 from .cache_picture import draw
 from .contenders import OURS, STEPS, Contender, Setting, Tuning, our_contenders

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import Recipe, enable_cache, knobs, load_recipe
-from ..cache.recipe import recipe_names
-from ..pipeline.calibrate import calibrate, calibrate_each, calibration_takes
-from ..pipeline.render import Renderer
+from ..cache import Recipe, enable_cache, load_recipe
+from ..cache.recipe import knobs
+from ..cache.recipe.recipe import recipe_names
+from ..pipeline.calibration.calibrate import calibrate, calibrate_each, calibration_takes
+from ..pipeline.loop.render import Renderer
 from ..pipeline.take import Take
 from .journal import Journal
 from .stock import GUIDANCE_SCALE, Clip, Studio

@@ -20,12 +20,12 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from ..cache import Recipe
-from ..jobs.config import load_job
-from ..jobs.plan import plan_job
-from ..pipeline.compare import compare_frames
+from ..jobs.settings.config import load_job
+from ..jobs.settings.plan import plan_job
 from ..pipeline.demo.score import Score, save_sheet, score_clips
 from ..pipeline.demo.train_vae import held_out_psnr
-from ..pipeline.render import Rendered, Renderer
+from ..pipeline.film.compare import compare_frames
+from ..pipeline.loop.render import Rendered, Renderer
 from ..pipeline.take import Take
 from .results import RESULTS, Bar, write_results
 

@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from ..parallel.kernels import Kernel, NativeKernel, XfuserKernel
+from ..parallel.attention.kernels import Kernel, NativeKernel, XfuserKernel
 from .results import write_results
 
 _SHAPES = {"Wan 1.3B, 480x832": (21 * 30 * 52, 12, 128), "Wan 14B, 720x1280": (21 * 45 * 80, 40, 128)}

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..cache import Recipe, enable_cache, load_recipe
-from ..cache.knobs import describe_knobs
-from ..cache.wrap import wrap
-from ..pipeline.calibrate import calibrate
+from ..cache.model.wrap import wrap
+from ..cache.recipe.knobs import describe_knobs
+from ..pipeline.calibration.calibrate import calibrate
 from .contenders import LEFT_OUT, OURS, Contender, Setting, Tuning, rungs
 
 

@@ -22,13 +22,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..cache import load_recipe
-from ..parallel import Degrees, Mesh, TokenShards
-from ..parallel.attention import SequenceAttention
-from ..parallel.kernels import NativeKernel
-from ..pipeline.card import read_card
+from ..parallel.attention.kernels import NativeKernel
+from ..parallel.attention.sequence import SequenceAttention
+from ..parallel.groups.degrees import Degrees
+from ..parallel.groups.mesh import Mesh
+from ..parallel.tokens.shards import TokenShards
+from ..pipeline.checkpoint.card import read_card
 from ..pipeline.families import Wan
+from ..pipeline.loop.render import Renderer
 from ..pipeline.options import LAYOUTS, ModelOptions
-from ..pipeline.render import Renderer
 from ..pipeline.take import PromptAt, Take, TimelineSettings
 from .pool import GlooPool
 from .results import Bar, write_results

@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ..parallel import Degrees, Mesh, leave_gang
+from ..parallel.groups.degrees import Degrees
+from ..parallel.groups.mesh import Mesh, leave_gang
 
-_IMPORTED_ONCE = [__name__, "longtake.pipeline.render"]
+_IMPORTED_ONCE = [__name__, "longtake.pipeline.loop.render"]
 _START_SECONDS = 240.0  # a cold disk makes the imports slow: that is no hang of a run
 
 

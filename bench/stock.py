@@ -17,7 +17,7 @@ import torch
 from diffusers import WanPipeline
 from torch import Tensor, nn
 
-from ..pipeline.card import read_card
+from ..pipeline.checkpoint.card import read_card
 from ..pipeline.demo.scene import sample_scene, sentence
 
 GUIDANCE_SCALE = 4.0

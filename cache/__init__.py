@@ -3,8 +3,8 @@
 A recipe combines the three. Nothing here knows models or ranks: tensors and partial sums in, decisions and tensors out.
 """
 
-from .enable import Cached, Shards, enable_cache
-from .recipe import Recipe, load_recipe
-from .trace import Replay, Trace, TraceEntry
+from .recipe.recipe import Recipe, load_recipe
+from .run.enable import Cached, Shards, enable_cache
+from .trace.trace import Replay, Trace, TraceEntry
 
 __all__ = ["Cached", "Recipe", "Replay", "Shards", "Trace", "TraceEntry", "enable_cache", "load_recipe"]

@@ -13,10 +13,10 @@ import psutil
 import ray
 import torch
 
-from ..parallel import Degrees
+from ..parallel.groups.degrees import Degrees
 from .cluster import AddressError, ClusterError, ray_cluster, usable_cores
-from .config import ParallelConfig
-from .gang import Gang, GangError
+from .gang.gang import Gang, GangError
+from .settings.config import ParallelConfig
 
 _PACKAGES = ("torch", "diffusers", "transformers", "ray", "longtake")
 _MIN_FREE_DISK, _MIN_MEMORY = 10e9, 4e9  # bytes: some takes with their snapshots; the demo on two ranks
@@ -76,7 +76,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _ffmpeg() -> Finding:
-    from ..pipeline.film import ENCODER, check_encoder
+    from ..pipeline.film.film import ENCODER, check_encoder
 
     try:
         check_encoder()

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 
 import ray
 
-from ..parallel import Degrees
+from ..parallel.groups.degrees import Degrees
 from .cluster import ray_cluster
-from .events import Finished, Loaded, Order
-from .folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
-from .gang import Gang, GangError
-from .manifest import Manifest
-from .plan import Plan, PlannedTake
-from .progress import Reporter, decisions_text
+from .folder.folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
+from .folder.manifest import Manifest
+from .gang.events import Finished, Loaded, Order
+from .gang.gang import Gang, GangError
+from .settings.plan import Plan, PlannedTake
+from .show.progress import Reporter, decisions_text
 from .signals import Stopped, uninterrupted
 
 

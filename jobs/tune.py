@@ -13,16 +13,16 @@ from typing import Any
 import yaml
 
 from ..cache import Recipe, load_recipe
-from ..cache.config import suggestion
-from ..cache.knobs import describe_knobs
-from ..cache.recipe import Calibration, recipe_names
-from ..pipeline.caching import check_recipe, find_recipe
+from ..cache.recipe.config import suggestion
+from ..cache.recipe.knobs import describe_knobs
+from ..cache.recipe.recipe import Calibration, recipe_names
 from ..pipeline.files import check_target, write_atomic
 from ..pipeline.options import ModelOptions
+from ..pipeline.recipes.caching import check_recipe, find_recipe
 from ..pipeline.take import Take
-from ..pipeline.tuning import Goal, Trial, confirm, search
-from .config import CacheConfig, expanded, load_job
-from .plan import Plan, plan_job
+from ..pipeline.tuning.search import Goal, Trial, confirm, search
+from .settings.config import CacheConfig, expanded, load_job
+from .settings.plan import Plan, plan_job
 
 Say = Callable[[str], None]
 
@@ -109,8 +109,8 @@ def _device(wanted: str) -> str:
 
 def run_tuning(tuning: Tuning, num_trials: int, say: Say) -> bool:
     """Search, and write the recipe and the picture; False, with nothing written, if no trial reaches the goal."""
-    from ..pipeline.proxy import ProxyBench
-    from ..pipeline.render import Renderer
+    from ..pipeline.loop.render import Renderer
+    from ..pipeline.tuning.proxy import ProxyBench
 
     for reason in tuning.skipped:
         say(f"skipped: {reason}")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .axis import Axis
-from .layout import Layout
+from .groups.axis import Axis
+from .tokens.layout import Layout
 
 
 class RowShards:

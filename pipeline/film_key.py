@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..cache import Recipe, Trace
-from .card import ModelCard
+from .checkpoint.card import ModelCard
 from .options import ModelOptions
 from .take import Take
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from .card import ModelCard
+from .checkpoint.card import ModelCard
 from .noise import NOISES
 from .timeline import Timeline
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..parallel import Axis
+from ..parallel.groups.axis import Axis
 
 _ALONE = Axis("window")
 

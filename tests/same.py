@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from longtake.cache import Trace
 from longtake.cache.decision import Decision
-from longtake.pipeline.render import Rendered
+from longtake.pipeline.loop.render import Rendered
 from torch import Tensor
 
 SAME = 1e-4

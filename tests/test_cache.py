@@ -12,16 +12,16 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 from longtake.cache import Recipe, Replay, Shards, Trace, enable_cache, load_recipe
-from longtake.cache.budget import describe_collectives
 from longtake.cache.decision import Decision
-from longtake.cache.recipe import recipe_names
-from longtake.cache.stack import CachedStack
-from longtake.cache.storage import Storage
-from longtake.jobs.cli import app
-from longtake.parallel import Degrees
-from longtake.pipeline.caching import cache_bytes, check_recipe
-from longtake.pipeline.card import read_card
-from longtake.pipeline.render import Renderer
+from longtake.cache.model.stack import CachedStack
+from longtake.cache.recipe.budget import describe_collectives
+from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.state.storage import Storage
+from longtake.jobs.cli.app import app
+from longtake.parallel.groups.degrees import Degrees
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.render import Renderer
+from longtake.pipeline.recipes.caching import cache_bytes, check_recipe
 from typer.testing import CliRunner
 
 from same import MARGIN, assert_same, assert_same_decisions

@@ -27,16 +27,16 @@ from longtake.cache.calibration.teacache import rescaling
 from longtake.cache.decision import Decision
 from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
 from longtake.cache.predictors.planned import Planned, PlannedConfig
-from longtake.jobs.cli import app
-from longtake.jobs.config import load_job
-from longtake.jobs.plan import plan_job
-from longtake.pipeline.caching import check_recipe
-from longtake.pipeline.calibrate import CALIBRATIONS, calibration_takes
-from longtake.pipeline.card import read_card
-from longtake.pipeline.denoise import Denoising, Step
-from longtake.pipeline.measure import measure_skips, record_steps, record_take
-from longtake.pipeline.model_hash import model_hash
-from longtake.pipeline.render import Renderer
+from longtake.jobs.cli.app import app
+from longtake.jobs.settings.config import load_job
+from longtake.jobs.settings.plan import plan_job
+from longtake.pipeline.calibration.calibrate import CALIBRATIONS, calibration_takes
+from longtake.pipeline.calibration.measure import measure_skips, record_steps, record_take
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.checkpoint.model_hash import model_hash
+from longtake.pipeline.loop.denoise import Denoising, Step
+from longtake.pipeline.loop.render import Renderer
+from longtake.pipeline.recipes.caching import check_recipe
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner

@@ -13,9 +13,9 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from longtake.cache import load_recipe
-from longtake.pipeline.caching import check_recipe
-from longtake.pipeline.card import read_card
-from longtake.pipeline.render import Renderer
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.render import Renderer
+from longtake.pipeline.recipes.caching import check_recipe
 from safetensors.torch import load_file, save_file
 
 from same import assert_same

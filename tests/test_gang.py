@@ -19,15 +19,15 @@ import psutil
 import pytest
 import ray
 import torch
-from longtake.jobs.cli import app
+from longtake.jobs.cli.app import app
 from longtake.jobs.cluster import AddressError, ray_cluster, usable_cores
-from longtake.jobs.config import ParallelConfig
-from longtake.jobs.events import Decoded, Event, Finished, Loaded, Order
-from longtake.jobs.gang import Gang, GangError
-from longtake.jobs.memory import forget_peak, peak_bytes
-from longtake.jobs.rank import Rank
-from longtake.parallel import Degrees
-from longtake.pipeline.card import read_card
+from longtake.jobs.gang.events import Decoded, Event, Finished, Loaded, Order
+from longtake.jobs.gang.gang import Gang, GangError
+from longtake.jobs.gang.memory import forget_peak, peak_bytes
+from longtake.jobs.gang.rank import Rank
+from longtake.jobs.settings.config import ParallelConfig
+from longtake.parallel.groups.degrees import Degrees
+from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.take import TimelineSettings
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -127,7 +127,7 @@ class _StoppedStorage(Rank):
 def test_slow_storage_does_not_keep_the_other_ranks(ray_driver: str, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 goes on to the film's end; did it wait for its preview, the other one would run out of time."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr("longtake.jobs.gang.Rank", _StoppedStorage)
+    monkeypatch.setattr("longtake.jobs.gang.gang.Rank", _StoppedStorage)
     with _loaded(tiny_wan, ParallelConfig(collective_timeout=60, threads=1)) as gang:
         for event in gang.render(_order(tmp_path)):
             if isinstance(event, Decoded) and event.frames == event.num_frames:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from longtake.cache import enable_cache, load_recipe
-from longtake.parallel.kernels import NativeKernel
-from longtake.pipeline.card import read_card
-from longtake.pipeline.render import ModelOptions, Rendered, Renderer
+from longtake.parallel.attention.kernels import NativeKernel
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.render import ModelOptions, Rendered, Renderer
 from torch import Tensor
 
 from takes import tiny_recipe, tiny_take

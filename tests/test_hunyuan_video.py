@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import HunyuanVideoPipeline
 from longtake.cache import enable_cache, load_recipe
-from longtake.pipeline.card import read_card
-from longtake.pipeline.render import Renderer
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.render import Renderer
 
 from same import assert_same
 from takes import stock_latents, stock_take

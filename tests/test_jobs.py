@@ -18,16 +18,16 @@ import psutil
 import pytest
 import yaml
 from click.testing import Result
-from longtake.jobs.cli import app
-from longtake.jobs.config import load_job
+from longtake.jobs.cli.app import app
 from longtake.jobs.doctor import examine
-from longtake.jobs.folder import JobRefused, locked
-from longtake.jobs.manifest import read_manifest
-from longtake.jobs.plan import Plan, plan_job
-from longtake.jobs.progress import BarReporter, LineReporter
-from longtake.parallel import Degrees
-from longtake.pipeline.film import probe
-from longtake.pipeline.render import Renderer
+from longtake.jobs.folder.folder import JobRefused, locked
+from longtake.jobs.folder.manifest import read_manifest
+from longtake.jobs.settings.config import load_job
+from longtake.jobs.settings.plan import Plan, plan_job
+from longtake.jobs.show.progress import BarReporter, LineReporter
+from longtake.parallel.groups.degrees import Degrees
+from longtake.pipeline.film.film import probe
+from longtake.pipeline.loop.render import Renderer
 from rich.console import Console
 from safetensors.torch import load_file
 from typer.core import TyperGroup

@@ -12,13 +12,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 from longtake.cache import Trace, load_recipe
-from longtake.cache.trace import TraceEntry
-from longtake.jobs.config import JobConfig, load_job
-from longtake.jobs.plan import Plan, plan_job
-from longtake.pipeline.caching import numbers_path
-from longtake.pipeline.card import read_card
-from longtake.pipeline.model_hash import model_hash
+from longtake.cache.trace.trace import TraceEntry
+from longtake.jobs.settings.config import JobConfig, load_job
+from longtake.jobs.settings.plan import Plan, plan_job
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.checkpoint.model_hash import model_hash
 from longtake.pipeline.options import ModelOptions
+from longtake.pipeline.recipes.caching import numbers_path
 
 JOB: dict[str, Any] = {
     "num_inference_steps": 6,
@@ -223,7 +223,7 @@ def test_a_hash_of_weights_is_remembered_by_path_size_and_time(tiny_wan_copy: Pa
 
 def test_reading_much_is_said_first(tiny_wan_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    monkeypatch.setattr("longtake.pipeline.model_hash._WORTH_SAYING", 1e5)
+    monkeypatch.setattr("longtake.pipeline.checkpoint.model_hash._WORTH_SAYING", 1e5)
     for path in tiny_wan_copy.rglob("*.safetensors"):
         os.utime(path, (1e9, 1e9))
     told: list[str] = []

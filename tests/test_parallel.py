@@ -15,10 +15,14 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
-from longtake.parallel import CollectiveError, Compaction, Degrees, Layout, Mesh, TokenShards, leaving_on_error
-from longtake.parallel.attention import KeptContext, SequenceAttention
-from longtake.parallel.degrees import Demand, choose_degrees
-from longtake.parallel.kernels import Attended, NativeKernel, XfuserKernel
+from longtake.parallel.attention.kernels import Attended, NativeKernel, XfuserKernel
+from longtake.parallel.attention.sequence import KeptContext, SequenceAttention
+from longtake.parallel.groups.axis import CollectiveError
+from longtake.parallel.groups.degrees import Degrees, Demand, choose_degrees
+from longtake.parallel.groups.mesh import Mesh, leaving_on_error
+from longtake.parallel.tokens.compaction import Compaction
+from longtake.parallel.tokens.layout import Layout
+from longtake.parallel.tokens.shards import TokenShards
 from torch import Tensor
 
 from same import assert_same

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from longtake.cache import Recipe, Trace
-from longtake.cache.config import read_config
 from longtake.cache.decision import Decision
 from longtake.cache.predictors import PREDICTORS
-from longtake.cache.recipe import ABSCISSAE, BRANCHES, Calibration, Choice, Guards, Part
+from longtake.cache.recipe.config import read_config
+from longtake.cache.recipe.recipe import ABSCISSAE, BRANCHES, Calibration, Choice, Guards, Part
 from longtake.cache.sites import SITES
 from longtake.cache.triggers import TRIGGERS
-from longtake.pipeline.card import read_card
-from longtake.pipeline.render import Renderer
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.render import Renderer
 
 from takes import stock_take, tiny_sigmas
 

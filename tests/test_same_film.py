@@ -14,10 +14,12 @@ import torch.distributed as dist
 from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe, Replay, Shards, Trace, enable_cache, load_recipe
 from longtake.cache.decision import ratio
-from longtake.cache.recipe import recipe_names
-from longtake.parallel import CollectiveError, Degrees, Mesh
-from longtake.pipeline.card import ModelCard, read_card
-from longtake.pipeline.render import ModelOptions, Rendered, Renderer
+from longtake.cache.recipe.recipe import recipe_names
+from longtake.parallel.groups.axis import CollectiveError
+from longtake.parallel.groups.degrees import Degrees
+from longtake.parallel.groups.mesh import Mesh
+from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.loop.render import ModelOptions, Rendered, Renderer
 from longtake.pipeline.take import PromptAt, Take, TimelineSettings
 
 from same import SAME, SAME_FRAME, SAME_IN_BFLOAT16, assert_same, assert_same_film

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 from longtake.bench.pool import GlooPool
-from longtake.cache import Recipe, load_recipe, saving
-from longtake.cache.recipe import recipe_names
-from longtake.parallel import Degrees, Mesh
-from longtake.pipeline import snapshot
-from longtake.pipeline.card import ModelCard, read_card
-from longtake.pipeline.denoise import Step
+from longtake.cache import Recipe, load_recipe
+from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.state import saving
+from longtake.parallel.groups.degrees import Degrees
+from longtake.parallel.groups.mesh import Mesh
+from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.loop import snapshot
+from longtake.pipeline.loop.denoise import Step
+from longtake.pipeline.loop.render import Rendered, Renderer
 from longtake.pipeline.options import ModelOptions
-from longtake.pipeline.render import Rendered, Renderer
 from longtake.pipeline.take import Take
 from safetensors.torch import save_file
 

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe, Shards, enable_cache, load_recipe
-from longtake.cache.storage import Storage
-from longtake.parallel import Degrees, Mesh
-from longtake.pipeline.card import ModelCard, read_card
-from longtake.pipeline.render import Renderer
-from longtake.pipeline.snapshot import MeshRelay
+from longtake.cache.state.storage import Storage
+from longtake.parallel.groups.degrees import Degrees
+from longtake.parallel.groups.mesh import Mesh
+from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.loop.render import Renderer
+from longtake.pipeline.loop.snapshot import MeshRelay
 from safetensors.torch import load_file
 
 from takes import tiny_recipe, tiny_take

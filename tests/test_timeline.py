@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from longtake.pipeline.card import read_card
+from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.timeline import Timeline
 
 from same import assert_same

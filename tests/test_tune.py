@@ -15,15 +15,15 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Recipe, load_recipe
-from longtake.cache.knobs import KNOBS, describe_knobs, ladder
-from longtake.cache.recipe import Calibration, recipe_names
+from longtake.cache.recipe.knobs import KNOBS, describe_knobs, ladder
+from longtake.cache.recipe.recipe import Calibration, recipe_names
 from longtake.cache.triggers import TRIGGERS
-from longtake.jobs.cli import app
-from longtake.jobs.config import load_job
-from longtake.jobs.plan import plan_job
+from longtake.jobs.cli.app import app
+from longtake.jobs.settings.config import load_job
+from longtake.jobs.settings.plan import plan_job
 from longtake.jobs.tune import _candidates, plan_tuning
-from longtake.pipeline import proxy
-from longtake.pipeline.tuning import Goal, Trial, confirm, search
+from longtake.pipeline.tuning import proxy
+from longtake.pipeline.tuning.search import Goal, Trial, confirm, search
 from PIL import Image
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -240,7 +240,7 @@ def test_published_numbers_stay_with_their_model(tiny_wan: Path, tmp_path: Path)
 
 
 def test_a_proxy_is_one_window_of_a_take(tiny_wan: Path) -> None:
-    from longtake.pipeline.card import read_card
+    from longtake.pipeline.checkpoint.card import read_card
 
     card, take = read_card(str(tiny_wan)), tiny_take()
     proxy = take.proxy(card)

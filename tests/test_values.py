@@ -11,8 +11,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longtake.jobs.config import JobConfig, load_job
-from longtake.pipeline.frame_rate import frame_rate
+from longtake.jobs.settings.config import JobConfig, load_job
+from longtake.pipeline.film.frame_rate import frame_rate
 
 JOB = """
 model: demo

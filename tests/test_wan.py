@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
-from longtake.pipeline.card import read_card
+from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.demo.scene import draw, sample_scene
-from longtake.pipeline.preview import Preview
-from longtake.pipeline.render import Renderer
+from longtake.pipeline.film.preview import Preview
+from longtake.pipeline.loop.render import Renderer
 from PIL import Image
 
 from same import assert_same, slope

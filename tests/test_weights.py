@@ -11,11 +11,12 @@ import pytest
 import torch
 from longtake.bench.pool import GlooPool
 from longtake.cache import load_recipe
-from longtake.parallel import Degrees, Mesh
-from longtake.pipeline.card import ModelCard, read_card
+from longtake.parallel.groups.degrees import Degrees
+from longtake.parallel.groups.mesh import Mesh
+from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.families.weights import weight_bytes
+from longtake.pipeline.loop.render import Renderer
 from longtake.pipeline.options import ModelOptions
-from longtake.pipeline.render import Renderer
-from longtake.pipeline.weights import weight_bytes
 
 from same import assert_same
 from takes import tiny_take

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..storage import Kept
+from ..state.storage import Kept
 from .predictor import Predictor
 
 

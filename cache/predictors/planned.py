@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..storage import Kept
+from ..state.storage import Kept
 from .predictor import WindowPredictor, damped_weights, difference_weights, weighted_sum
 
 _SAME_SIGMA = 1e-3  # a thousandth of a take

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..storage import Kept, Storage
+from ..state.storage import Kept, Storage
 
 _SAMPLED = 8  # one channel in so many
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..stack import Block, Entry, Walk, num_blocks, take_over
+from ..model.stack import Block, Entry, Walk, num_blocks, take_over
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
 from .stack import KINDS

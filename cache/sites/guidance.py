@@ -15,7 +15,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from ..decision import Decision
-from ..wrap import wrap
+from ..model.wrap import wrap
 from .site import Begin, ModelShape, Site, SiteRun
 
 

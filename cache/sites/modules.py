@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import suggestion
 from ..decision import Decision
-from ..stack import Entry, block_calls, block_lists, enter
-from ..wrap import Listener, wrap
+from ..model.stack import Entry, block_calls, block_lists, enter
+from ..model.wrap import Listener, wrap
+from ..recipe.config import suggestion
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
 

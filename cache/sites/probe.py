@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..stack import Entry, has_timestep_a_token, modulated, video
-from ..wrap import Listener
+from ..model.stack import Entry, has_timestep_a_token, modulated, video
+from ..model.wrap import Listener
 from .site import ModelShape
 
 PROBES = ("residual", "hidden_states", "modulated", "timestep", "latents", "evolution")

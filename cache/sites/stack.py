@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..config import check_count
 from ..decision import Decision
-from ..stack import Block, Entry, Walk, num_blocks, take_over
+from ..model.stack import Block, Entry, Walk, num_blocks, take_over
+from ..recipe.config import check_count
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from ..config import ascends
 from ..decision import Decision
+from ..recipe.config import ascends
 from .trigger import Moment, Trigger
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...cache import Recipe
-from ..caching import find_recipe
-from ..card import read_card
-from ..render import Renderer
+from ..checkpoint.card import read_card
+from ..loop.render import Renderer
+from ..recipes.caching import find_recipe
 from ..take import Take
 from .analyse import Verdict, judge
 from .scene import sample_scene, sentence

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...parallel.processors import with_attention
+from ...parallel.attention.processors import with_attention
 from .nets import FLOW_SHIFT, LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
 from .scene import SIZE, draw, sample_scene, sentence
 from .train_vae import clip_to_tensor

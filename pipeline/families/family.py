@@ -13,11 +13,12 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from ...parallel import Axis, TokenShards
-from ...parallel.attention import SequenceAttention
-from ...parallel.kernels import Kernel
-from ...parallel.processors import with_attention
-from ..card import ModelCard
+from ...parallel.attention.kernels import Kernel
+from ...parallel.attention.processors import with_attention
+from ...parallel.attention.sequence import SequenceAttention
+from ...parallel.groups.axis import Axis
+from ...parallel.tokens.shards import TokenShards
+from ..checkpoint.card import ModelCard
 
 Prompt = dict[str, Tensor]
 _KEPT_PROMPTS = 32

@@ -10,9 +10,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoMidBlock3D
 from torch import Tensor, nn
 
-from ...parallel import Axis, RowShards, TokenShards
-from ...parallel.kernels import Kernel
-from ..card import ModelCard
+from ...parallel.attention.kernels import Kernel
+from ...parallel.groups.axis import Axis
+from ...parallel.rows import RowShards
+from ...parallel.tokens.shards import TokenShards
+from ..checkpoint.card import ModelCard
 from .family import Family, Prompt, attend_together, read_part
 
 

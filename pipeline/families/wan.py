@@ -12,9 +12,11 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from ...parallel import Axis, RowShards, TokenShards
-from ...parallel.kernels import Kernel
-from ..card import ModelCard
+from ...parallel.attention.kernels import Kernel
+from ...parallel.groups.axis import Axis
+from ...parallel.rows import RowShards
+from ...parallel.tokens.shards import TokenShards
+from ..checkpoint.card import ModelCard
 from .family import Family, Prompt, attend_together, read_part
 
 

@@ -1,0 +1,83 @@
+"""Noting what a recipe's sites see at steps that are all computed: what calibrations are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..decision import Verdict
+from ..recipe.recipe import Recipe
+from ..run.call import Cursor
+from ..run.enable import Cached, Shards
+from ..sites import Site, SiteRun
+from ..state.storage import Storage
+
+MAX_TOKENS = 1024
+Key = tuple[int, str, int, str]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """probe: what the trigger would measure; feature: what would be kept. Copies in fp32 on the CPU, latents whole; of tokens, at most
+    MAX_TOKENS evenly spread ones without the text.
+    """
+
+    probe: Tensor
+    feature: Tensor
+
+
+class Recorder(Cached):
+    """Attached like a cache, by the same sites, but nothing is ever reused: branches run one after the other, each for itself.
+
+    sights: of the running step, by part of the recipe, branch, unit and name of the feature; `collect` them after each step.
+    """
+
+    def __init__(self, recipe: Recipe, num_inference_steps: int) -> None:
+        super().__init__(replace(recipe, branches="each"), num_inference_steps, Shards(), None, Storage())
+        self.sights: dict[Key, Sight] = {}
+
+    def collect(self) -> dict[Key, Sight]:
+        sights, self.sights = self.sights, {}
+        return sights
+
+    def _begin(self, expert: int, part: int, site: Site, units: Sequence[range], num_text: int | None) -> SiteRun:
+        assert self._cursor is not None, "a recorder is told its steps"
+        return _Recording(self.sights, self._cursor, part, num_text or 0)
+
+
+class _Recording:
+    """What a site asks for (SiteRun)."""
+
+    reused_run = 0
+
+    def __init__(self, sights: dict[Key, Sight], cursor: Cursor, part: int, num_text: int) -> None:
+        self.moment, self.branch, self.segment = cursor.moment, cursor.branch, cursor.segment
+        self._sights, self._part, self._num_text = sights, part, num_text
+        self._probe: Tensor | None = None
+
+    def decide(self, probe: Tensor, beside: Tensor | None = None) -> Verdict:
+        self._probe = _sampled(probe, 0)
+        return Verdict.of(frozenset(), 1)
+
+    def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
+        assert self._probe is not None, "keep() before decide()"
+        sampled = _sampled(feature, self._num_text if num_text is None else num_text)
+        if sampled.numel():  # else it is text alone
+            self._sights[(self._part, self.branch, unit, name)] = Sight(self._probe, sampled)
+        return feature
+
+    def recall(self, unit: int = 0, name: str = "") -> Tensor:
+        raise AssertionError("recall() of what was never reused")
+
+    def check(self, real: Tensor, draft: Tensor) -> None:
+        raise AssertionError("check() of what was never forecast")
+
+
+def _sampled(tensor: Tensor, num_text: int) -> Tensor:
+    if tensor.ndim == 3:
+        num_video = tensor.shape[1] - num_text
+        tensor = tensor[:, : num_video : max(1, -(-num_video // MAX_TOKENS))]
+    return tensor.detach().to("cpu", torch.float32, copy=True)

@@ -1,0 +1,1 @@
+"""What is kept from step to step: how it lies in memory, and how it is saved."""

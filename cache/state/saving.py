@@ -1,0 +1,197 @@
+"""A cache's state as a file, apart from how its tokens were sharded: saved on some number of shards, loaded on any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..predictors import Predictor
+from ..sites import Site
+from ..triggers import Trigger
+from .state import CacheState, Slot
+from .storage import Kept, Storage
+from .values import Plain, pack, restore, unpack
+
+_VERSION = "2"
+
+Packed = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+class Relay(Protocol):
+    """How the shards of a model call's tokens become one and are shared out again. Every shard calls each method alike."""
+
+    def gather(self, local: Tensor) -> Tensor:
+        """[batch, local tokens, dim] -> [batch, all tokens, dim], in the order of the shards."""
+
+    def share(self, whole: Tensor) -> Tensor:
+        """The inverse, maybe over another number of shards."""
+
+    def sum(self, sums: Tensor) -> Tensor:
+        """Partial sums, added up over all shards."""
+
+    def is_first(self) -> bool:
+        """Whether this is the first shard, which then holds what was summed."""
+
+    def collect(self, packed: Packed) -> list[Packed]:
+        """What all places hold that run different model calls (other branches, other segments)."""
+
+    def runs_here(self, segment: int, branch: str) -> bool:
+        """Whether such model calls are this place's."""
+
+    def writes(self) -> bool:
+        """Whether it is this place that writes the file."""
+
+
+class Alone:
+    """A relay where nothing is sharded."""
+
+    def gather(self, local: Tensor) -> Tensor:
+        return local
+
+    def share(self, whole: Tensor) -> Tensor:
+        return whole
+
+    def sum(self, sums: Tensor) -> Tensor:
+        return sums
+
+    def is_first(self) -> bool:
+        return True
+
+    def collect(self, packed: Packed) -> list[Packed]:
+        return [packed]
+
+    def runs_here(self, segment: int, branch: str) -> bool:
+        return True
+
+    def writes(self) -> bool:
+        return True
+
+
+def save_state(state: CacheState, path: Path, relay: Relay, about: dict[str, str]) -> None:
+    """Write all slots as one safetensors file. about: strings to keep beside them."""
+    slots: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for (part, segment, branch), slot in state.slots.items():
+        site, name = state.recipe.parts[part].site.build(), f"{part}/{segment}/{branch}"
+        slots[name] = _pack_slot(slot, _Saver(tensors, name, site, relay))
+    packed = relay.collect((slots, tensors))
+    if relay.writes():
+        metadata = {"version": _VERSION, "slots": json.dumps({name: plain for part, _ in packed for name, plain in part.items()}), **about}
+        temporary = path.with_suffix(".tmp")
+        save_file({name: tensor for _, part in packed for name, tensor in part.items()}, temporary, metadata)
+        temporary.replace(path)
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """What `save_state` kept beside the slots. Raises ValueError for a file that it did not write, or not in this version."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise ValueError(f"There is no cache in '{path}'; render the take from its start.") from None
+    except SafetensorError as error:
+        raise ValueError(f"The cache in '{path}' is damaged ({error}); render the take from its start.") from None
+    if about.get("version") != _VERSION:
+        raise ValueError(f"'{path}' holds no cache that this version can read; render the take from its start.")
+    return about
+
+
+def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device) -> None:
+    """Fill an empty state from `save_state`'s file."""
+    with safe_open(path, "pt", str(device)) as file:
+        for name, plain in json.loads(file.metadata()["slots"]).items():
+            part, segment, branch = name.split("/")
+            if relay.runs_here(int(segment), branch):
+                _unpack_slot(state, (int(part), int(segment), branch), plain, _Loader(file.get_tensor, relay))
+
+
+class _Saver:
+    """Takes in the tensors of a slot's trigger and predictors, made whole. What a tensor is, its owner and the site say: `tokens` and `sums`
+    (partial ones) are shared out over the shards, `whole` ones are the same on all. A tensor's name ends with that and with how many of its
+    last tokens are text.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], slot: str, site: Site, relay: Relay) -> None:
+        self._tensors, self._slot, self._site, self._relay = tensors, slot, site, relay
+
+    def pack_trigger(self, trigger: Trigger) -> Plain:
+        return self._pack(trigger, probes_are_tokens=self._site.watches_tokens, num_text=0)
+
+    def pack_predictor(self, predictor: Predictor) -> Plain:
+        return self._pack(predictor, probes_are_tokens=self._site.measures_tokens, num_text=-(predictor.measured.stop or 0))
+
+    def _pack(self, owner: Trigger | Predictor, *, probes_are_tokens: bool, num_text: int) -> Plain:
+        """All but its config."""
+        carried = {name: value for name, value in vars(owner).items() if isinstance(value, Kept) or not is_dataclass(value)}
+        probe = "tokens" if probes_are_tokens else "whole"
+        sums = "sums" if self._site.sharded else "whole"
+        return {name: pack(value, partial(self._put, sums if name in owner.sums else probe, num_text)) for name, value in carried.items()}
+
+    def _put(self, scope: str, num_text: int, value: Tensor | Kept) -> Plain:
+        if isinstance(value, Tensor):
+            return self._name(scope, 0, value)
+        scope = "tokens" if self._site.sharded else "whole"
+        stored = value.stored.view(torch.uint8) if value.stored.dtype.itemsize == 1 else value.stored
+        names = [None if one is None else self._name(scope, num_text, one) for one in (stored, value.scale)]
+        return [*names, str(value.stored.dtype).removeprefix("torch."), str(value.dtype).removeprefix("torch.")]
+
+    def _name(self, scope: str, num_text: int, tensor: Tensor) -> str:
+        if scope == "sums":
+            tensor = self._relay.sum(tensor)
+        elif scope == "tokens":
+            tensor = _without_text(tensor, num_text, self._relay.gather)
+        name = f"{self._slot}:{len(self._tensors)}:{scope}:{num_text}"
+        self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        return name
+
+
+class _Loader:
+    """Finds tensors by the names that `_Saver` gave them, and shares them out."""
+
+    def __init__(self, find: Callable[[str], Tensor], relay: Relay) -> None:
+        self._find, self._relay = find, relay
+
+    def tensor(self, name: str) -> Tensor:
+        tensor, (scope, num_text) = self._find(name), name.split(":")[2:]
+        if scope == "sums" and not self._relay.is_first():
+            return torch.zeros_like(tensor)
+        return _without_text(tensor, int(num_text), self._relay.share) if scope == "tokens" else tensor
+
+    def feature_or_tensor(self, storage: Storage, said: Plain) -> Tensor | Kept:
+        """A feature comes back with the bits that were stored."""
+        if isinstance(said, str):
+            return self.tensor(said)
+        stored, scale, stored_dtype, dtype = said
+        bits = self.tensor(stored).view(getattr(torch, stored_dtype))
+        return storage.adopt(bits, None if scale is None else self.tensor(scale), getattr(torch, dtype))
+
+
+def _without_text(tensor: Tensor, num_text: int, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """`move` the tokens of [batch, tokens, dim] and leave the text behind them; what is text alone stays as it is."""
+    num_tokens = tensor.shape[1] - num_text
+    return torch.cat((move(tensor[:, :num_tokens].contiguous()), tensor[:, num_tokens:]), dim=1) if num_tokens else tensor
+
+
+def _pack_slot(slot: Slot, saver: _Saver) -> Plain:
+    predictors = {name: saver.pack_predictor(predictor) for name, predictor in slot.predictors.items()}
+    return {"trigger": saver.pack_trigger(slot.trigger), "predictors": predictors, "counts": [slot.reused_run, slot.owed]}
+
+
+def _unpack_slot(state: CacheState, key: tuple[int, int, str], plain: Plain, loader: _Loader) -> None:
+    trigger = {name: unpack(value, loader.tensor) for name, value in plain["trigger"].items()}
+    slot = state.slot(*key, num_units=trigger["num_units"])
+    restore(slot.trigger, trigger)
+    for name, packed in plain["predictors"].items():
+        slot.predictors[name] = predictor = state.predictor(state.recipe.parts[key[0]])
+        get = partial(loader.feature_or_tensor, predictor.storage)
+        restore(predictor, {attribute: unpack(value, get) for attribute, value in packed.items()})
+    slot.reused_run, slot.owed = plain["counts"]

@@ -1,0 +1,66 @@
+"""What a cache carries from step to step, in one place: a slot for each part of the recipe, segment and branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..decision import Verdict
+from ..predictors import Predictor
+from ..recipe.recipe import Part, Recipe
+from ..triggers import Trigger
+from .storage import Storage
+from .values import tensors_in
+
+Key = tuple[int, int, str]
+
+
+@dataclass
+class Slot:
+    """predictors: by unit and name of the feature. reused_run: steps reused in a row so far. owed: computed steps that doubt has brought
+    forward.
+    """
+
+    trigger: Trigger
+    predictors: dict[str, Predictor] = field(default_factory=dict)
+    reused_run: int = 0
+    owed: int = 0
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.predictors) and all(predictor.ready for predictor in self.predictors.values())
+
+
+class CacheState:
+    """Slots made on first use and dropped by `reset`; a take starts with none. verdicts: the last one a part and segment, for branches
+    that follow.
+    """
+
+    def __init__(self, recipe: Recipe, storage: Storage, span: float) -> None:
+        self.recipe, self.storage, self._span = recipe, storage, span
+        self.slots: dict[Key, Slot] = {}
+        self.verdicts: dict[tuple[int, int], Verdict] = {}
+
+    def slot(self, part: int, segment: int, branch: str, num_units: int) -> Slot:
+        key = (part, segment, branch)
+        if key not in self.slots:
+            trigger = self.recipe.parts[part].trigger.build()
+            trigger.num_units = num_units
+            self.slots[key] = Slot(trigger)
+        return self.slots[key]
+
+    def predictor(self, part: Part) -> Predictor:
+        """A fresh one."""
+        predictor = part.predictor.build()
+        predictor.storage, predictor.span = self.storage, self._span
+        return predictor
+
+    def reset(self, span: float | None = None) -> None:
+        """span: of the next take, if another than before."""
+        self._span = self._span if span is None else span
+        self.slots.clear()
+        self.verdicts.clear()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors held. What two holders of one slot share counts once; what slots share (latents) counts in each."""
+        return sum(sum({(t.data_ptr(), t.shape): t.nbytes for t in tensors_in(slot)}.values()) for slot in self.slots.values())

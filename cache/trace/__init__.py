@@ -1,0 +1,1 @@
+"""The decisions of a take: written down, drawn, compared and made again."""

@@ -1,0 +1,149 @@
+"""A take's folder: what it holds and lacks, who may write there, and how a new film comes to lie in it.
+
+Whoever writes holds the take's lock. A take is written in a hidden folder inside its own; when it is whole, its files move up, the manifest
+last. So a manifest always lies beside the film that it tells of, at whatever line a job is killed, and what a killed job left is swept by
+the next. Films and all that lies with them are moved aside, never overwritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from enum import Enum, auto
+from fractions import Fraction
+from itertools import count
+from pathlib import Path
+
+from ...pipeline.files import partial_files, partial_name
+from ...pipeline.film.film import retime
+from .manifest import Manifest, read_manifest
+
+FILM, LATENTS, PREVIEW = "film.mp4", "latents.safetensors", "preview.jpg"
+
+
+class Todo(Enum):
+    """What a take's folder leaves to do.
+
+    DELIVER: its film is the take's, but is to be written with another frame rate. KEEP_LATENTS: its film is the take's, but its latents
+    were not kept, so that it is rendered again for them.
+    """
+
+    NOTHING = auto()
+    DELIVER = auto()
+    KEEP_LATENTS = auto()
+    RENDER = auto()
+
+
+def look(folder: Path, film_key: str, delivery_key: str, save_latents: bool, force: bool) -> Todo:
+    """Raises ValueError for a manifest that cannot be read."""
+    manifest = read_manifest(folder)
+    if force or manifest is None or manifest.film_key != film_key or not (folder / FILM).is_file():
+        return Todo.RENDER
+    if save_latents and not (folder / LATENTS).is_file():
+        return Todo.KEEP_LATENTS
+    return Todo.NOTHING if manifest.delivery_key == delivery_key else Todo.DELIVER
+
+
+class JobRefused(ValueError):
+    """A check said no that could not be made before: it needed the cluster, or the folders to itself."""
+
+
+@contextmanager
+def locked(folders: Sequence[Path]) -> Iterator[None]:
+    """No other job writes into these takes' folders meanwhile. Raises JobRefused, naming the other, if one does already."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:  # a lock is an open file, and a job may have thousands of takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(_lock(folder))
+        yield
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Held by an open file, so that it ends with the process, however that ends."""
+    path = folder.with_name(f".{folder.name}.lock")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise JobRefused(f"'{folder}' is being written by another job ({other}); wait until it has ended, or set another output.") from None
+        except OSError as error:
+            os.close(descriptor)
+            raise JobRefused(f"Cannot lock '{folder}' ({error.strerror}); choose an `output` on a file system that has locks.") from None
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            break
+        os.close(descriptor)  # its last holder removed it meanwhile
+    try:
+        os.ftruncate(descriptor, 0)
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {began}".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def make_room(folder: Path) -> Path | None:
+    """An empty folder for a take; returns where what lay in it is now, a name that was free, None if there was nothing but a preview."""
+    sweep(folder)
+    aside = None
+    if folder.exists() and any(path.name != PREVIEW for path in folder.iterdir()):
+        aside = _free_name(folder)
+        folder.rename(aside)
+    folder.mkdir(parents=True, exist_ok=True)
+    return aside
+
+
+def _free_name(folder: Path) -> Path:
+    manifest = read_manifest(folder)
+    name = f"{folder.name}@{manifest.film_key[:8] if manifest else 'unfinished'}"
+    names = (folder.with_name(name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(path for path in names if not path.exists())
+
+
+def stage(folder: Path) -> Path:
+    """A hidden folder inside for a take that is being written."""
+    staging = partial_name(folder / "take")
+    staging.mkdir()
+    return staging
+
+
+def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
+    """A whole take's files take their places, the manifest last."""
+    for path in sorted(staging.iterdir()):
+        path.replace(folder / path.name)
+    staging.rmdir()
+    manifest.write(folder)
+
+
+def deliver_again(folder: Path, fps: Fraction, delivery_key: str) -> None:
+    """The kept film's own pictures at another frame rate. While the file is replaced the manifest claims no delivery.
+
+    Raises ValueError, with the manifest as it is then, for a film that cannot be read.
+    """
+    manifest = read_manifest(folder)
+    assert manifest is not None, "only what is done is delivered again"
+    sweep(folder)
+    manifest.model_copy(update={"delivery_key": ""}).write(folder)
+    retime(folder / FILM, folder / FILM, fps)
+    manifest.model_copy(update={"delivery_key": delivery_key, "config": {**manifest.config, "fps": str(fps)}}).write(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an ended writer left half-written. What a dying rank still adds goes the next time."""
+    for path in partial_files(folder):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,54 @@
+"""What is written about a take beside its film: read by people, by farms and by the next run of the same job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ...pipeline.files import write_atomic
+
+_NAME = "manifest.json"
+
+
+class Manifest(BaseModel):
+    """delivery_key: of the film file, empty while it is being replaced and where longtake had none yet. seconds: by stage. threads: CPU
+    threads a rank. decisions: how many of each kind. state is `done` once the film is whole.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    take: str
+    state: Literal["done"]
+    film_key: str
+    delivery_key: str = ""
+    seed: int
+    config: dict[str, Any]
+    recipe: dict[str, Any] | None
+    ranks: int
+    threads: int
+    device: str
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    decisions: dict[str, int]
+    cache_bytes: int
+    peak_memory_bytes: int
+    finished: str
+
+    def write(self, folder: Path) -> None:
+        write_atomic(folder / _NAME, self.model_dump_json(indent=2))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished take, or None where the folder holds none. Raises ValueError for one that cannot be read."""
+    path = folder / _NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValidationError as error:
+        raise ValueError(f"'{path}' is no manifest that this version can read ({error.errors()[0]['msg']}); move its folder away.") from None
+    except OSError as error:
+        raise ValueError(f"'{path}' cannot be read ({error.strerror}); mend its permissions, or choose another `output`.") from None

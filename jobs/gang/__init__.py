@@ -1,0 +1,1 @@
+"""The Ray actors that render takes together: placed, connected, given orders, heard and ended."""

@@ -1,0 +1,90 @@
+"""What a rank tells the driver while it renders. Small: large tensors never go through the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from ...cache import Recipe, Replay
+from ...pipeline.take import Take
+
+
+@dataclass(frozen=True)
+class Order:
+    """One take to render, as every rank gets it. place: where the cache keeps what it keeps; model: its hash; folder: where rank 0 writes,
+    hidden until all of it is whole; preview: the picture that it shows meanwhile; metadata: what goes into the film's container.
+    """
+
+    take: Take
+    recipe: Recipe | None
+    replay: Replay | None
+    place: str
+    model: str
+    folder: Path
+    preview: Path
+    fps: Fraction
+    preview_every: int
+    save_latents: bool
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank came to lie. node: Ray's id of it; process: the rank's number there; cores: that it may use, shared with its neighbours."""
+
+    node: str
+    process: int
+    cores: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A denoising step is done. decisions: how many of each kind so far; empty without a cache."""
+
+    step: int
+    num_inference_steps: int
+    decisions: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """So many of the film's frames are written."""
+
+    frames: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The film and all that belongs to it are whole. seconds: by stage; cache_bytes: held by this rank's cache at the end of the take;
+    peak_memory_bytes: the most that this rank held during the take, on its accelerator or, on the CPU, in all.
+    """
+
+    seconds: dict[str, float]
+    decisions: dict[str, int]
+    cache_bytes: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A rank has its model. versions: of the packages that may change a film."""
+
+    rank: int
+    node: str
+    device: str
+    threads: int
+    seconds: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a rank measured with all others. round_trip: seconds of the smallest sum; bytes_per_second: sent in an all-to-all."""
+
+    round_trip: float
+    bytes_per_second: float
+
+
+Event = Stepped | Decoded | Finished

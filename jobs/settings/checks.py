@@ -1,0 +1,179 @@
+"""What a job must pass before anything is loaded or reserved: before its gang's shape is known, and once it is.
+
+Pure but for one: `check_writable` tries the output folder. Every refusal is a ValueError with the offending value and the mend.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from ...cache import Recipe, Replay, Trace
+from ...parallel.groups.degrees import Degrees, Demand
+from ...pipeline.checkpoint.card import ModelCard
+from ...pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
+from ...pipeline.recipes.caching import check_gang, check_recipe, default_recipe, derives_branch, find_recipe
+from ...pipeline.take import Take
+from .config import JobConfig, ParallelConfig
+
+_DEVICES = ("auto", "cpu", "cuda")
+_LONGEST_TIMEOUT = 1e6  # seconds, eleven days
+
+
+def check_options(job: JobConfig) -> ModelOptions:
+    choices = (
+        ("model.dtype", job.model.dtype, DTYPES),
+        ("model.shard", job.model.shard, SHARDS),
+        ("model.offload", job.model.offload, OFFLOADS),
+        ("parallel.layout", job.parallel.layout, LAYOUTS),
+        ("parallel.kernel", job.parallel.kernel, KERNELS),
+        ("parallel.degrees", job.parallel.degrees, ("given", "auto")),
+        ("cache.over_budget", job.cache.over_budget, ("refuse", "host")),
+        ("device", job.device, _DEVICES),
+    )
+    for name, value, known in choices:
+        if value not in known:
+            raise ValueError(f"{name} is '{value}'; it must be one of {', '.join(known)}.")
+    for name, number in _floats(job):
+        if not math.isfinite(number):
+            raise ValueError(f"{name} is {number}; it must be a finite number.")
+    if job.preview_every < 0:
+        raise ValueError(f"preview_every is {job.preview_every}; give the steps between previews, or 0 for none.")
+    if job.cache.budget_gb is not None and job.cache.budget_gb <= 0:
+        raise ValueError(f"cache.budget_gb is {job.cache.budget_gb:g}; it must be above 0. A job without a cache says cache=none.")
+    if job.attention_backend is not None:
+        from ...parallel.attention.kernels import NativeKernel  # diffusers, which takes seconds to import
+
+        NativeKernel(job.attention_backend)
+    return ModelOptions(job.model.dtype, job.parallel.layout, job.parallel.kernel, job.attention_backend, job.model.shard, job.model.offload)
+
+
+def _floats(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every float of a config and what it is called there."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _floats(item, f"{name}[{index}]")
+    else:
+        inner = {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else value
+        for key, item in inner.items() if isinstance(inner, dict) else ():
+            yield from _floats(item, f"{name}.{key}" if name else str(key))
+
+
+def check_parallel(parallel: ParallelConfig) -> Degrees | None:
+    """The degrees that a job gives, None where they are to be chosen."""
+    degrees = Degrees(parallel.cfg_degree, parallel.window_degree, parallel.ring_degree, parallel.ulysses_degree)
+    for name in ("cfg_degree", "window_degree", "ring_degree", "ulysses_degree", "num_ranks"):
+        value = getattr(parallel, name)
+        if value is not None and value < 1:
+            raise ValueError(f"parallel.{name} is {value}; it must be at least 1.")
+    if parallel.threads < 0:
+        raise ValueError(f"parallel.threads is {parallel.threads}; give a number of CPU threads a rank, or 0 to share out the cores.")
+    for name in ("placement_timeout", "collective_timeout"):
+        if not 0 < getattr(parallel, name) <= _LONGEST_TIMEOUT:
+            raise ValueError(f"parallel.{name} is {getattr(parallel, name):g}; it must be above 0 seconds and at most {_LONGEST_TIMEOUT:g}.")
+    if parallel.degrees == "auto":
+        if degrees.num_ranks > 1:
+            raise ValueError(f"parallel.degrees is auto, but degrees are given as well ({degrees}); drop one of the two.")
+        return None
+    if parallel.num_ranks is not None and parallel.num_ranks != degrees.num_ranks:
+        raise ValueError(
+            f"parallel.num_ranks is {parallel.num_ranks}, but the degrees ({degrees}) multiply to {degrees.num_ranks}; "
+            f"make them agree, or set parallel=auto."
+        )
+    return degrees
+
+
+def named_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> Recipe | None:
+    """The recipe that the job names, None where it names none."""
+    cache = job.cache
+    if cache.recipe in ("default", "none"):
+        return None
+    return find_recipe(cache.recipe, card, takes[0].num_inference_steps, cache.changes(), cache.dtype)
+
+
+def choose_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take], named: Recipe | None, model: str) -> tuple[Recipe | None, str]:
+    """The recipe that all takes are rendered with; where a job names none and gets none, why. model: the model's hash."""
+    recipe, why = named, ""
+    if job.cache.recipe == "default":
+        recipe, why = default_recipe(card, takes, model, job.cache.changes(), job.cache.dtype)
+    if recipe is None and job.cache.changes():
+        raise ValueError(f"cache.recipe is none here, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
+    if recipe is not None:
+        for take in takes:
+            check_recipe(recipe, card, take, model)
+    return recipe, why
+
+
+def check_replay(job: JobConfig, card: ModelCard, takes: Sequence[Take], recipe: Recipe | None, trace: Trace, model: str) -> Replay:
+    """The decisions of a trace, for takes that can make them again."""
+    if recipe is None:
+        raise ValueError("cache.replay needs the recipe of the take that it replays; set cache.recipe.")
+    if trace.model != model:
+        raise ValueError(f"The trace '{job.cache.replay}' comes from another model; replay one of this model, or drop cache.replay.")
+    for take in takes:
+        num_calls = card.num_calls(take.num_inference_steps)
+        if num_calls != trace.num_inference_steps:
+            raise ValueError(
+                f"The trace '{job.cache.replay}' is of {trace.num_inference_steps} steps, take '{take.name}' has {num_calls}; make them equal."
+            )
+    traced, kept = {entry.site for entry in trace.entries}, {part.site.build().label for part in recipe.parts}
+    if traced != kept:
+        raise ValueError(f"The trace '{job.cache.replay}' is of {', '.join(traced)}, recipe '{recipe.name}' keeps {', '.join(kept)}.")
+    return Replay(trace)
+
+
+def demand(card: ModelCard, takes: Sequence[Take], recipe: Recipe | None) -> Demand:
+    """What every take of a job can share out. All takes are rendered by one gang, so the least of each counts."""
+    timelines = [take.timeline_for(card) for take in takes]
+    tokens = [
+        card.num_tokens(min(w.stop - w.start for w in line.windows), take.height, take.width) for take, line in zip(takes, timelines, strict=True)
+    ]
+    is_alone = recipe is not None and derives_branch(recipe)
+    branches = 2 if all(take.is_guided(card) for take in takes) and not is_alone else 1
+    return Demand(card.num_heads, min(tokens), branches, min(len(line.windows) for line in timelines))
+
+
+def check_degrees(degrees: Degrees, card: ModelCard, takes: Sequence[Take], recipe: Recipe | None) -> None:
+    if recipe is not None:
+        check_gang(recipe, degrees)
+    ulysses, shared = degrees.ulysses_degree, demand(card, takes, recipe)
+    if card.num_heads % ulysses:
+        fitting = [n for n in range(1, card.num_heads + 1) if card.num_heads % n == 0]
+        raise ValueError(
+            f"parallel.ulysses_degree is {ulysses}; it must divide the model's {card.num_heads} heads: {', '.join(map(str, fitting))}. "
+            f"parallel.ring_degree takes any number."
+        )
+    if degrees.cfg_degree > shared.num_branches:
+        why = "there are two branches at most" if shared.num_branches == 2 else "not every take has a second branch (guidance_scale 1, or embedded)"
+        raise ValueError(f"parallel.cfg_degree is {degrees.cfg_degree}, but {why}; set it to {shared.num_branches}.")
+    if degrees.window_degree > shared.num_windows:
+        raise ValueError(f"parallel.window_degree is {degrees.window_degree}, but a take has only {shared.num_windows} window(s); lower it.")
+    if shared.num_tokens < degrees.sequence_degree:
+        raise ValueError(
+            f"A take has {shared.num_tokens} tokens, too few for {degrees.sequence_degree} ranks; lower parallel.ulysses_degree or ring_degree."
+        )
+
+
+def check_device(job: JobConfig, device: str) -> None:
+    """device: `cpu` or `cuda`, as given or as found."""
+    if job.cache.over_budget == "host" and device == "cpu":
+        raise ValueError(f"cache.over_budget is host and device is {device}, whose memory is the host's; set cache.over_budget=refuse.")
+
+
+def check_writable(output: Path, folders: Sequence[Path]) -> None:
+    """Make the output folder, and try to write there and in what takes' folders there are."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for folder in (output, *(folder for folder in folders if os.path.lexists(folder))):  # a link may lead nowhere
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial"):
+                pass
+    except OSError as error:
+        where = Path(error.filename).parent if error.filename and str(error.filename).endswith(".partial") else output
+        raise ValueError(f"Cannot write to the output folder '{where}' ({os.strerror(error.errno or 0)}); choose another `output`.") from None

@@ -1,0 +1,296 @@
+"""A job as people write it: YAML and dotted overrides into structured configs, resolved against a model's card."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ...cache.recipe.config import suggestion
+from ...pipeline.checkpoint.card import ModelCard
+from ...pipeline.take import PromptAt, Take, TimelineSettings
+from .values import SHORTHANDS, field_types, override, parse_file
+
+
+@dataclass
+class PromptConfig:
+    """A prompt and the first frame that it holds for."""
+
+    frame: int = 0
+    text: str = ""
+
+
+@dataclass
+class TimelineConfig:
+    """name: `full` or `windows`. window, overlap: in frames; the window is the model's own clip length if left out."""
+
+    name: str = "full"
+    window: int | None = None
+    overlap: int | None = None
+
+
+@dataclass
+class CacheConfig:
+    """recipe: a name, a YAML path, `none`, or `default`: `planned` where it was calibrated on the model, elsewhere none. replay: a trace
+    whose decisions are made again. dtype: how features are kept: `model`, `bfloat16`, `float16` or `float8`. budget_gb: the most that a
+    rank's cache may hold, in 1e9 bytes; over_budget: what to do with one that would hold more, `refuse` it or keep it on the `host`. The
+    rest changes the recipe's parts.
+    """
+
+    recipe: str = "default"
+    replay: str | None = None
+    dtype: str | None = None
+    budget_gb: float | None = None
+    over_budget: str = "refuse"
+    trigger: dict[str, Any] = field(default_factory=dict)
+    site: dict[str, Any] = field(default_factory=dict)
+    predictor: dict[str, Any] = field(default_factory=dict)
+    guards: dict[str, Any] = field(default_factory=dict)
+
+    def changes(self) -> dict[str, dict[str, Any]]:
+        return {part: settings for part in ("trigger", "site", "predictor", "guards") if (settings := getattr(self, part))}
+
+
+@dataclass
+class ParallelConfig:
+    """degrees: `given`, by the four numbers, or `auto`, chosen for `num_ranks` ranks (all that the cluster has, if left out).
+
+    layout: `even` or `frames`, the tokens that a rank holds. kernel: `native` or `xfuser`. threads: CPU threads a rank, 0 to share
+    out the cores. Timeouts in seconds.
+    """
+
+    degrees: str = "given"
+    num_ranks: int | None = None
+    cfg_degree: int = 1
+    window_degree: int = 1
+    ring_degree: int = 1
+    ulysses_degree: int = 1
+    layout: str = "even"
+    kernel: str = "native"
+    threads: int = 0
+    placement_timeout: float = 60.0
+    collective_timeout: float = 60.0
+
+
+@dataclass
+class ModelConfig:
+    """path: `demo`, or a checkpoint's folder. shard: `gang` keeps a part of the weights on each rank that shares tokens, `none` all.
+
+    offload: `blocks` keeps the blocks' weights off the accelerator while they are not used (on CPU: in files), `none` does not.
+    """
+
+    path: str = ""
+    dtype: str = "float32"
+    shard: str = "none"
+    offload: str = "none"
+
+
+@dataclass
+class TakeSettings:
+    """What a job sets for all takes and each take may set for itself; None falls back to the job, then to the model."""
+
+    seed: int | None = None
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    flow_shift: float | None = None
+    negative_prompt: str | None = None
+    noise: str | None = None
+    timeline: TimelineConfig | None = None
+
+
+@dataclass
+class TakeConfig(TakeSettings):
+    name: str = ""
+    prompt: str | None = None
+    prompts: list[PromptConfig] = field(default_factory=list)
+
+
+@dataclass
+class JobConfig(TakeSettings):
+    """preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film.
+
+    attention_backend: one of diffusers' (native, flash, _flash_3_hub, sage ...), its default if left out. fps: the film's frames a second
+    (24, 23.976, 24000/1001), the model's own if left out. `~` and environment variables in paths are filled in.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    output: str = ""
+    takes: list[TakeConfig] = field(default_factory=list)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    device: str = "auto"
+    attention_backend: str | None = None
+    fps: str | None = None
+    preview_every: int = 10
+    save_latents: bool = False
+
+
+_LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
+_FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
+
+
+def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """Raises ValueError for a missing file, broken YAML, unknown keys and wrong types, with the value and the mend."""
+    for change in overrides:
+        if "=" not in change:
+            raise ValueError(f"'{change}' is no override; write key=value, cache=none or parallel.ulysses_degree=4 for example.")
+    values = _read(path)
+    for change in overrides:
+        key, text = change.split("=", 1)
+        override(values, key, text, JobConfig)
+        _spell_out(values)
+    _check_keys(values, JobConfig, "The job")
+    try:
+        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), OmegaConf.create(_escaped(values))))
+    except OmegaConfBaseException as error:
+        key = f" (at '{error.full_key}')" if error.full_key else ""
+        raise ValueError(f"'{path}': {str(error).splitlines()[0]}{key}.") from None
+    assert isinstance(job, JobConfig)
+    _check_reach(job, overrides)
+    return _with_paths(job)
+
+
+def _read(path: str) -> dict[str, Any]:
+    file = Path(expanded(path, "The job file"))
+    if not file.is_file():
+        raise ValueError(f"There is no job file '{path}'; give the path of a YAML file, configs/demo.yaml for example.")
+    try:
+        values = parse_file(file.read_bytes(), JobConfig)
+    except OSError as error:
+        raise ValueError(f"The job file '{path}' cannot be read ({error.strerror}); check its permissions.") from None
+    except ValueError as error:
+        raise ValueError(f"'{path}' {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"'{path}' must be a mapping with model, output and takes.")
+    _spell_out(values)
+    return values
+
+
+def _spell_out(values: Any) -> None:
+    """`cache: fbcache` becomes `cache: {recipe: fbcache}`, and `timeline: windows` likewise, in the job and in its takes."""
+    for place in (values, *(values.get("takes") or () if isinstance(values.get("takes"), list) else ())):
+        for key, inner in SHORTHANDS.items():
+            if isinstance(place, dict) and isinstance(place.get(key), str):
+                place[key] = {inner: place[key]}
+
+
+def _escaped(value: Any) -> Any:
+    """OmegaConf's interpolations are none of ours: `${...}` in a text stays as it is written."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _check_reach(job: JobConfig, overrides: Sequence[str]) -> None:
+    """Raise ValueError for an override of the job's that no take hears, as each sets its own value."""
+    for change in overrides:
+        name = re.split(r"[.=\[]", change)[0]
+        if job.takes and name in field_types(TakeSettings) and all(getattr(take, name) is not None for take in job.takes):
+            key = change.split("=", 1)[0]
+            raise ValueError(f"'{change}' reaches no take: every take sets {name} itself; write takes.*.{key}=..., or takes.0.{key}=... for one.")
+
+
+def _with_paths(job: JobConfig) -> JobConfig:
+    """With `~` and environment variables in its paths filled in."""
+    recipe, replay = job.cache.recipe, job.cache.replay
+    cache = replace(
+        job.cache,
+        recipe=expanded(recipe, "cache.recipe") if recipe.endswith((".yaml", ".yml")) else recipe,
+        replay=None if replay is None else expanded(replay, "cache.replay"),
+    )
+    model = replace(job.model, path=expanded(job.model.path, "model"))
+    return replace(job, output=expanded(job.output, "output"), model=model, cache=cache)
+
+
+def expanded(path: str, what: str) -> str:
+    """A path with `~` and environment variables filled in. Raises ValueError for a variable or a user that there is not."""
+    filled = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises, and takes paths apart
+    if path.startswith("~") and filled.startswith("~") and not Path(path).exists():
+        raise ValueError(f"{what} is '{path}', and there is no such user; write the path without '~'.")
+    if (missing := re.search(r"\$(\w+|\{\w+\})", filled)) and not Path(filled).exists():
+        raise ValueError(f"{what} is '{path}', and there is no environment variable {missing[0]}; set it, or write the path itself.")
+    return filled
+
+
+_NESTED = {
+    "model": ModelConfig,
+    "takes": TakeConfig,
+    "prompts": PromptConfig,
+    "timeline": TimelineConfig,
+    "cache": CacheConfig,
+    "parallel": ParallelConfig,
+}
+
+
+def _check_keys(values: dict[str, Any], config_class: type, where: str) -> None:
+    known = [f.name for f in fields(config_class)]
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{where} has no setting '{key}'. {suggestion(str(key), known)}")
+        if key in _NESTED:
+            items = value if isinstance(value, list) else [value]
+            for index, item in enumerate(items):
+                place = f"{key}[{index}]" if isinstance(value, list) else key
+                if isinstance(item, dict):
+                    _check_keys(item, _NESTED[key], f"{where}, {place},")
+
+
+def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
+    """All takes with every default filled in, checked against the model. Raises ValueError."""
+    if not job.takes:
+        raise ValueError("The job has no takes; add `takes: [{name: ..., prompt: ...}]`.")
+    for index, take in enumerate(job.takes):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", take.name):
+            raise ValueError(f"takes[{index}]: name is '{take.name}'; it names a folder, so use letters, digits, '.', '_' and '-'.")
+        if len(take.name) > _LONGEST_NAME:
+            raise ValueError(f"takes[{index}]: name has {len(take.name)} characters ('{take.name[:20]}...'); give it at most {_LONGEST_NAME}.")
+    names = [take.name for take in job.takes]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Two takes are called '{name}'; each needs a name of its own.")
+    takes = [_resolve_take(job, take, card) for take in job.takes]
+    for resolved in takes:
+        resolved.check(card)
+    return takes
+
+
+def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard) -> Take:
+    model = TakeSettings(num_frames=card.trained_frames, height=card.height, width=card.width)
+    layers: tuple[TakeSettings, ...] = (take, job, model, _FALLBACKS)
+
+    def setting(name: str) -> Any:
+        return next((value for layer in layers if (value := getattr(layer, name)) is not None), None)
+
+    if take.prompt is not None and take.prompts:
+        raise ValueError(f"Take '{take.name}' has both prompt and prompts; keep one.")
+    prompts = [PromptConfig(0, take.prompt)] if take.prompt is not None else take.prompts
+    values = {name.name: setting(name.name) for name in fields(TakeSettings)}
+    values["timeline"] = _resolve_timeline(values["timeline"], card, take.name)
+    return Take(name=take.name, prompts=tuple(PromptAt(prompt.frame, prompt.text) for prompt in prompts), **values)
+
+
+def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
+    """From frames to latent frames. The default overlap is a third of the window."""
+    if timeline.name == "full":
+        if timeline.window is not None or timeline.overlap is not None:
+            raise ValueError(f"Take '{take}': timeline.window and timeline.overlap belong to timeline windows, not full.")
+        return TimelineSettings("full", 0, 0)
+    stride = card.temporal_stride
+    window = card.trained_frames if timeline.window is None else timeline.window
+    if window < 1 or (window - 1) % stride:
+        raise ValueError(f"Take '{take}': timeline.window is {window}; it must be 1 more than a multiple of {stride}.")
+    overlap = card.latent_frames(window) // 3 * stride if timeline.overlap is None else timeline.overlap
+    if overlap % stride:
+        raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; it must be a multiple of {stride} frames.")
+    return TimelineSettings(timeline.name, card.latent_frames(window), overlap // stride)

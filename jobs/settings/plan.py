@@ -1,0 +1,131 @@
+"""What is to be done of a job, once it has passed every check that needs neither a model nor a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ...cache import Recipe, Replay, Trace
+from ...parallel.groups.degrees import Degrees, choose_degrees
+from ...pipeline.checkpoint.card import ModelCard, read_card
+from ...pipeline.checkpoint.model_hash import model_hash
+from ...pipeline.film.film import check_encoder
+from ...pipeline.film.frame_rate import frame_rate
+from ...pipeline.film_key import delivery_key, film_key
+from ...pipeline.options import ModelOptions
+from ...pipeline.recipes.caching import Budget, choose_place
+from ...pipeline.take import Take
+from ..folder.folder import JobRefused, Todo, look
+from .checks import check_degrees, check_device, check_options, check_parallel, check_replay, check_writable, choose_recipe, demand, named_recipe
+from .config import JobConfig, resolve_takes
+
+
+@dataclass(frozen=True)
+class PlannedTake:
+    """todo: what its folder left to do when it was looked at."""
+
+    take: Take
+    folder: Path
+    film_key: str
+    todo: Todo
+
+    @property
+    def is_done(self) -> bool:
+        return self.todo is Todo.NOTHING
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that passed every check. degrees: None where they are to be chosen for the cluster that it finds.
+
+    model: its hash. replay: the decisions to make again, None to let the recipe decide. why_no_cache: where the job names none and gets
+    none. fps: frames a second, part of the delivery key. force: takes that are done are rendered again.
+    """
+
+    job: JobConfig
+    card: ModelCard
+    recipe: Recipe | None
+    why_no_cache: str
+    fps: Fraction
+    takes: tuple[PlannedTake, ...]
+    degrees: Degrees | None
+    model_options: ModelOptions
+    model: str
+    replay: Replay | None
+    force: bool
+
+    def choose_place(self, take: Take, degrees: Degrees) -> str:
+        """Where a take's cache is kept. Raises ValueError if it is over the job's budget."""
+        if self.recipe is None:
+            return "device"
+        budget = Budget(self.job.cache.budget_gb, self.job.cache.over_budget)
+        return choose_place(self.recipe, self.card, take, degrees, self.model_options, budget)
+
+    def choose_degrees(self, num_ranks: int, ranks_per_node: int) -> tuple[Degrees, str]:
+        """Raises JobRefused if the takes cannot be shared out over so many ranks."""
+        try:
+            return choose_degrees(num_ranks, demand(self.card, self._takes, self.recipe), ranks_per_node)
+        except ValueError as error:
+            raise JobRefused(str(error)) from None
+
+    def check(self, degrees: Degrees, device: str) -> None:
+        """All that depends on the gang's shape, given or chosen, and on its device, `auto` while it is unknown. Raises ValueError."""
+        check_device(self.job, device)
+        check_degrees(degrees, self.card, self._takes, self.recipe)
+        self.model_options.check(degrees.sequence_degree)
+        for take in self._takes:
+            self.choose_place(take, degrees)
+
+    @property
+    def delivery_key(self) -> str:
+        return delivery_key(self.fps)
+
+    def look(self, planned: PlannedTake) -> Todo:
+        """What the take's folder leaves to do now. Raises ValueError for a manifest that cannot be read."""
+        return look(planned.folder, planned.film_key, self.delivery_key, self.job.save_latents, self.force)
+
+    def config_of(self, planned: PlannedTake) -> dict[str, Any]:
+        """The resolved config of one take, for its manifest."""
+        job = asdict(self.job)
+        shared = {key: job[key] for key in ("model", "cache", "parallel", "device", "attention_backend", "save_latents")}
+        return {**shared, "fps": str(self.fps), "take": asdict(planned.take)}
+
+    @property
+    def _takes(self) -> list[Take]:
+        return [planned.take for planned in self.takes]
+
+
+def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] = lambda line: None) -> Plan:
+    """Check all of a job. say: gets a line before what takes long. Raises ValueError with the offending value and the mend."""
+    if not job.model.path:
+        raise ValueError("The job names no model; set `model: demo`, or the path of a checkpoint in diffusers' format.")
+    if not job.output:
+        raise ValueError("The job names no output folder; set `output: ...`.")
+    options = check_options(job)
+    degrees = check_parallel(job.parallel)
+    card = read_card(job.model.path)
+    takes = resolve_takes(job, card)
+    fps = frame_rate(card.fps if job.fps is None else job.fps)
+    # What can be said without the model's hash comes first: that may take minutes the first time.
+    if degrees is not None:
+        check_degrees(degrees, card, takes, None)
+    named = named_recipe(job, card, takes)
+    trace = None if job.cache.replay is None else Trace.load(Path(job.cache.replay))
+    check_encoder()
+    output = Path(job.output).absolute()
+    folders = [output / take.name for take in takes]
+    check_writable(output, folders)
+    model = model_hash(card.path, say)
+    recipe, why = choose_recipe(job, card, takes, named, model)
+    replay = None if trace is None else check_replay(job, card, takes, recipe, trace, model)
+    keys = [film_key(card, model, take, recipe, options, trace) for take in takes]
+    planned = [PlannedTake(take, folder, key, Todo.RENDER) for take, folder, key in zip(takes, folders, keys, strict=True)]
+    plan = Plan(job, card, recipe, why, fps, tuple(planned), degrees, options, model, replay, force)
+    if degrees is not None:
+        plan.check(degrees, job.device)
+    elif job.device != "auto":
+        check_device(job, job.device)
+    return replace(plan, takes=tuple(replace(one, todo=plan.look(one)) for one in planned))

@@ -1,0 +1,38 @@
+"""Showing traces to people, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...cache import Trace
+
+_MARKS = {"compute": "#", "partial": "~", "reuse": "."}
+
+
+def show(trace: Trace) -> Iterator[str]:
+    """A line a row (# computed, ~ in part, . reused), then what it comes to."""
+    rows = trace.rows()
+    width = max(map(len, rows), default=0)
+    for label, entries in rows.items():
+        yield f"{label:{width}}  {''.join(_MARKS[entry.decision] for entry in entries)}"
+    errors = [entry.forecast_error for entry in trace.entries if entry.forecast_error is not None]
+    yield f"recipe {trace.recipe}: {', '.join(f'{count} {decision}' for decision, count in trace.summary().items())}"
+    if trace.smallest_margin < float("inf"):
+        yield f"smallest margin {trace.smallest_margin:.2e}"
+    if errors:
+        yield f"forecast error where computed: mean {sum(errors) / len(errors):.4f}, largest {max(errors):.4f}"
+
+
+def diff(a: Trace, b: Trace) -> str:
+    """Where two takes part, in one line."""
+    parting = a.parting(b)
+    if parting is None:
+        return f"equal: {len(a.entries)} decisions"
+    first = parting[0] or parting[1]
+    assert first is not None
+    sides = [f"{entry.decision} (value {_number(entry.value)}, margin {_number(entry.margin)})" if entry else "nothing" for entry in parting]
+    return f"they part at step {first.step}, segment {first.segment}, {first.branch}, {first.site} {first.layers}: {sides[0]} against {sides[1]}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3e}"

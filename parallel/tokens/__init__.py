@@ -1,0 +1,1 @@
+"""Which tokens a rank holds, and how they are shared out and brought together."""

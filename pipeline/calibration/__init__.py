@@ -1,0 +1,1 @@
+"""Measuring a model for the recipes whose numbers belong to it. A file a method."""

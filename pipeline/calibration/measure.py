@@ -1,0 +1,142 @@
+"""Running full takes to learn about a model: its velocities, what a recipe's sites see, what skipped steps do. Knows no method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...cache import Recipe, enable_cache
+from ...cache.calibration.path import Floats
+from ...cache.calibration.recorder import Key, Recorder, Sight
+from ...cache.run.sampler import velocity_sigmas
+from ..loop.denoise import Denoising
+from ..loop.render import Renderer
+from ..take import Take
+
+Series = dict[Key, list[Sight]]
+_GROWTH_SHARES = (0.02, 0.06, 0.12, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)  # of a take's steps
+
+
+@dataclass(frozen=True)
+class Velocities:
+    """guided: [steps, steps], mean products of the guided velocities of two steps, a latent value. branches: [branches, steps, steps],
+    these of each branch's own. sigmas: [steps + 1].
+    """
+
+    guided: Floats
+    branches: Floats
+    sigmas: Floats
+
+
+def measure_velocities(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Velocities:
+    """recipe: any that keeps the value of the model's output."""
+    steps, scale = takes[0].num_inference_steps, takes[0].guidance_scale
+    grams = []
+    for take in takes:
+        series = record_take(renderer, take, recipe)
+        stacked = torch.stack([sight.feature.flatten().double() for sights in series.values() for sight in sights])
+        grams.append((stacked @ stacked.T / stacked.shape[1]).cpu().numpy())
+    gram = np.mean(grams, axis=0)
+    eye = np.eye(steps)
+    guide = np.hstack((scale * eye, (1 - scale) * eye)) if len(series) == 2 else eye
+    branches = np.stack([gram[start : start + steps, start : start + steps] for start in range(0, len(gram), steps)])
+    sigmas = renderer.family.scheduler(steps, takes[0].flow_shift).sigmas.double().cpu().numpy()
+    return Velocities(guide @ gram @ guide.T, branches, sigmas)
+
+
+def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
+    """[steps], what becomes of a small error made at each step: the mean square of the film's change by that of the latents.
+
+    Measured at a few steps, closer together early on, with the error that going on with the last velocity makes; geometric means over
+    the takes, and log-linear between the steps.
+    """
+    steps = takes[0].num_inference_steps
+    probed = sorted({max(1, round(share * (steps - 2))) for share in _GROWTH_SHARES})
+    logs = np.zeros(len(probed))
+    for take in takes:
+        denoising = Denoising(renderer.family, take, None, renderer.mesh)
+        sigmas, disturbed, last = denoising.scheduler.sigmas.tolist(), {}, None
+        for step in denoising:
+            if step.index in probed and last is not None:
+                error = (last - step.velocity) * (sigmas[step.index + 1] - sigmas[step.index])
+                disturbed[step.index] = (denoising.fork(), error)
+            last = step.velocity
+        for number, index in enumerate(probed):
+            fork, error = disturbed[index]
+            fork.latents = fork.latents + error
+            for _ in fork:
+                pass
+            change = (fork.latents - denoising.latents).double().pow(2).mean() / error.double().pow(2).mean()
+            logs[number] += float(change.log()) / len(takes)
+    return np.exp(np.interp(np.arange(steps), probed, logs))
+
+
+def steps_by_velocity(renderer: Renderer, take: Take) -> bool:
+    """Whether the sampler moves the latents by velocity times the step in sigma, and by nothing else."""
+    return velocity_sigmas(renderer.family.scheduler(take.num_inference_steps, take.flow_shift)) is not None
+
+
+def record_steps(renderer: Renderer, take: Take, recipe: Recipe) -> Iterator[dict[Key, Sight]]:
+    """What the recipe's sites see at each step of an uncached take."""
+    recorder = Recorder(recipe, take.num_inference_steps)
+    recorder.attach([renderer.family.transformer])
+    try:
+        for _ in Denoising(renderer.family, take, recorder, renderer.mesh):
+            yield recorder.collect()
+    finally:
+        recorder.disable()
+
+
+def record_take(renderer: Renderer, take: Take, recipe: Recipe) -> Series:
+    """All steps at once, for recipes that keep few features."""
+    series: Series = {}
+    for sights in record_steps(renderer, take, recipe):
+        for key, sight in sights.items():
+            series.setdefault(key, []).append(sight)
+    return series
+
+
+def measure_skips(renderer: Renderer, take: Take, recipe: Recipe, max_gap: int) -> Floats:
+    """[steps, steps], what it does to the film to compute step i and, with the recipe's site and predictor, no other before step j.
+
+    Measured on the clean latents that step j, computed from where the gap has led, points to: mean |x0_skipped - x0_full| by the mean
+    size of the film's latents. To render each gap's take to its end would be exacter, and take half a take's steps a gap instead of one;
+    later steps mend some of what early gaps do, which this leaves out.
+    """
+    denoising = Denoising(renderer.family, take, None, renderer.mesh)
+    starts, clean = [denoising.fork()], []
+    for step in denoising:
+        clean.append(step.clean)
+        starts.append(denoising.fork())
+    size = denoising.latents.abs().mean()
+    errors = np.zeros((len(clean), len(clean)))
+    for here in range(len(clean) - 2):
+        for there, skipped in _skip_ahead(renderer, starts[here], recipe, min(max_gap, len(clean) - 1 - here)):
+            errors[here, there] = float((skipped - clean[there]).abs().mean() / size)
+    return errors
+
+
+def _skip_ahead(renderer: Renderer, start: Denoising, recipe: Recipe, max_gap: int) -> Iterator[tuple[int, Tensor]]:
+    """Each step within reach of the first, and the clean latents that it points to when all steps between have been skipped."""
+    cached = enable_cache(renderer.family.transformer, _computing(recipe, start.index), num_inference_steps=start.take.num_inference_steps)
+    reusing, reached = start.fork(cached), []
+    try:
+        for _ in islice(reusing, max_gap):
+            reached.append(reusing.fork())
+    finally:
+        cached.disable()
+    for fork in reached[1:]:
+        there = fork.index
+        yield there, next(iter(fork)).clean
+
+
+def _computing(recipe: Recipe, step: int) -> Recipe:
+    """The recipe with one step computed, and those that no recipe can skip."""
+    values: dict[str, Any] = {**recipe.to_dict(), "calibrated": False, "guards": {}, "trigger": {"name": "mask", "computed": [step]}}
+    return Recipe.from_mapping(values)

@@ -1,0 +1,1 @@
+"""Pictures: films, stills and previews, written, read and compared."""

@@ -1,0 +1,118 @@
+"""The denoising loop of one take on one rank. Knows families, timelines and caches; knows nothing of files or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import copy, deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...cache import Cached
+from ...parallel.groups.axis import CollectiveError
+from ...parallel.groups.mesh import Mesh
+from ..families import Family
+from ..noise import NOISES
+from ..take import Take
+
+BRANCHES = ("cond", "uncond")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step, of as many as the scheduler has timesteps (a second-order one has two a step).
+
+    velocity: the guided and fused one, [1, channels, latent frames, height, width]; clean: the clean latents that it points to.
+    """
+
+    index: int
+    num_inference_steps: int
+    velocity: Tensor
+    clean: Tensor
+
+
+class Denoising:
+    """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike. Raises
+    FloatingPointError behind the last step, on every rank, if they are not finite.
+
+    index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. cached: the cache on this
+    family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
+    are spread over its axes here, tokens inside the family.
+    """
+
+    def __init__(self, family: Family, take: Take, cached: Cached | None, mesh: Mesh) -> None:
+        card, stride = family.card, family.card.spatial_stride
+        self.family, self.take, self.cached, self.mesh = family, take, cached, mesh
+        self.timeline = take.timeline_for(card)
+        self._prompts = [family.encode_prompt(take.prompt_at(window.centre, card)) for window in self.timeline.windows]
+        self._is_guided = take.is_guided(card)
+        self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
+        self._both = [{name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for prompt in self._prompts]
+        self.scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
+        if cached is not None:
+            cached.check_sampler(self.scheduler)
+        draw = NOISES[take.noise]
+        noise = draw(take.seed, self.timeline.num_latent_frames, card.latent_channels, take.height // stride, take.width // stride)
+        self.latents = noise.to(family.device)
+        self.index = 0
+
+    def fork(self, cached: Cached | None = None) -> Denoising:
+        """The rest of the take, between two steps, to be tried apart from this one. cached: the fork's own cache."""
+        other = copy(self)
+        other.scheduler, other.cached = deepcopy(self.scheduler), cached
+        return other
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.index < len(self.scheduler.timesteps):
+            index, timestep = self.index, self.scheduler.timesteps[self.index]
+            try:
+                velocity, clean = self._advance(index, timestep)
+            except CollectiveError as error:
+                raise error.at(f"step {index + 1}") from error
+            self.index += 1
+            yield Step(index, len(self.scheduler.timesteps), velocity, clean)
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        """Once a take, summed over the gang, so that all ranks say the same."""
+        if self.mesh.gang.sum((~self.latents.isfinite()).sum(dtype=torch.float64)) > 0:
+            raise FloatingPointError(
+                "the take's latents are not finite (nan or inf); lower guidance_scale, check flow_shift, or set model.dtype to bfloat16 or "
+                "float32 where it is float16"
+            )
+
+    @torch.no_grad()
+    def _advance(self, index: int, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Take `latents` one step further; returns the step's velocity and the clean latents that it points to."""
+        velocity = self._guided(index, timestep)
+        clean = self.latents - self.scheduler.sigmas[index].to(self.latents.device) * velocity
+        self.latents = self.scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
+        return velocity, clean
+
+    def _guided(self, index: int, timestep: Tensor) -> Tensor:
+        """Classifier-free guidance (arXiv 2207.12598): one branch after the other, cond first as diffusers does; or a branch a half of
+        the gang and one exchange of latents; or both in a batch, where the cache decides from both before either runs.
+        """
+        if not self._is_guided:
+            return self._fused("cond", index, timestep)
+        if self.mesh.cfg.size == 2:
+            mine = self._fused(BRANCHES[self.mesh.cfg.rank], index, timestep)
+            cond, uncond = self.mesh.cfg.all_gather(mine, (1, 1), dim=0).chunk(2)
+        elif self.cached and self.cached.recipe.branches == "joint":
+            cond, uncond = self._fused("both", index, timestep).chunk(2)
+        else:
+            cond, uncond = (self._fused(branch, index, timestep) for branch in BRANCHES)
+        return uncond + self.take.guidance_scale * (cond - uncond)
+
+    def _fused(self, branch: str, index: int, timestep: Tensor) -> Tensor:
+        """One branch's velocity for the whole take, fused over its windows; a batch of both for branch `both`."""
+
+        def call(window: Tensor, segment: int) -> Tensor:
+            prompt = {"cond": self._prompts[segment], "uncond": self._negative}.get(branch) or self._both[segment]
+            with self.cached.step(index, timestep, branch, segment) if self.cached else nullcontext():
+                return self.family.velocity(window, timestep, prompt, self.take.guidance_scale)
+
+        latents = self.latents.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
+        return self.timeline.predict(latents, call, self.mesh.window)

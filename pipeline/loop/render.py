@@ -1,0 +1,128 @@
+"""Rendering takes on one rank: a loaded model, its gang's mesh and a recipe, kept for all takes of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cache import Cached, Recipe, Replay, Shards, Trace, enable_cache
+from ...parallel.attention.kernels import Kernel, NativeKernel, XfuserKernel
+from ...parallel.groups.mesh import Mesh
+from ...parallel.tokens.shards import TokenShards
+from ..checkpoint.card import ModelCard
+from ..families import FAMILIES
+from ..families.weights import offload_weights, shard_weights
+from ..film_key import film_key as key_of
+from ..options import ModelOptions
+from ..take import Take
+from .denoise import Denoising, Step
+from .snapshot import MeshRelay, load_snapshot, save_snapshot
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """latents: [1, channels, latent frames, height, width], fp32. trace: None without a cache. cache_bytes: held at the end."""
+
+    latents: Tensor
+    trace: Trace | None
+    cache_bytes: int
+
+
+class Renderer:
+    """Load once, render takes one after another."""
+
+    def __init__(self, card: ModelCard, options: ModelOptions | None = None, *, device: str = "cpu", mesh: Mesh | None = None) -> None:
+        """Raises ValueError, before any weight is read, for options that this machine or mesh does not allow."""
+        self.options = options or ModelOptions()
+        self.mesh = mesh or Mesh()
+        self.cached: Cached | None = None  # of the running take
+        self._running: tuple[Denoising, str] | None = None  # with its film key
+        kernel: Kernel = XfuserKernel() if self.options.kernel == "xfuser" else NativeKernel(self.options.attention_backend)
+        self.options.check(self.mesh.sequence.size)
+        where = torch.device(device)
+        held = torch.device("cpu") if self.options.shard == "gang" or self.options.offload == "blocks" else where
+        self.family = FAMILIES[card.family].load(card, getattr(torch, self.options.dtype), where, held)
+        self._place_weights(where)
+        if self.options.attention_backend is not None:  # for cross-attention as well, which is never sharded
+            self.family.transformer.set_attention_backend(self.options.attention_backend)
+        if self.mesh.sequence.size > 1 or self.options.kernel == "xfuser":
+            self.family.shard(self.family.transformer, TokenShards(self.mesh, by_frames=self.options.layout == "frames"), kernel)
+        if self.mesh.size > 1:
+            self.family.share_rows(self.mesh.gang)
+
+    def _place_weights(self, device: torch.device) -> None:
+        if self.options.shard == "gang":
+            shard_weights(self.family.transformer, self.mesh.sequence, device)
+        if self.options.offload == "blocks":
+            self._offloaded = offload_weights(self.family.transformer, device)
+
+    def steps(
+        self,
+        take: Take,
+        recipe: Recipe | None,
+        replay: Replay | None = None,
+        *,
+        place: str = "device",
+        snapshot: Path | None = None,
+        film_key: str = "",
+    ) -> Iterator[Step | Rendered]:
+        """Denoise a take: a Step after each step, then one Rendered. Every rank of the gang must exhaust it.
+
+        replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
+        or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
+        another key is refused; if left out, one of all but the model and the recipe. Raises ValueError for a snapshot that cannot be gone on
+        from, and FloatingPointError, on every rank, for a take whose latents are not finite.
+        """
+        film_key = film_key or key_of(self.family.card, "", take, None, self.options)
+        cached = None
+        if recipe:
+            mesh = self.mesh
+            shards = Shards(mesh.sequence.sum, mesh.branches.sum if mesh.cfg.size == 2 else None, is_first=mesh.sequence.rank == 0)
+            num_calls = self.family.card.num_calls(take.num_inference_steps)
+            options: dict[str, Any] = {"num_inference_steps": num_calls, "shards": shards, "replay": replay, "place": place}
+            cached = enable_cache(self.family.transformer, recipe, **options)
+        self.cached = cached
+        try:
+            denoising = Denoising(self.family, take, cached, self.mesh)
+            if snapshot is not None:
+                load_snapshot(snapshot, denoising, cached, self._relay(take), film_key)
+            self._running = (denoising, film_key)
+            yield from denoising
+            yield Rendered(denoising.latents, self._whole_trace(cached) if cached else None, cached.state.num_bytes if cached else 0)
+        finally:
+            self.cached, self._running = None, None
+            if cached:
+                cached.disable()
+
+    def save(self, folder: Path) -> None:
+        """Write a snapshot of the running take, between two of its steps; called on every rank. Raises ValueError if no take is running:
+        with it, its cache is gone.
+        """
+        if self._running is None:
+            raise ValueError(f"No take is running that a snapshot in '{folder}' could be of; call save() between two of its steps.")
+        denoising, film_key = self._running
+        save_snapshot(folder, denoising, self.cached, self._relay(denoising.take), film_key)
+
+    def _relay(self, take: Take) -> MeshRelay:
+        by_frames = self.options.layout == "frames"
+        return MeshRelay(self.mesh, self.family.card.num_tokens(self.family.card.patch_size[0], take.height, take.width) if by_frames else 0)
+
+    def _whole_trace(self, cached: Cached) -> Trace:
+        """The take's trace, with the calls that other lines of the mesh made (other branches, other windows)."""
+        return Trace.joined([part for part in self.mesh.calls.gather_objects(cached.finish()) if isinstance(part, Trace)])
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """How many of each decision the running take has seen so far; empty without a cache."""
+        return self.cached.trace.summary() if self.cached else {}
+
+    def render(self, take: Take, recipe: Recipe | None, replay: Replay | None = None) -> Rendered:
+        """Denoise a take without looking at its steps."""
+        *_, rendered = self.steps(take, recipe, replay)
+        assert isinstance(rendered, Rendered)
+        return rendered

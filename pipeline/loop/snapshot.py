@@ -1,0 +1,125 @@
+"""All that is needed to go on with a take: latents and scheduler in one file, what the cache holds in another, as a generation of a folder.
+
+Nothing in it depends on the gang that wrote it. Every rank saves and loads; rank 0 writes, and says which generation is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...cache import Cached
+from ...cache.state.saving import Packed
+from ...cache.state.values import pack, restore, unpack
+from ...parallel.groups.mesh import Mesh
+from ...parallel.tokens.layout import Layout
+from .denoise import BRANCHES, Denoising
+from .generations import Generation, file_name, last_whole, next_number, publish
+
+Found = TypeVar("Found")
+
+
+class MeshRelay:
+    """The cache's Relay over a gang. tokens_a_frame: of a latent frame step, where ranks hold whole frames; 0: they hold even shares."""
+
+    def __init__(self, mesh: Mesh, tokens_a_frame: int) -> None:
+        self.mesh, self._tokens_a_frame = mesh, tokens_a_frame
+
+    def gather(self, local: Tensor) -> Tensor:
+        counts = tuple(int(str(count)) for count in self.mesh.sequence.gather_objects(local.shape[1]))
+        return self.mesh.sequence.all_gather(local, counts, dim=1)
+
+    def share(self, whole: Tensor) -> Tensor:
+        ranks, num_tokens, each = self.mesh.sequence.size, whole.shape[1], self._tokens_a_frame
+        layout = Layout.frames(num_tokens // each, each, ranks) if each and num_tokens > each else Layout.even(num_tokens, ranks)
+        return layout.shard(whole, self.mesh.sequence.rank, dim=1).clone()
+
+    def sum(self, sums: Tensor) -> Tensor:
+        return self.mesh.sequence.sum(sums)
+
+    def is_first(self) -> bool:
+        return self.mesh.sequence.rank == 0
+
+    def collect(self, packed: Packed) -> list[Packed]:
+        return self.mesh.calls.gather_objects(packed)  # type: ignore[return-value]
+
+    def runs_here(self, segment: int, branch: str) -> bool:
+        its_branch = self.mesh.cfg.size == 1 or branch not in BRANCHES or BRANCHES.index(branch) == self.mesh.cfg.rank
+        return its_branch and segment % self.mesh.window.size == self.mesh.window.rank
+
+    def writes(self) -> bool:
+        return self.mesh.rank == 0
+
+    def from_writer(self, find: Callable[[], Found]) -> Found:
+        """What `find` gives to the rank that writes, or the ValueError that it raises there: the same on every rank."""
+        found: Found | ValueError | None = None
+        if self.writes():
+            try:
+                found = find()
+            except ValueError as error:
+                found = error
+        answer: Any = self.mesh.gang.gather_objects(found)[0]
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+
+def save_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
+    """Between two steps, as a new generation in `folder`; the one before it stays until this one is whole. film_key: of the take."""
+    number, paths = 0, {}
+    if relay.writes():
+        folder.mkdir(parents=True, exist_ok=True)
+        number = next_number(folder)
+    if cached is not None:
+        paths["cache"] = folder / file_name("cache", number, ".safetensors")
+        cached.save(paths["cache"], relay)
+    if relay.writes():
+        paths["take"] = folder / file_name("take", number, ".safetensors")
+        _save_take(paths["take"], denoising)
+        steps = denoising.take.num_inference_steps
+        publish(folder, number, paths, film_key=film_key, step=denoising.index, num_inference_steps=steps)
+
+
+def _save_take(path: Path, denoising: Denoising) -> None:
+    tensors: dict[str, Tensor] = {"latents": denoising.latents.cpu()}
+
+    def put(tensor: Any) -> str:
+        tensors[name := f"scheduler:{len(tensors)}"] = tensor.detach().to("cpu", copy=True).contiguous()
+        return name
+
+    scheduler = {name: value for name, value in vars(denoising.scheduler).items() if name != "_internal_dict"}
+    save_file(tensors, path, {"scheduler": json.dumps(pack(scheduler, put))})
+
+
+def load_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
+    """Set a fresh take back to where `save_snapshot` left it, from the last whole generation. Raises ValueError, before anything is
+    touched, if there is none, or if it belongs to another film, recipe or way to call the branches.
+    """
+    generation = relay.from_writer(lambda: last_whole(folder))
+    _check(generation, folder, denoising, cached, film_key)
+    if cached is not None:
+        cached.load(folder / generation.files["cache"].name, relay, torch.device(denoising.latents.device))
+    with safe_open(folder / generation.files["take"].name, "pt", str(denoising.latents.device)) as file:
+        denoising.latents, denoising.index = file.get_tensor("latents"), generation.step
+        restore(denoising.scheduler, unpack(json.loads(file.metadata()["scheduler"]), file.get_tensor))
+
+
+def _check(generation: Generation, folder: Path, denoising: Denoising, cached: Cached | None, film_key: str) -> None:
+    steps = denoising.take.num_inference_steps
+    if generation.num_inference_steps != steps:
+        raise ValueError(f"The snapshot in '{folder}' is of a take of {generation.num_inference_steps} steps, this one has {steps}; make them equal.")
+    if generation.film_key != film_key:
+        raise ValueError(
+            f"The snapshot in '{folder}' is of another film: its key is '{generation.film_key}', this take's '{film_key}'. Go on with the settings "
+            f"that it was made with, or render the take from its start."
+        )
+    if ("cache" in generation.files) != (cached is not None):
+        kept, asked = ("a cache", "none") if cached is None else ("no cache", f"recipe '{cached.recipe.name}'")
+        raise ValueError(f"The snapshot in '{folder}' holds {kept}, and the take is rendered with {asked}; go on with what it was made with.")
