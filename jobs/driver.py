@@ -16,8 +16,9 @@ from ..parallel.groups.degrees import Degrees
 from .cluster import ray_cluster
 from .folder.folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
 from .folder.manifest import Manifest
-from .gang.events import Finished, Loaded, Order
 from .gang.gang import Gang, GangError
+from .gang.orders import Order
+from .gang.reports import Loaded, TakeReport
 from .settings.plan import Plan, PlannedTake
 from .show.progress import Reporter, decisions_text
 from .signals import Stopped, uninterrupted
@@ -28,7 +29,7 @@ class JobStopped(Stopped):
 
 
 def run_job(plan: Plan, reporter: Reporter) -> None:
-    """Render what the plan leaves to do. Finished takes stay, whatever happens.
+    """Render what the plan leaves to do. TakeReport takes stay, whatever happens.
 
     Raises JobRefused, before a weight is loaded, if another job writes the same takes or the cluster's gang does not fit them; GangError
     when a rank fails or dies; AddressError and ClusterError where Ray cannot be joined or started; and where somebody stops the job
@@ -162,11 +163,11 @@ def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, report
     reporter.say(f"take '{take.name}': {folder / FILM} ({seconds['take']:.1f} s, {decisions_text(finished.decisions)})")
 
 
-def _watch(gang: Gang, order: Order, reporter: Reporter) -> Finished:
-    finished: Finished | None = None
+def _watch(gang: Gang, order: Order, reporter: Reporter) -> TakeReport:
+    finished: TakeReport | None = None
     for event in gang.render(order):
         reporter.event(event)
-        if isinstance(event, Finished):
+        if isinstance(event, TakeReport):
             finished = event
     if finished is None:
         raise GangError(f"Rank 0 ended take '{order.take.name}' without a film after step {gang.step}.")

@@ -21,10 +21,11 @@ import ray
 import torch
 from longtake.jobs.cli.app import app
 from longtake.jobs.cluster import AddressError, ray_cluster, usable_cores
-from longtake.jobs.gang.events import Decoded, Event, Finished, Loaded, Order
 from longtake.jobs.gang.gang import Gang, GangError
 from longtake.jobs.gang.memory import forget_peak, peak_bytes
+from longtake.jobs.gang.orders import Order
 from longtake.jobs.gang.rank import Rank
+from longtake.jobs.gang.reports import DecodeReport, Loaded, Report, TakeReport
 from longtake.jobs.settings.config import ParallelConfig
 from longtake.parallel.groups.degrees import Degrees
 from longtake.pipeline.checkpoint.card import read_card
@@ -118,7 +119,7 @@ class _StoppedStorage(Rank):
             time.sleep(0.1)
         return self._jpeg(clean)
 
-    def render(self, order: Order) -> Iterator[Event]:
+    def render(self, order: Order) -> Iterator[Report]:
         self._told = order.folder / "written"
         yield from super().render(order)
 
@@ -130,10 +131,10 @@ def test_slow_storage_does_not_keep_the_other_ranks(ray_driver: str, tiny_wan: P
     monkeypatch.setattr("longtake.jobs.gang.gang.Rank", _StoppedStorage)
     with _loaded(tiny_wan, ParallelConfig(collective_timeout=60, threads=1)) as gang:
         for event in gang.render(_order(tmp_path)):
-            if isinstance(event, Decoded) and event.frames == event.num_frames:
+            if isinstance(event, DecodeReport) and event.frames == event.num_frames:
                 assert not (tmp_path / "preview.jpg").exists()
                 (tmp_path / "written").touch()
-        assert isinstance(event, Finished)
+        assert isinstance(event, TakeReport)
     assert {"film.mp4", "latents.safetensors", "thumbnail.jpg", "preview.jpg"} <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -21,8 +21,9 @@ from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.options import ModelOptions
 from ..settings.config import ParallelConfig
 from ..signals import uninterrupted
-from .events import Event, Link, Loaded, Order, Seat, Stepped
+from .orders import Order
 from .rank import Rank
+from .reports import Link, Loaded, Report, Seat, StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +92,14 @@ class Gang:
         """How fast the ranks reach each other, in rank order."""
         return self._all([actor.probe.remote() for actor in self._ranks], "while measuring the links")
 
-    def render(self, order: Order) -> Iterator[Event]:
+    def render(self, order: Order) -> Iterator[Report]:
         """Render one take, passing on what rank 0 reports. Raises GangError as soon as a rank fails or dies."""
         self.step = 0
         shared = ray.put(order)
         streams = {actor.render.options(num_returns="streaming").remote(shared): rank for rank, actor in enumerate(self._ranks)}
         while streams:
             _, event = self._hear(streams, f"after step {self.step}")
-            if isinstance(event, Stepped):
+            if isinstance(event, StepReport):
                 self.step = event.step
             if event is not None:
                 yield event

@@ -28,8 +28,9 @@ from ...pipeline.options import ModelOptions
 from ...pipeline.versions import package_versions
 from ..cluster import usable_cores
 from .background import BackgroundFiles
-from .events import Decoded, Event, Finished, Link, Loaded, Order, Seat, Stepped
 from .memory import forget_peak, peak_bytes
+from .orders import Order
+from .reports import DecodeReport, Link, Loaded, Report, Seat, StepReport, TakeReport
 
 _VERSIONED = ("longtake", "torch", "diffusers", "transformers", "ray")
 
@@ -103,7 +104,7 @@ class Rank:
         sent = sum(part.nbytes for part in large[1:])
         return Link(median(sums), sent / median(exchanges))
 
-    def render(self, order: Order) -> Iterator[Event]:
+    def render(self, order: Order) -> Iterator[Report]:
         """Render a take with the gang. Rank 0 reports and writes the film; the others take part in denoising and decoding.
 
         Between two collectives rank 0 does nothing that may take longer than the gang's collective_timeout: small files are written
@@ -115,7 +116,7 @@ class Rank:
             finally:
                 self._files.drop()
 
-    def _render(self, order: Order) -> Iterator[Event]:
+    def _render(self, order: Order) -> Iterator[Report]:
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
         forget_peak(self.device)
@@ -127,20 +128,20 @@ class Rank:
                     yield from self._deliver(order, step)
                     seconds = {"denoising": denoised - began, "decoding": time.monotonic() - denoised}
                     decisions = step.trace.summary() if step.trace else {}
-                    yield Finished(seconds, decisions, step.cache_bytes, peak_bytes(self.device))
+                    yield TakeReport(seconds, decisions, step.cache_bytes, peak_bytes(self.device))
                 else:
                     for _ in self._renderer.family.decode(step.latents):
                         pass
             elif self.rank == 0:
                 self._show(order, step)
-                yield Stepped(step.index + 1, step.num_inference_steps, self._renderer.decisions)
+                yield StepReport(step.index + 1, step.num_inference_steps, self._renderer.decisions)
 
     def _show(self, order: Order, step: Step) -> None:
         if order.preview_every and (step.index + 1) % order.preview_every == 0:
             assert self._preview is not None, "the model was loaded without previews"
             self._files.write(order.preview, partial(self._preview.jpeg, step.clean))
 
-    def _deliver(self, order: Order, rendered: Rendered) -> Iterator[Decoded]:
+    def _deliver(self, order: Order, rendered: Rendered) -> Iterator[DecodeReport]:
         """Decode and write in chunks: memory does not grow with the number of frames. What the other ranks wait for meanwhile is the
         writing of one chunk, as long as ffmpeg takes to encode it: storage that stops for longer than collective_timeout fails the take.
         """
@@ -157,7 +158,7 @@ class Rank:
                 film.write(frames)
                 sheet.add(frames)
                 written += len(frames)
-                yield Decoded(written, take.num_frames)
+                yield DecodeReport(written, take.num_frames)
         sheet.save(folder / "contact_sheet.jpg")
         sheet.thumbnail(folder / "thumbnail.jpg")
         self._files.finish()

@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..gang.events import Decoded, Event, Finished, Stepped
+from ..gang.reports import DecodeReport, Report, StepReport, TakeReport
 from ..signals import deaf_threads
 
 _LINE_SECONDS = 5.0
@@ -37,7 +37,7 @@ class Reporter(ABC):
         """A take begins; number counts from 1."""
 
     @abstractmethod
-    def event(self, event: Event) -> None: ...
+    def event(self, event: Report) -> None: ...
 
 
 class LineReporter(Reporter):
@@ -54,15 +54,15 @@ class LineReporter(Reporter):
     def take(self, name: str, number: int, num_takes: int) -> None:
         self._label, self._began, self._last = f"take {number}/{num_takes} '{name}'", time.monotonic(), 0.0
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Report) -> None:
         now = time.monotonic()
-        if isinstance(event, Finished) or now - self._last < _LINE_SECONDS:
+        if isinstance(event, TakeReport) or now - self._last < _LINE_SECONDS:
             return
         self._last = now
-        if isinstance(event, Stepped):
+        if isinstance(event, StepReport):
             left = (now - self._began) / event.step * (event.num_inference_steps - event.step)
             self.say(f"{self._label}: step {event.step}/{event.num_inference_steps}, {decisions_text(event.decisions)}, {left:.0f} s left")
-        elif isinstance(event, Decoded):
+        elif isinstance(event, DecodeReport):
             self.say(f"{self._label}: frame {event.frames}/{event.num_frames} written")
 
 
@@ -101,12 +101,12 @@ class BarReporter(Reporter):
             self._progress.remove_task(self._steps)
         self._steps = self._progress.add_task(name, total=None, note="")
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Report) -> None:
         assert self._steps is not None and self._takes is not None
-        if isinstance(event, Stepped):
+        if isinstance(event, StepReport):
             note = decisions_text(event.decisions)
             self._progress.update(self._steps, total=event.num_inference_steps, completed=event.step, note=note)
-        elif isinstance(event, Decoded):
+        elif isinstance(event, DecodeReport):
             self._progress.update(self._steps, total=event.num_frames, completed=event.frames, note="frames written")
         else:
             self._progress.advance(self._takes)

@@ -1,32 +1,8 @@
-"""What a rank tells the driver while it renders. Small: large tensors never go through the driver."""
+"""What a rank tells the driver: where it lies, what it loaded, how far it is. Small: large tensors never go through the driver."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
-
-from ...cache import Recipe, Replay
-from ...pipeline.take import Take
-
-
-@dataclass(frozen=True)
-class Order:
-    """One take to render, as every rank gets it. place: where the cache keeps what it keeps; model: its hash; folder: where rank 0 writes,
-    hidden until all of it is whole; preview: the picture that it shows meanwhile; metadata: what goes into the film's container.
-    """
-
-    take: Take
-    recipe: Recipe | None
-    replay: Replay | None
-    place: str
-    model: str
-    folder: Path
-    preview: Path
-    fps: Fraction
-    preview_every: int
-    save_latents: bool
-    metadata: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -39,7 +15,7 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StepReport:
     """A denoising step is done. decisions: how many of each kind so far; empty without a cache."""
 
     step: int
@@ -48,7 +24,7 @@ class Stepped:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodeReport:
     """So many of the film's frames are written."""
 
     frames: int
@@ -56,7 +32,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Finished:
+class TakeReport:
     """The film and all that belongs to it are whole. seconds: by stage; cache_bytes: held by this rank's cache at the end of the take;
     peak_memory_bytes: the most that this rank held during the take, on its accelerator or, on the CPU, in all.
     """
@@ -87,4 +63,4 @@ class Link:
     bytes_per_second: float
 
 
-Event = Stepped | Decoded | Finished
+Report = StepReport | DecodeReport | TakeReport

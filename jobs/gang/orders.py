@@ -1,0 +1,29 @@
+"""What the driver asks of the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from ...cache import Recipe, Replay
+from ...pipeline.take import Take
+
+
+@dataclass(frozen=True)
+class Order:
+    """One take to render, as every rank gets it. place: where the cache keeps what it keeps; model: its hash; folder: where rank 0 writes,
+    hidden until all of it is whole; preview: the picture that it shows meanwhile; metadata: what goes into the film's container.
+    """
+
+    take: Take
+    recipe: Recipe | None
+    replay: Replay | None
+    place: str
+    model: str
+    folder: Path
+    preview: Path
+    fps: Fraction
+    preview_every: int
+    save_latents: bool
+    metadata: dict[str, str]
