@@ -80,8 +80,9 @@ def _name(process: psutil.Process) -> str:
 @pytest.mark.parametrize("stage", ["gcs_server", "raylet"])
 def test_a_signal_while_ray_starts_leaves_nothing(stage: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    program = "from longtake.jobs.cli import app; app()"
-    process = subprocess.Popen([sys.executable, "-c", program, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longtake", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     started: list[psutil.Process] = []
     while not any(_name(child) == stage for child in started):
         assert process.poll() is None, process.communicate()
