@@ -1,8 +1,28 @@
-"""longtake renders long video clips ("takes") with video diffusion transformers on Ray clusters."""
+"""longtake renders long video clips ("takes") with video diffusion transformers on Ray clusters.
+
+from longtake import render
+
+result = render("job.yaml")
+"""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .jobs.rendering import JobFailed, JobResult, Rendering, TakeResult, render
 
 try:
     __version__ = version("longtake")
 except PackageNotFoundError:  # a Ray worker that got the wheel's files through py_modules has no metadata
     __version__ = "0+unknown"
+
+__all__ = ["JobFailed", "JobResult", "Rendering", "TakeResult", "__version__", "render"]
+
+
+def __getattr__(name: str) -> Any:
+    """What renders is imported when it is asked for: `from longtake.cache import Recipe` needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'longtake' has no attribute '{name}'")
+    from .jobs import rendering
+
+    return getattr(rendering, name)

@@ -1,4 +1,6 @@
-"""The Ray cluster that a job runs on: the one that RAY_ADDRESS names, or one that is started here and ended afterwards."""
+"""The Ray cluster that a job runs on: the one that this process uses already, the one that RAY_ADDRESS names, or one that is started here and
+ended afterwards.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,14 @@ class ClusterError(RuntimeError):
 
 @contextmanager
 def ray_cluster(num_ranks: int) -> Iterator[str]:
-    """Join the cluster that RAY_ADDRESS names, or start one here with a CPU a rank at least; gives where it is, in words.
+    """Use the cluster that this process has joined already, and leave it as it is; or join the one that RAY_ADDRESS names, or start one here
+    with a CPU a rank at least, and leave or end it afterwards. Gives where it is, in words.
 
     Raises AddressError, within seconds, where nobody answers or we are turned away, and ClusterError where none can be started.
     """
+    if ray.is_initialized():
+        yield f"the one in use already, at {ray.get_runtime_context().gcs_address}"
+        return
     named = os.environ.get("RAY_ADDRESS", "")
     address = _resolve(named)
     try:

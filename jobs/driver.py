@@ -6,169 +6,235 @@ The truth about a job is its folder: what is done there is not done again.
 from __future__ import annotations
 
 import json
+import secrets
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 
+from .. import __version__
 from ..parallel.groups.degrees import Degrees
 from .cluster import ray_cluster
+from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from .folder.folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
+from .folder.journal import Journal
 from .folder.manifest import Manifest
 from .gang.gang import Gang, GangError
 from .gang.orders import Order
-from .gang.reports import Loaded, TakeReport
+from .gang.reports import Loaded, StepReport, TakeReport
 from .settings.plan import Plan, PlannedTake
-from .show.progress import Reporter, decisions_text
 from .signals import Stopped, uninterrupted
+
+AnyEvent = TypeVar("AnyEvent", bound=Event)
 
 
 class JobStopped(Stopped):
     """Somebody stopped the job (Ctrl-C, SIGTERM, SIGHUP). The message names the take and the step."""
 
 
-def run_job(plan: Plan, reporter: Reporter) -> None:
-    """Render what the plan leaves to do. TakeReport takes stay, whatever happens.
+class Driver:
+    """One run of a job. `run` renders what the plan leaves to do; every event goes into the folder's journal before it is handed out.
 
-    Raises JobRefused, before a weight is loaded, if another job writes the same takes or the cluster's gang does not fit them; GangError
-    when a rank fails or dies; AddressError and ClusterError where Ray cannot be joined or started; and where somebody stops the job
-    KeyboardInterrupt, as JobStopped in the midst of a take.
+    changes: each take's last change of state.
     """
-    with ExitStack() as stack:
-        stack.enter_context(locked([planned.folder for planned in plan.takes if not planned.is_done]))
-        todo = [planned for planned in plan.takes if _needs_rendering(plan, planned, reporter)]
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.job = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self._output = Path(plan.job.output).absolute()
+        self._journal: Journal | None = None
+        self.changes: dict[str, TakeChanged] = {}
+
+    def run(self) -> Iterator[Event]:
+        """Finished takes stay, whatever happens. A take that fails while all ranks live is left for the next one.
+
+        Raises JobRefused, before a weight is loaded, if another job writes the same takes or the cluster's gang does not fit them; GangError
+        when a rank dies or the gang cannot go on; AddressError and ClusterError where Ray cannot be joined or started; and where somebody
+        stops the job KeyboardInterrupt, as JobStopped in the midst of a take. An iterator that is closed ends the job in the same way.
+        """
+        plan = self.plan
+        with ExitStack() as held:
+            held.enter_context(locked([planned.folder for planned in plan.takes if not planned.is_done]))
+            self._journal = held.enter_context(Journal(self._output))
+            names = [planned.take.name for planned in plan.takes]
+            yield self._tell(
+                JobStarted, longtake=__version__, model=plan.job.model.path, output=str(self._output), takes=names, config=asdict(plan.job)
+            )
+            try:
+                yield from self._takes()
+            except (KeyboardInterrupt, GeneratorExit) as error:
+                self._tell(JobEnded, state=JobState.STOPPED, cause=str(error))
+                raise
+            except Exception as error:
+                self._tell(JobEnded, state=JobState.FAILED, cause=str(error))
+                raise
+            failed = [change for change in self.changes.values() if change.state is TakeState.FAILED]
+            state = JobState.FAILED if failed else JobState.DONE
+            yield self._tell(JobEnded, state=state, cause="; ".join(f"take '{change.take}': {change.cause}" for change in failed))
+
+    def _tell(self, kind: type[AnyEvent], **fields: Any) -> AnyEvent:
+        event = kind(job=self.job, **fields)
+        assert self._journal is not None, "an event before the job began"
+        self._journal.append(event)
+        if isinstance(event, TakeChanged):
+            self.changes[event.take] = event
+        return event
+
+    def _takes(self) -> Iterator[Event]:
+        plan, todo = self.plan, []
+        for planned in plan.takes:
+            name = planned.take.name
+            needs_rendering, why = self._needs_rendering(planned)
+            if why:
+                yield self._tell(Note, take=name, text=f"take '{name}' {why}")
+            state = TakeState.WAITING if needs_rendering else TakeState.DONE
+            film = "" if needs_rendering else str(planned.folder / FILM)
+            yield self._tell(TakeChanged, take=name, state=state, cause=why, film=film)
+            todo += [planned] if needs_rendering else []
         if not todo:
             return
-        stack.enter_context(ray_cluster(plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or 1))
-        device, degrees = _shape(plan, reporter)
-        gang = stack.enter_context(Gang(degrees, plan.job.parallel, device))
-        threads = " or ".join(map(str, sorted(set(gang.threads))))
-        reporter.say(f"cache: {_cache_text(plan)}")
-        reporter.say(f"loading '{plan.job.model.path}' on {gang.num_ranks} rank(s) ({degrees}), {device}, {threads} thread(s) a rank")
-        loaded = gang.load(plan.card, plan.model_options, with_preview=plan.job.preview_every > 0)
-        reporter.say(f"loaded in {max(one.seconds for one in loaded):.1f} s")
-        for number, planned in enumerate(todo, 1):
-            reporter.take(planned.take.name, number, len(todo))
-            _render(plan, planned, gang, loaded[0], reporter)
+        with ExitStack() as held:
+            where = held.enter_context(ray_cluster(plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or 1))
+            device, degrees, why = self._shape()
+            yield self._tell(Note, text=f"Ray: {where}")
+            if why:
+                yield self._tell(Note, text=f"parallel=auto: {why}")
+            yield self._tell(Note, text=f"cache: {_cache_text(plan)}")
+            gang = held.enter_context(Gang(degrees, plan.job.parallel, device))
+            yield self._tell(GangFormed, device=device, num_ranks=gang.num_ranks, degrees=asdict(degrees), threads=list(gang.threads))
+            threads = " or ".join(map(str, sorted(set(gang.threads))))
+            ranks = f"{gang.num_ranks} rank(s)" + (f" ({degrees})" if gang.num_ranks > 1 else "")
+            yield self._tell(Note, text=f"loading '{plan.job.model.path}' on {ranks}, {device}, {threads} thread(s) a rank")
+            loaded = gang.load(plan.card, plan.model_options, with_preview=plan.job.preview_every > 0)
+            yield self._tell(ModelLoaded, seconds=round(max(one.seconds for one in loaded), 3))
+            for planned in todo:
+                yield from self._take(planned, gang, loaded[0])
 
+    def _needs_rendering(self, planned: PlannedTake) -> tuple[bool, str]:
+        """And what is to be said of it. What needs no model is done here and now; a take that was not done when it was planned may be by now."""
+        plan, film = self.plan, planned.folder / FILM
+        todo = planned.todo if planned.is_done else plan.look(planned)
+        if todo is Todo.NOTHING:
+            return False, f"is done already ({film}); --force renders it again"
+        if todo is Todo.DELIVER:
+            try:
+                with uninterrupted():
+                    deliver_again(planned.folder, plan.fps, plan.delivery_key)
+            except ValueError as error:
+                return True, f"is rendered again: its film cannot get another frame rate ({error})"
+            return False, f"is done already; its film has {float(plan.fps):g} frames a second now ({film})"
+        return True, "is done, but its latents were not kept; it is rendered again for them" if todo is Todo.KEEP_LATENTS else ""
 
-def _needs_rendering(plan: Plan, planned: PlannedTake, reporter: Reporter) -> bool:
-    """What needs no model is done here and now; a take that was not done when it was planned may be by now."""
-    name, film = planned.take.name, planned.folder / FILM
-    todo = planned.todo if planned.is_done else plan.look(planned)
-    if todo is Todo.NOTHING:
-        reporter.say(f"take '{name}' is done already ({film}); --force renders it again")
-        return False
-    if todo is Todo.DELIVER:
+    def _shape(self) -> tuple[str, Degrees, str]:
+        """The device, and the degrees: those that the job gives, or, with the reason, the best for the ranks that it or the cluster has."""
+        plan = self.plan
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        wanted = plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or max(1, gpus)
+        device = ("cuda" if gpus >= wanted else "cpu") if plan.job.device == "auto" else plan.job.device
+        degrees, why = plan.degrees, ""
+        if degrees is None and device == "cpu" and plan.job.parallel.num_ranks is None:
+            degrees, why = Degrees(), "one rank on the CPU, as there is no GPU; parallel.num_ranks makes it more"
+        elif degrees is None:
+            kind = "GPU" if device == "cuda" else "CPU"
+            per_node = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
+            degrees, why = plan.choose_degrees(plan.job.parallel.num_ranks or max(1, gpus), max(1, *per_node))
         try:
-            with uninterrupted():
-                deliver_again(planned.folder, plan.fps, plan.delivery_key)
+            plan.check(degrees, device)
         except ValueError as error:
-            reporter.say(f"take '{name}' is rendered again: its film cannot get another frame rate ({error})")
-            return True
-        reporter.say(f"take '{name}' is done already; its film has {float(plan.fps):g} frames a second now ({film})")
-        return False
-    if todo is Todo.KEEP_LATENTS:
-        reporter.say(f"take '{name}' is done, but its latents were not kept; it is rendered again for them")
-    return True
+            raise JobRefused(str(error)) from None
+        return device, degrees, why
+
+    def _take(self, planned: PlannedTake, gang: Gang, loaded: Loaded) -> Iterator[Event]:
+        take, folder = planned.take, planned.folder
+        aside = make_room(folder)
+        if aside is not None:
+            yield self._tell(Note, take=take.name, text=f"take '{take.name}': what lay in its folder is now in {aside}")
+        staging = stage(folder)
+        began = time.monotonic()
+        yield self._tell(TakeChanged, take=take.name, state=TakeState.RUNNING)
+        order = self._order(planned, gang, loaded, staging)
+        finished: TakeReport | None = None
+        try:
+            for report in gang.render(order):
+                if isinstance(report, TakeReport):
+                    finished = report
+                    continue
+                yield self._tell(Stepped if isinstance(report, StepReport) else Decoded, take=take.name, **asdict(report))
+            if finished is None:
+                raise GangError(f"Rank 0 ended take '{take.name}' without a film after step {gang.step}.")
+        except GangError as error:
+            yield from self._fail(planned, gang, error)
+            return
+        except BaseException as error:
+            with uninterrupted():
+                gang.close()
+                sweep(folder)
+            place = f"take '{take.name}' after step {gang.step} of {self.plan.card.num_calls(take.num_inference_steps)}"
+            self._tell(TakeChanged, take=take.name, state=TakeState.WAITING, cause=f"stopped {place}")
+            if isinstance(error, KeyboardInterrupt):
+                raise JobStopped(place) from None
+            raise
+        manifest = self._manifest(planned, gang, loaded, finished, time.monotonic() - began)
+        with uninterrupted():
+            publish(staging, folder, manifest)
+        done = {"film": str(folder / FILM), "seconds": manifest.seconds["take"], "decisions": manifest.decisions}
+        yield self._tell(TakeChanged, take=take.name, state=TakeState.DONE, **done)
+
+    def _fail(self, planned: PlannedTake, gang: Gang, error: GangError) -> Iterator[Event]:
+        """A take that failed. Where all ranks live they form their group anew, and the job goes on with the next take."""
+        yield self._tell(TakeChanged, take=planned.take.name, state=TakeState.FAILED, cause=str(error))
+        with uninterrupted():
+            gang.close()
+            sweep(planned.folder)
+        raise error
+
+    def _order(self, planned: PlannedTake, gang: Gang, loaded: Loaded, staging: Path) -> Order:
+        plan, take = self.plan, planned.take
+        told = {"film_key": planned.film_key, "seed": take.seed, "longtake": loaded.versions["longtake"]}
+        return Order(
+            take=take,
+            recipe=plan.recipe,
+            replay=plan.replay,
+            place=plan.choose_place(take, gang.degrees),
+            model=plan.model,
+            folder=staging,
+            preview=planned.folder / PREVIEW,
+            fps=plan.fps,
+            preview_every=plan.job.preview_every,
+            save_latents=plan.job.save_latents,
+            metadata={"title": take.name, "comment": json.dumps(told)},
+        )
+
+    def _manifest(self, planned: PlannedTake, gang: Gang, loaded: Loaded, finished: TakeReport, seconds: float) -> Manifest:
+        """seconds: that the take needed in all."""
+        plan = self.plan
+        stages = {**finished.seconds, "take": seconds, "loading": loaded.seconds}
+        return Manifest(
+            take=planned.take.name,
+            state="done",
+            film_key=planned.film_key,
+            delivery_key=plan.delivery_key,
+            seed=planned.take.seed,
+            config=plan.config_of(planned),
+            recipe=plan.recipe.to_dict() if plan.recipe else None,
+            ranks=gang.num_ranks,
+            threads=loaded.threads,
+            device=loaded.device,
+            versions=loaded.versions,
+            seconds={stage: round(value, 3) for stage, value in stages.items()},
+            decisions=finished.decisions,
+            cache_bytes=finished.cache_bytes,
+            peak_memory_bytes=finished.peak_memory_bytes,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
 
 def _cache_text(plan: Plan) -> str:
     if plan.recipe is not None:
         return plan.recipe.name
     return f"none; {plan.why_no_cache}" if plan.why_no_cache else "none"
-
-
-def _shape(plan: Plan, reporter: Reporter) -> tuple[str, Degrees]:
-    """The device, and the degrees: those that the job gives, or the best for the ranks that it or the cluster has."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    wanted = plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or max(1, gpus)
-    device = ("cuda" if gpus >= wanted else "cpu") if plan.job.device == "auto" else plan.job.device
-    if plan.degrees:
-        _check(plan, plan.degrees, device)
-        return device, plan.degrees
-    kind = "GPU" if device == "cuda" else "CPU"
-    per_node = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
-    num_ranks = plan.job.parallel.num_ranks or sum(per_node)
-    degrees, why = plan.choose_degrees(num_ranks, max(1, *per_node))
-    _check(plan, degrees, device)
-    reporter.say(f"parallel=auto: {why}")
-    return device, degrees
-
-
-def _check(plan: Plan, degrees: Degrees, device: str) -> None:
-    try:
-        plan.check(degrees, device)
-    except ValueError as error:
-        raise JobRefused(str(error)) from None
-
-
-def _render(plan: Plan, planned: PlannedTake, gang: Gang, loaded: Loaded, reporter: Reporter) -> None:
-    take, folder = planned.take, planned.folder
-    aside = make_room(folder)
-    if aside is not None:
-        reporter.say(f"take '{take.name}': what lay in its folder is now in {aside}")
-    staging = stage(folder)
-    began = time.monotonic()
-    metadata = {
-        "title": take.name,
-        "comment": json.dumps({"film_key": planned.film_key, "seed": take.seed, "longtake": loaded.versions["longtake"]}),
-    }
-    job = plan.job
-    place = plan.choose_place(take, gang.degrees)
-    order = Order(
-        take=take,
-        recipe=plan.recipe,
-        replay=plan.replay,
-        place=place,
-        model=plan.model,
-        folder=staging,
-        preview=folder / PREVIEW,
-        fps=plan.fps,
-        preview_every=job.preview_every,
-        save_latents=job.save_latents,
-        metadata=metadata,
-    )
-    try:
-        finished = _watch(gang, order, reporter)
-    except BaseException as error:
-        with uninterrupted():
-            gang.close()
-            sweep(folder)
-        if isinstance(error, KeyboardInterrupt):
-            raise JobStopped(f"take '{take.name}' after step {gang.step} of {plan.card.num_calls(take.num_inference_steps)}") from None
-        raise
-    seconds = {**finished.seconds, "take": time.monotonic() - began, "loading": loaded.seconds}
-    manifest = Manifest(
-        take=take.name,
-        state="done",
-        film_key=planned.film_key,
-        delivery_key=plan.delivery_key,
-        seed=take.seed,
-        config=plan.config_of(planned),
-        recipe=plan.recipe.to_dict() if plan.recipe else None,
-        ranks=gang.num_ranks,
-        threads=loaded.threads,
-        device=loaded.device,
-        versions=loaded.versions,
-        seconds={stage: round(value, 3) for stage, value in seconds.items()},
-        decisions=finished.decisions,
-        cache_bytes=finished.cache_bytes,
-        peak_memory_bytes=finished.peak_memory_bytes,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    with uninterrupted():
-        publish(staging, folder, manifest)
-    reporter.say(f"take '{take.name}': {folder / FILM} ({seconds['take']:.1f} s, {decisions_text(finished.decisions)})")
-
-
-def _watch(gang: Gang, order: Order, reporter: Reporter) -> TakeReport:
-    finished: TakeReport | None = None
-    for event in gang.render(order):
-        reporter.event(event)
-        if isinstance(event, TakeReport):
-            finished = event
-    if finished is None:
-        raise GangError(f"Rank 0 ended take '{order.take.name}' without a film after step {gang.step}.")
-    return finished

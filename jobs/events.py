@@ -93,10 +93,16 @@ class ModelLoaded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TakeChanged(Event):
-    """A take's state is another one now. cause: why it failed, was stopped or had nothing left to do; empty for what goes by itself."""
+    """A take's state is another one now. cause: why it failed, was stopped or had nothing left to do; empty for what goes by itself. film:
+    its path, once it is done. seconds, decisions: that it took in this job, and what its model calls came to; None and empty if it was done
+    before.
+    """
 
     state: TakeState
     cause: str = ""
+    film: str = ""
+    seconds: float | None = None
+    decisions: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

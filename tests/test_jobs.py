@@ -213,7 +213,7 @@ def test_messages_are_shown_as_they_are(line: str) -> None:
 def test_the_verbs_are_these() -> None:
     command = get_command(app)
     assert isinstance(command, TyperGroup)
-    assert set(command.commands) == {"render", "compare", "recipes", "trace", "calibrate", "tune", "doctor"}
+    assert set(command.commands) == {"render", "new", "compare", "recipes", "trace", "calibrate", "tune", "doctor"}
 
 
 def test_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
@@ -316,9 +316,10 @@ def test_a_killed_rank_ends_the_job_and_is_named(ray_cluster: str, tiny_wan: Pat
     ranks = _ranks()
     assert len(ranks) == 2
     os.kill(max(ranks, key=lambda p: p.pid).pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    shown, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert re.fullmatch(r"failed: Rank \d died after step \d+: .*\n", errors)
+    assert re.search(r"^one .* failed: Rank \d died .*\ntwo .* not rendered$", shown, re.MULTILINE)
+    assert re.fullmatch(r"failed: 1 of 2 takes failed: take 'one': Rank \d died after step \d+: .*\n", errors)
     _assert_nothing_is_left(tmp_path, ranks)
 
 

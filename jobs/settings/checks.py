@@ -21,6 +21,7 @@ from ...pipeline.recipes.caching import check_gang, check_recipe, default_recipe
 from ...pipeline.take import Take
 from .config import JobConfig, ParallelConfig
 
+_DEGREES = ("cfg_degree", "window_degree", "ring_degree", "ulysses_degree")
 _DEVICES = ("auto", "cpu", "cuda")
 _LONGEST_TIMEOUT = 1e6  # seconds, eleven days
 
@@ -32,7 +33,7 @@ def check_options(job: JobConfig) -> ModelOptions:
         ("model.offload", job.model.offload, OFFLOADS),
         ("parallel.layout", job.parallel.layout, LAYOUTS),
         ("parallel.kernel", job.parallel.kernel, KERNELS),
-        ("parallel.degrees", job.parallel.degrees, ("given", "auto")),
+        ("parallel.degrees", job.parallel.degrees or "auto", ("auto",)),
         ("cache.over_budget", job.cache.over_budget, ("refuse", "host")),
         ("device", job.device, _DEVICES),
     )
@@ -68,9 +69,8 @@ def _floats(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def check_parallel(parallel: ParallelConfig) -> Degrees | None:
     """The degrees that a job gives, None where they are to be chosen."""
-    degrees = Degrees(parallel.cfg_degree, parallel.window_degree, parallel.ring_degree, parallel.ulysses_degree)
-    for name in ("cfg_degree", "window_degree", "ring_degree", "ulysses_degree", "num_ranks"):
-        value = getattr(parallel, name)
+    given = {name: value for name in _DEGREES if (value := getattr(parallel, name)) is not None}
+    for name, value in (*given.items(), ("num_ranks", parallel.num_ranks)):
         if value is not None and value < 1:
             raise ValueError(f"parallel.{name} is {value}; it must be at least 1.")
     if parallel.threads < 0:
@@ -78,10 +78,11 @@ def check_parallel(parallel: ParallelConfig) -> Degrees | None:
     for name in ("placement_timeout", "collective_timeout"):
         if not 0 < getattr(parallel, name) <= _LONGEST_TIMEOUT:
             raise ValueError(f"parallel.{name} is {getattr(parallel, name):g}; it must be above 0 seconds and at most {_LONGEST_TIMEOUT:g}.")
-    if parallel.degrees == "auto":
-        if degrees.num_ranks > 1:
-            raise ValueError(f"parallel.degrees is auto, but degrees are given as well ({degrees}); drop one of the two.")
+    if not given:
         return None
+    degrees = Degrees(**given)
+    if parallel.degrees is not None:
+        raise ValueError(f"parallel.degrees is {parallel.degrees}, but degrees are given as well ({degrees}); drop one of the two.")
     if parallel.num_ranks is not None and parallel.num_ranks != degrees.num_ranks:
         raise ValueError(
             f"parallel.num_ranks is {parallel.num_ranks}, but the degrees ({degrees}) multiply to {degrees.num_ranks}; "

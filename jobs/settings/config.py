@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,19 @@ class CacheConfig:
 
 @dataclass
 class ParallelConfig:
-    """degrees: `given`, by the four numbers, or `auto`, chosen for `num_ranks` ranks (all that the cluster has, if left out).
+    """The shape of the gang. Where none of the four degrees is given it is chosen (`auto`): for `num_ranks` ranks, if left out for all GPUs
+    of the cluster, or for one rank where there are none. A degree that is left out beside others is 1.
 
     layout: `even` or `frames`, the tokens that a rank holds. kernel: `native` or `xfuser`. threads: CPU threads a rank, 0 to share
     out the cores. Timeouts in seconds.
     """
 
-    degrees: str = "given"
+    degrees: str | None = None
     num_ranks: int | None = None
-    cfg_degree: int = 1
-    window_degree: int = 1
-    ring_degree: int = 1
-    ulysses_degree: int = 1
+    cfg_degree: int | None = None
+    window_degree: int | None = None
+    ring_degree: int | None = None
+    ulysses_degree: int | None = None
     layout: str = "even"
     kernel: str = "native"
     threads: int = 0
@@ -138,25 +139,49 @@ _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
 
-def load_job(path: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """Raises ValueError for a missing file, broken YAML, unknown keys and wrong types, with the value and the mend."""
+def load_job(job: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()) -> JobConfig:
+    """A job from a YAML file's path, from a mapping of the same form, or from a config; overrides: `key=value`, as on the command line.
+
+    Raises ValueError for a missing file, broken YAML, unknown keys and wrong types, with the value and the mend.
+    """
     for change in overrides:
         if "=" not in change:
             raise ValueError(f"'{change}' is no override; write key=value, cache=none or parallel.ulysses_degree=4 for example.")
-    values = _read(path)
+    where = f"'{job}'" if isinstance(job, str | Path) else "The job"
+    values = _values(job)
     for change in overrides:
         key, text = change.split("=", 1)
         override(values, key, text, JobConfig)
         _spell_out(values)
     _check_keys(values, JobConfig, "The job")
     try:
-        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), OmegaConf.create(_escaped(values))))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), OmegaConf.create(_escaped(values))))
     except OmegaConfBaseException as error:
         key = f" (at '{error.full_key}')" if error.full_key else ""
-        raise ValueError(f"'{path}': {str(error).splitlines()[0]}{key}.") from None
-    assert isinstance(job, JobConfig)
-    _check_reach(job, overrides)
-    return _with_paths(job)
+        raise ValueError(f"{where}: {str(error).splitlines()[0]}{key}.") from None
+    assert isinstance(config, JobConfig)
+    _check_reach(config, overrides)
+    return _with_paths(config)
+
+
+def _values(job: str | Path | Mapping[str, Any] | JobConfig) -> dict[str, Any]:
+    """Plain values that may be changed."""
+    if isinstance(job, str | Path):
+        return _read(str(job))
+    if not isinstance(job, Mapping | JobConfig):
+        raise ValueError(f"A job is a YAML file's path, a mapping or a JobConfig, not a {type(job).__name__}.")
+    values = _plain(asdict(job) if isinstance(job, JobConfig) else job)
+    _spell_out(values)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """A copy of nested mappings and sequences as dicts and lists; paths as texts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _read(path: str) -> dict[str, Any]:

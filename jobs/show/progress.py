@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..gang.reports import DecodeReport, Report, StepReport, TakeReport
+from ..events import Decoded, Event, JobStarted, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from ..signals import deaf_threads
 
 _LINE_SECONDS = 5.0
@@ -20,8 +20,18 @@ def decisions_text(decisions: dict[str, int]) -> str:
     return f"computed {decisions['compute']}, reused {decisions['reuse']}" if decisions else "no cache"
 
 
+def _ended(event: TakeChanged) -> str:
+    """What is to be said of a take that came to its end; nothing where it was done before."""
+    if event.state is TakeState.FAILED:
+        return f"take '{event.take}' failed: {event.cause}"
+    return "" if event.seconds is None else f"take '{event.take}': {event.film} ({event.seconds:.1f} s, {decisions_text(event.decisions)})"
+
+
 class Reporter(ABC):
-    """Gets every event of every take, and plain lines between. A context manager, so that a terminal is left tidy."""
+    """Gets every event of a job, and lines from before it begins. A context manager, so that a terminal is left tidy."""
+
+    def __init__(self) -> None:
+        self._takes: list[str] = []
 
     def __enter__(self) -> Reporter:
         return self
@@ -29,21 +39,43 @@ class Reporter(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         return None
 
+    def event(self, event: Event) -> None:
+        match event:
+            case JobStarted():
+                self._takes = event.takes
+            case Note():
+                self.say(event.text)
+            case ModelLoaded():
+                self.say(f"loaded in {event.seconds:.1f} s")
+            case TakeChanged(state=TakeState.RUNNING):
+                self.begin(event.take)
+            case TakeChanged(state=TakeState.DONE | TakeState.FAILED):
+                self.end(event)
+            case Stepped() | Decoded():
+                self.progress(event)
+            case _:
+                pass
+
     @abstractmethod
     def say(self, line: str) -> None: ...
 
     @abstractmethod
-    def take(self, name: str, number: int, num_takes: int) -> None:
-        """A take begins; number counts from 1."""
+    def begin(self, take: str) -> None:
+        """A take is being rendered from now on."""
 
     @abstractmethod
-    def event(self, event: Report) -> None: ...
+    def end(self, event: TakeChanged) -> None:
+        """A take is done, now or since long, or failed."""
+
+    @abstractmethod
+    def progress(self, event: Stepped | Decoded) -> None: ...
 
 
 class LineReporter(Reporter):
     """For logs: at most one line every few seconds."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self._console = console
         self._last = 0.0
         self._label, self._began = "", 0.0
@@ -51,18 +83,23 @@ class LineReporter(Reporter):
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def take(self, name: str, number: int, num_takes: int) -> None:
-        self._label, self._began, self._last = f"take {number}/{num_takes} '{name}'", time.monotonic(), 0.0
+    def begin(self, take: str) -> None:
+        self._label = f"take {self._takes.index(take) + 1}/{len(self._takes)} '{take}'"
+        self._began, self._last = time.monotonic(), 0.0
 
-    def event(self, event: Report) -> None:
+    def end(self, event: TakeChanged) -> None:
+        if line := _ended(event):
+            self.say(line)
+
+    def progress(self, event: Stepped | Decoded) -> None:
         now = time.monotonic()
-        if isinstance(event, TakeReport) or now - self._last < _LINE_SECONDS:
+        if now - self._last < _LINE_SECONDS:
             return
         self._last = now
-        if isinstance(event, StepReport):
+        if isinstance(event, Stepped):
             left = (now - self._began) / event.step * (event.num_inference_steps - event.step)
             self.say(f"{self._label}: step {event.step}/{event.num_inference_steps}, {decisions_text(event.decisions)}, {left:.0f} s left")
-        elif isinstance(event, DecodeReport):
+        else:
             self.say(f"{self._label}: frame {event.frames}/{event.num_frames} written")
 
 
@@ -70,6 +107,7 @@ class BarReporter(Reporter):
     """For terminals: one bar for the takes, one for the steps or frames of the running one."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -78,8 +116,9 @@ class BarReporter(Reporter):
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console)
-        self._takes: TaskID | None = None
-        self._steps: TaskID | None = None
+        self._all: TaskID | None = None
+        self._running: TaskID | None = None
+        self._num_ended = 0
 
     def __enter__(self) -> Reporter:
         with deaf_threads():
@@ -93,23 +132,27 @@ class BarReporter(Reporter):
     def say(self, line: str) -> None:
         self._progress.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def take(self, name: str, number: int, num_takes: int) -> None:
-        if self._takes is None:
-            self._takes = self._progress.add_task("takes", total=num_takes, note="")
-        self._progress.update(self._takes, completed=number - 1)
-        if self._steps is not None:
-            self._progress.remove_task(self._steps)
-        self._steps = self._progress.add_task(name, total=None, note="")
+    def begin(self, take: str) -> None:
+        if self._all is None:
+            self._all = self._progress.add_task("takes", total=len(self._takes), completed=self._num_ended, note="")
+        if self._running is not None:
+            self._progress.remove_task(self._running)
+        self._running = self._progress.add_task(take, total=None, note="")
 
-    def event(self, event: Report) -> None:
-        assert self._steps is not None and self._takes is not None
-        if isinstance(event, StepReport):
-            note = decisions_text(event.decisions)
-            self._progress.update(self._steps, total=event.num_inference_steps, completed=event.step, note=note)
-        elif isinstance(event, DecodeReport):
-            self._progress.update(self._steps, total=event.num_frames, completed=event.frames, note="frames written")
+    def end(self, event: TakeChanged) -> None:
+        self._num_ended += 1
+        if self._all is not None:
+            self._progress.update(self._all, completed=self._num_ended)
+        if line := _ended(event):
+            self.say(line)
+
+    def progress(self, event: Stepped | Decoded) -> None:
+        assert self._running is not None, "a step of a take that did not begin"
+        if isinstance(event, Stepped):
+            total, completed, note = event.num_inference_steps, event.step, decisions_text(event.decisions)
         else:
-            self._progress.advance(self._takes)
+            total, completed, note = event.num_frames, event.frames, "frames written"
+        self._progress.update(self._running, total=total, completed=completed, note=note)
 
 
 def reporter(console: Console) -> Reporter:

@@ -1,0 +1,34 @@
+"""`longtake new`: a job file to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .said import checked, given_path, say
+
+
+def new(
+    job: Annotated[Path, typer.Argument(help="the YAML file to write")],
+    model: Annotated[str, typer.Option(help="'demo', or a checkpoint folder in diffusers' format")] = "demo",
+) -> None:
+    """Write a job file that renders as it is, with what else can be set in comments."""
+    path = given_path(job)
+    checked(_write, path, model)
+    say(f"{path}: render it with `longtake render {path}`")
+
+
+def _write(path: Path, model: str) -> None:
+    from ...pipeline.checkpoint.card import read_card
+    from ...pipeline.files import check_target, write_atomic
+    from ..settings.config import expanded
+    from ..settings.quick import job_file
+
+    check_target(path, "The job file", ".yaml", ".yml")
+    if path.exists():
+        raise ValueError(f"'{path}' is there already; give another name, or remove it.")
+    where = expanded(model, "--model")
+    card = read_card(where)
+    write_atomic(path, job_file("demo" if where == "demo" else str(Path(where).absolute()), card, path.stem))

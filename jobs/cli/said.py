@@ -1,0 +1,74 @@
+"""What the verbs have in common: lines and complaints as they are shown, checks with one message, and stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..signals import ignore_signals, interrupt_on_signals
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Prints what it is given: a path like '[/x].yaml' is no markup, and no text is coloured, shortened or turned into pictures."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    console().print(line)
+
+
+def say_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns that stand under each other, each as wide as its widest cell: nothing is cut off, on a terminal and in a log alike."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def complain(kind: str, message: object) -> None:
+    from rich.text import Text
+
+    console(stderr=True).print(Text.assemble((f"{kind}:", "red"), f" {message}"))
+
+
+def checked(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a check of user input, or what it leads to. ValueError becomes one message and exit code 2; numbers that are none, exit code 1."""
+    try:
+        return check(*args, **kwargs)
+    except ValueError as error:
+        complain("error", error)
+        raise typer.Exit(2) from None
+    except FloatingPointError as error:
+        complain("failed", error)
+        raise typer.Exit(1) from None
+
+
+def given_path(path: Path) -> Path:
+    """With `~` and environment variables filled in."""
+    from ..settings.config import expanded
+
+    return Path(checked(expanded, str(path), "The path"))
+
+
+@contextmanager
+def stoppable(where: str, what_stays: str = "") -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end the command with one line and exit code 130, whatever it is doing.
+
+    where: what to say that it was doing, unless the exception knows better.
+    """
+    interrupt_on_signals()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        ignore_signals()
+        with suppress(OSError):  # where SIGHUP came from there is no terminal to write to
+            complain("stopped", f"{str(error) or where}{what_stays}")
+        raise typer.Exit(130) from None

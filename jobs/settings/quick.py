@@ -1,0 +1,115 @@
+"""Jobs that nobody has written yet: one take from a line, and a first job file to go on from."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...pipeline.checkpoint.card import ModelCard, read_card
+from ...pipeline.film.frame_rate import frame_rate
+from .config import JobConfig, load_job
+
+OUTPUT = "longtake-out"
+_LONGEST = 48  # characters of a prompt in a take's name
+
+
+def quick_job(
+    prompt: str, model: str | None, seconds: float | None, seed: int | None, overrides: Sequence[str], say: Callable[[str], None]
+) -> JobConfig:
+    """A job of one take, into OUTPUT/NAME, with the overrides applied: of `seconds`, or of the model's own length; in windows of the model's
+    own length where it is longer than these. say: is told what was chosen.
+
+    Raises ValueError, with the value and the mend.
+    """
+    for change in overrides:
+        if "=" not in change:
+            raise ValueError(f"'{change}' stands beside --prompt, which takes no job file; write settings as key=value.")
+    name = take_name(prompt) if seed is None else f"{take_name(prompt)}-{seed}"
+    values: dict[str, Any] = {"output": OUTPUT, "takes": [{"name": name, "prompt": prompt}]}
+    if model is not None:
+        values["model"] = model
+    if seed is not None:
+        values["seed"] = seed
+    job = load_job(values, overrides)
+    if not job.model.path:
+        raise ValueError("--prompt needs a model; give --model demo, or --model with the path of a checkpoint in diffusers' format.")
+    card = read_card(job.model.path)
+    frames = job.num_frames if job.takes[0].num_frames is None else job.takes[0].num_frames
+    if seconds is not None:
+        if frames is not None:
+            raise ValueError(f"--seconds is {seconds:g}, and num_frames is {frames}; give one of the two.")
+        fps = frame_rate(card.fps if job.fps is None else job.fps)
+        frames = num_frames(seconds, float(fps), card)
+        say(f"--seconds {seconds:g}: {frames} frames at {float(fps):g} a second, {frames / float(fps):.2f} s")
+        job = replace(job, num_frames=frames)
+    is_long = frames is not None and frames > card.trained_frames
+    if is_long and job.timeline is None and job.takes[0].timeline is None:
+        say(f"timeline: windows of {card.trained_frames} frames, the length of the model's own clips; timeline=full renders the take as one")
+        job = replace(job, timeline=load_job({"timeline": "windows"}).timeline)
+    return job
+
+
+def num_frames(seconds: float, fps: float, card: ModelCard) -> int:
+    """The number of frames that a model can render which comes nearest to so many seconds. Raises ValueError for a length that is none."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"--seconds is {seconds:g}; give the film's length, 4 for example.")
+    stride = card.temporal_stride
+    return max(0, round((seconds * fps - 1) / stride)) * stride + 1
+
+
+def take_name(prompt: str) -> str:
+    """The prompt's first words as the name of a folder; `take` where it has no letters that go into one."""
+    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    name = ""
+    for word in words:
+        if name and len(name) + len(word) >= _LONGEST:
+            break
+        name = f"{name}-{word}"[:_LONGEST] if name else word[:_LONGEST]
+    return name or "take"
+
+
+def job_file(model: str, card: ModelCard, stem: str) -> str:
+    """A job file that renders as it is and says what else can be set. model: as it is to stand there. stem: names the output folder."""
+    seconds = card.trained_frames / card.fps
+    return f"""\
+# What to render, and how. Render it with: longtake render {stem}.yaml
+# Every setting that is commented out stands at its usual value. Any of them can be changed on the command line as well: seed=3, takes.0.seed=3.
+
+model: {_quoted(model)}
+output: {_quoted(f"{stem}-films")}        # a folder a take, and report/index.html for all of them
+
+takes:
+  - name: first              # names the take's folder
+    prompt: a red circle moves left over a grey background
+    seed: 0
+    num_frames: {card.trained_frames}           # {seconds:.1f} s at {card.fps:g} frames a second; 1 more than a multiple of {card.temporal_stride}
+  # - name: long
+  #   timeline: windows      # for takes that are longer than the model's own clips of {card.trained_frames} frames
+  #   num_frames: {3 * (card.trained_frames - 1) + 1}
+  #   prompts:               # each holds from its frame on
+  #     - {{frame: 0, text: a red circle moves left over a grey background}}
+  #     - {{frame: {2 * (card.trained_frames - 1)}, text: a red circle stands still over a grey background}}
+
+# Of all takes; each take may set them for itself.
+# height: {card.height}
+# width: {card.width}
+# num_inference_steps: 50
+# guidance_scale: 5.0
+# negative_prompt: ""
+# timeline: full             # or windows
+
+# fps: {card.fps:g}                  # of the film file
+# cache: default             # planned where it was calibrated on the model; none, or one of `longtake recipes`
+# parallel: auto             # all GPUs; or {{cfg_degree: 2, ulysses_degree: 2}} for example
+# device: auto               # cuda where there are GPUs
+# preview_every: 10          # steps
+# save_latents: false
+"""
+
+
+def _quoted(text: str) -> str:
+    """As YAML needs it: a plain word as it is, anything else in quotes."""
+    return text if re.fullmatch(r"[A-Za-z/~.][A-Za-z0-9/._~-]*", text) else "'" + text.replace("'", "''") + "'"
