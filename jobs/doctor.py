@@ -15,7 +15,8 @@ import torch
 
 from ..parallel.groups.degrees import Degrees
 from .cluster import AddressError, ClusterError, ray_cluster, usable_cores
-from .gang.gang import Gang, GangError
+from .gang.failures import GangError
+from .gang.gang import Gang
 from .settings.config import ParallelConfig
 
 _PACKAGES = ("torch", "diffusers", "transformers", "ray", "longtake")

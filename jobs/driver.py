@@ -24,7 +24,8 @@ from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, 
 from .folder.folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
 from .folder.journal import Journal
 from .folder.manifest import Manifest
-from .gang.gang import Gang, GangError
+from .gang.failures import GangError
+from .gang.gang import Gang
 from .gang.orders import Order
 from .gang.reports import Loaded, StepReport, TakeReport
 from .settings.plan import Plan, PlannedTake

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import socket
@@ -21,7 +22,8 @@ import ray
 import torch
 from longtake.jobs.cli.app import app
 from longtake.jobs.cluster import AddressError, ray_cluster, usable_cores
-from longtake.jobs.gang.gang import Gang, GangError
+from longtake.jobs.gang.failures import Failure, FailureKind, GangError, gang_error
+from longtake.jobs.gang.gang import Gang
 from longtake.jobs.gang.memory import forget_peak, peak_bytes
 from longtake.jobs.gang.orders import Order
 from longtake.jobs.gang.rank import Rank
@@ -139,11 +141,29 @@ def test_slow_storage_does_not_keep_the_other_ranks(ray_driver: str, tiny_wan: P
     assert {"film.mp4", "latents.safetensors", "thumbnail.jpg", "preview.jpg"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_the_rank_that_tells_most_of_the_cause_is_blamed() -> None:
+    lost, raised, died = (
+        Failure(rank, kind, kind.name) for rank, kind in ((2, FailureKind.LOST_EXCHANGE), (1, FailureKind.RAISED), (3, FailureKind.DIED))
+    )
+    later = Failure(0, FailureKind.RAISED, "later")
+    for heard, rank, cause, has_died in (
+        ([lost], 2, "LOST_EXCHANGE", False),
+        ([lost, raised, later], 1, "RAISED", False),
+        ([lost, later, died], 3, "DIED", True),
+    ):
+        error = pickle.loads(pickle.dumps(gang_error(heard, "after step 4", 4)))
+        assert (error.rank, error.cause, error.step, error.died) == (rank, cause, 4, has_died)
+        assert str(error) == f"Rank {rank} {'died' if has_died else 'failed'} after step 4: {cause}"
+
+
 @pytest.mark.ray
 def test_what_cannot_be_written_fails_the_take(ray_driver: str, tiny_wan: Path, tmp_path: Path) -> None:
     (tmp_path / "latents.safetensors").mkdir()
-    with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang, pytest.raises(GangError, match=r"Rank 0 failed after step 6: IsADirectoryError"):
-        list(gang.render(_order(tmp_path)))
+    with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang:
+        with pytest.raises(GangError, match=r"Rank 0 failed after step 6: IsADirectoryError") as failed:
+            list(gang.render(_order(tmp_path)))
+        assert (failed.value.rank, failed.value.step, failed.value.died) == (0, 6, False)
+        assert failed.value.cause.startswith("IsADirectoryError")
 
 
 @pytest.mark.ray

@@ -21,6 +21,7 @@ from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.options import ModelOptions
 from ..settings.config import ParallelConfig
 from ..signals import uninterrupted
+from .failures import Failure, FailureKind, GangError, gang_error
 from .orders import Order
 from .rank import Rank
 from .reports import Link, Loaded, Report, Seat, StepReport
@@ -30,10 +31,6 @@ logger = logging.getLogger(__name__)
 _SETTLE_SECONDS = 3.0  # after a first failure: time for the one that caused it to show
 _END_SECONDS = 10.0  # for killed ranks to be gone
 _MORE_MEMORY = "more ranks, model.offload=blocks, cache=none or a smaller take need less on each"
-
-
-class GangError(RuntimeError):
-    """A rank failed or died. The message names the rank and the step."""
 
 
 class Gang:
@@ -98,7 +95,7 @@ class Gang:
         shared = ray.put(order)
         streams = {actor.render.options(num_returns="streaming").remote(shared): rank for rank, actor in enumerate(self._ranks)}
         while streams:
-            _, event = self._hear(streams, f"after step {self.step}")
+            _, event = self._hear(streams, f"after step {self.step}", self.step)
             if isinstance(event, StepReport):
                 self.step = event.step
             if event is not None:
@@ -150,7 +147,7 @@ class Gang:
             results[rank] = result
         return results
 
-    def _hear(self, waiting: dict[Any, int], when: str) -> tuple[int, Any]:
+    def _hear(self, waiting: dict[Any, int], when: str, step: int | None = None) -> tuple[int, Any]:
         """The next answer of any rank, None at the end of a stream; what has nothing more to say is waited for no more."""
         source = _ready(waiting, None)
         assert source is not None
@@ -158,22 +155,24 @@ class Gang:
         try:
             return rank, _answer(source, waiting)
         except RayError as error:
-            raise self._blame(rank, error, waiting, when) from None
+            raise gang_error(_failures(_failure(rank, error), waiting), when, step) from None
 
-    def _blame(self, rank: int, error: RayError, waiting: dict[Any, int], when: str) -> GangError:
-        """Name the rank that failed first of all, not one that lost its peer and happened to be heard before."""
-        heard = [(_blameless(error), rank, error)]
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while waiting and heard[0][0] and time.monotonic() < deadline:
-            if (source := _ready(waiting, deadline - time.monotonic())) is None:
-                break
-            other = waiting[source]
-            try:
-                _answer(source, waiting)
-            except RayError as further:
-                heard = sorted([*heard, (_blameless(further), other, further)], key=lambda one: one[0])
-        _, rank, error = heard[0]
-        return GangError(f"Rank {rank} {'died' if isinstance(error, RayActorError) else 'failed'} {when}: {_cause(error)}")
+
+def _failures(first: Failure, waiting: dict[Any, int]) -> list[Failure]:
+    """The failure that was heard first and, as it may be that of a rank that lost its peer, those of other ranks within a few seconds: until
+    one of them has died, which is a cause and nothing else's effect.
+    """
+    heard = [first]
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while waiting and heard[-1].kind is not FailureKind.DIED and time.monotonic() < deadline:
+        if (source := _ready(waiting, deadline - time.monotonic())) is None:
+            break
+        rank = waiting[source]
+        try:
+            _answer(source, waiting)
+        except RayError as error:
+            heard.append(_failure(rank, error))
+    return heard
 
 
 def _ready(waiting: dict[Any, int], timeout: float | None) -> Any | None:
@@ -197,11 +196,11 @@ def _answer(source: Any, waiting: dict[Any, int]) -> Any:
         raise
 
 
-def _blameless(error: RayError) -> int:
-    """How little a failure tells of its cause: 0 for a death, 1 for what went wrong on the rank itself, 2 for a lost exchange."""
+def _failure(rank: int, error: RayError) -> Failure:
     if isinstance(error, RayActorError):
-        return 0
-    return 2 if isinstance(getattr(error, "cause", None), CollectiveError) else 1
+        return Failure(rank, FailureKind.DIED, _cause(error))
+    is_effect = isinstance(getattr(error, "cause", None), CollectiveError)
+    return Failure(rank, FailureKind.LOST_EXCHANGE if is_effect else FailureKind.RAISED, _cause(error))
 
 
 def _cause(error: RayError) -> str:
