@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from .tokens.layout import Layout
 
 
 class RowShards:
-    """Makes a convolutional decoder work on some rows of every frame, [batch, channels, (frames,) rows, width], for good.
+    """Makes a convolutional decoder work on some rows of every frame, [batch, channels, (frames,) rows, width], until it is released.
 
     What the ranks compute together is what one computes alone, up to rounding: 3x3 convolutions get their missing edge rows from
     the neighbours, group norms take their statistics over all rows, and modules that look at whole frames (`whole`: attention,
@@ -23,9 +24,16 @@ class RowShards:
     """
 
     def __init__(self, axis: Axis, decoder: nn.Module, *, whole: tuple[type[nn.Module], ...] = ()) -> None:
+        """Raises ValueError, with the decoder as it was, for convolutions that reach further than one row up and down."""
         self._axis = axis
         self._layout: Layout | None = None
-        self._take_over(decoder, whole)
+        with ExitStack() as replaced:
+            self._replace_forwards(decoder, whole, replaced)
+            self._replaced = replaced.pop_all()
+
+    def release(self) -> None:
+        """Give all modules of the decoder their own forwards back."""
+        self._replaced.close()
 
     def enter(self, latents: Tensor) -> Tensor:
         """This rank's rows of `latents`, whose rows are the last dim but one."""
@@ -42,18 +50,18 @@ class RowShards:
         factor = frames.shape[-2] // self._layout.counts[self._axis.rank]
         return Layout(tuple(count * factor for count in self._layout.counts))
 
-    def _take_over(self, module: nn.Module, whole: tuple[type[nn.Module], ...]) -> None:
+    def _replace_forwards(self, module: nn.Module, whole: tuple[type[nn.Module], ...], replaced: ExitStack) -> None:
         if isinstance(module, whole):
-            module.forward = partial(self._run_whole, module.forward)
+            _replace(module, "forward", partial(self._run_whole, module.forward), replaced)
             return
         if isinstance(module, nn.Conv2d | nn.Conv3d) and module.kernel_size[-2] > 1:
             if module.kernel_size[-2] != 3 or module.stride[-2] != 1:
                 raise ValueError(f"Rows cannot be shared through a convolution of {module.kernel_size[-2]} rows and stride {module.stride[-2]}.")
-            module._conv_forward = partial(self._convolve, module, module._conv_forward)  # type: ignore[method-assign, assignment]
+            _replace(module, "_conv_forward", partial(self._convolve, module, module._conv_forward), replaced)
         if isinstance(module, nn.GroupNorm):
-            module.forward = partial(self._normalise, module, module.forward)  # type: ignore[method-assign]
+            _replace(module, "forward", partial(self._normalise, module, module.forward), replaced)
         for child in module.children():
-            self._take_over(child, whole)
+            self._replace_forwards(child, whole, replaced)
 
     def _run_whole(self, forward: Callable[..., Any], rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = forward(self.gather(rows), *args, **kwargs)
@@ -86,3 +94,13 @@ class RowShards:
         normal = ((grouped - mean[..., None].to(x.dtype)) * scale[..., None].to(x.dtype)).view_as(x)
         shape = (1, -1, *(1,) * (x.ndim - 2))
         return normal if module.weight is None else normal * module.weight.view(shape) + module.bias.view(shape)
+
+
+def _replace(module: nn.Module, name: str, ours: Callable[..., Tensor], replaced: ExitStack) -> None:
+    """Put `ours` in the place of a method of this one module; `replaced` undoes it."""
+    own = vars(module).get(name)  # what somebody else has put there
+    if own is None:
+        replaced.callback(delattr, module, name)
+    else:
+        replaced.callback(setattr, module, name, own)
+    setattr(module, name, ours)

@@ -34,6 +34,11 @@ class ModelOptions:
         name = self.attention_backend
         return name if name is not None and any(word in name for word in _LOSSY_ATTENTION) else None
 
+    @property
+    def can_rebind(self) -> bool:
+        """Whether a loaded model can be bound to another mesh: weights that are shared out over a gang (FSDP2) keep its process group."""
+        return self.shard != "gang"
+
     def check(self, sequence_degree: int) -> None:
         """Raise ValueError, with the mend, for options that exclude each other. sequence_degree: ranks that share tokens."""
         if self.shard == "gang" and sequence_degree == 1:

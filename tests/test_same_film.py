@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -109,10 +111,13 @@ def test_windows_of_hunyuan_video_are_the_same_on_3_ranks(gloo_pool: GlooPool, t
     _assert_the_same_film(gloo_pool, gangs, card, tiny_take(prompts=ONE_PROMPT), tiny_recipe("fbcache", "hunyuan_video"))
 
 
-def _render_compiled(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe) -> Rendered:
+def _render_compiled(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe) -> list[Rendered]:
+    """On the mesh that the model is compiled on, and after it on a ring."""
     renderer = Renderer(card, ModelOptions(), mesh=mesh)
     renderer.family.transformer.compile_repeated_blocks(backend="aot_eager")
-    return renderer.render(take, recipe)
+    first = renderer.render(take, recipe)
+    renderer.bind(Mesh(Degrees(ring_degree=mesh.size), mesh.gang.group))
+    return [first, renderer.render(take, recipe)]
 
 
 @pytest.mark.slow
@@ -120,9 +125,10 @@ def _render_compiled(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe) ->
 def test_compiled_blocks_are_sharded(gloo_pool: GlooPool, tiny_wan: Path, degrees: Degrees) -> None:
     """More than one block, and a model that is not sharded beside it: code is compiled once, where it is seen first."""
     card, take, recipe = read_card(str(tiny_wan)), tiny_take(num_frames=13, num_inference_steps=8, prompts=ONE_PROMPT), tiny_recipe("fbcache")
-    [alone] = gloo_pool.run(_render_compiled, 1, card, take, recipe)
-    for rendered in gloo_pool.run(_render_compiled, degrees, card, take, recipe):
-        assert_same_film(rendered, alone)
+    [[alone, _]] = gloo_pool.run(_render_compiled, 1, card, take, recipe)
+    for films in gloo_pool.run(_render_compiled, degrees, card, take, recipe):
+        for film in films:
+            assert_same_film(film, alone)
 
 
 def _replay(mesh: Mesh, card: ModelCard, trace: Trace, dtype: str) -> Rendered:
@@ -329,3 +335,58 @@ def test_a_rank_that_raises_does_not_leave_the_others_waiting(gloo_pool: GlooPoo
     assert last == "in a block"
     assert first.startswith("step 3: blocks.1.attn1: ")
     assert "axis failed on its rank 0 of" in first
+
+
+def _own_parts(renderer: Renderer) -> list[tuple[object, ...]]:
+    """What is not a module's own, of each module of transformer and decoder: its processor, its hooks, methods of this one module."""
+    return [
+        (
+            name,
+            type(module),
+            type(getattr(module, "processor", None)),
+            [*module._forward_hooks, *module._forward_pre_hooks],
+            sorted(key for key, value in vars(module).items() if callable(value) and hasattr(type(module), key)),
+        )
+        for part in (renderer.family.transformer, renderer.family.vae)
+        for name, module in part.named_modules()
+    ]
+
+
+def _render_in_one_gang_after_another(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe) -> tuple[list[Rendered], list[torch.Tensor], int]:
+    """One model, loaded once, on ulysses 2, alone, on ring 2, as cfg 2 and alone again; films, decoded frames, and how many meshes live on."""
+    renderer = Renderer(card)
+    stock, films, frames, meshes = _own_parts(renderer), [], [], []
+    for degrees in (Degrees(ulysses_degree=2), None, Degrees(ring_degree=2), Degrees(cfg_degree=2), None):
+        renderer.bind(Mesh(degrees, mesh.gang.group) if degrees else Mesh())
+        meshes.append(weakref.ref(renderer.mesh))
+        assert (_own_parts(renderer) == stock) == (degrees is None)
+        films.append(renderer.render(take, recipe))
+        frames.append(torch.cat(list(renderer.family.decode(films[-1].latents))))
+    gc.collect()
+    return films, frames, sum(one() is not None for one in meshes)
+
+
+@pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
+def test_a_loaded_model_is_bound_to_one_gang_after_another(gloo_pool: GlooPool, model: str, request: pytest.FixtureRequest) -> None:
+    """Nothing of a mesh stays on the model or is kept alive by it: the modules are diffusers' own in between, and so is the film."""
+    card = read_card(str(request.getfixturevalue(model)))
+    take = tiny_take(num_frames=13, num_inference_steps=8, prompts=ONE_PROMPT)
+    recipe = tiny_recipe("fbcache", "wan" if model == "tiny_wan" else "hunyuan_video")
+    for films, frames, num_meshes in gloo_pool.run(_render_in_one_gang_after_another, 2, card, take, recipe):
+        assert num_meshes == 1
+        assert torch.equal(films[1].latents, films[-1].latents)
+        for film, shown in zip(films, frames, strict=True):
+            assert_same_film(film, films[-1])
+            assert_same(shown, frames[-1], "of the frames", SAME_FRAME)
+
+
+def _bind_again(mesh: Mesh, card: ModelCard) -> str:
+    try:
+        Renderer(card, ModelOptions(shard="gang"), mesh=mesh).bind(Mesh(mesh.degrees, mesh.gang.group))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_weights_that_are_shared_out_stay_in_their_gang(gloo_pool: GlooPool, tiny_wan: Path) -> None:
+    assert all("model.shard is gang" in said for said in gloo_pool.run(_bind_again, 2, read_card(str(tiny_wan))))

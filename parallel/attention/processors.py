@@ -25,11 +25,12 @@ def with_attention(processor: Any, attention: Attention) -> Any:
 
 
 class _Dispatch:
-    """Stands where the code of a class of processors looks for `dispatch_attention_fn`."""
+    """Stands where the code of a class of processors looks for `dispatch_attention_fn`. attention: of the layer that is running."""
 
-    attention: Attention
+    attention: Attention | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        assert self.attention is not None, "called from outside of a layer"
         return self.attention(*args, **kwargs)
 
 
@@ -47,11 +48,13 @@ def _class_like(processor_class: type) -> type:
     @wraps(original)  # diffusers passes on what the signature names
     def call_with_own_attention(self: Any, *args: Any, **kwargs: Any) -> Any:
         dispatch.attention = self.attention
-        return call(self, *args, **kwargs)
+        output = call(self, *args, **kwargs)
+        dispatch.attention = None  # it knows its mesh, and the class outlives both
+        return output
 
     return type(f"Parallel{processor_class.__name__}", (processor_class,), {"__call__": call_with_own_attention})
 
 
 def _copy(code: CodeType) -> CodeType:
-    """torch.compile keeps what it makes of a code object where it first saw it: other globals need another object, of inner functions too."""
+    """A copy, of inner functions as well: torch.compile keeps what it compiled by code object, and would run it with the original's globals."""
     return code.replace(co_consts=tuple(_copy(value) if isinstance(value, CodeType) else value for value in code.co_consts))

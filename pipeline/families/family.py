@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
 from torch import Tensor, nn
 
-from ...parallel.attention.kernels import Kernel
+from ...parallel.attention.kernels import Kernel, NativeKernel
 from ...parallel.attention.processors import with_attention
 from ...parallel.attention.sequence import SequenceAttention
-from ...parallel.groups.axis import Axis
+from ...parallel.groups.mesh import Mesh
+from ...parallel.rows import RowShards
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
 
@@ -25,12 +27,18 @@ _KEPT_PROMPTS = 32
 
 
 class Family(ABC):
-    """A loaded model. `transformer` is diffusers' own; `scheduler` is made anew for each take."""
+    """A loaded model. `transformer` is diffusers' own; `scheduler` is made anew for each take.
 
+    whole_frames: modules of the VAE's decoder that look at whole frames (attention), and cannot work on some rows of them.
+    """
+
+    whole_frames: ClassVar[tuple[type[nn.Module], ...]]
     card: ModelCard
     transformer: Any
     vae: Any
     device: torch.device
+    _rows: RowShards | None = None
+    _bound: ExitStack | None = None
 
     @classmethod
     @abstractmethod
@@ -71,17 +79,33 @@ class Family(ABC):
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Stream a take's frames: chunks [frames, height, width, 3] in 0..1, memory independent of the take's length.
 
-        Where the decoder's rows are shared by a gang (`share_rows`), every rank calls it with whole latents and gets whole frames.
+        Where the model is bound to several ranks, each calls it with whole latents and gets whole frames.
         """
 
-    @abstractmethod
-    def share_rows(self, axis: Axis) -> None:
-        """Spread decoding over the ranks of `axis`, each with some rows of every frame, for good."""
+    def bind(self, mesh: Mesh, kernel: Kernel, *, by_frames: bool = False) -> None:
+        """Work as one rank of `mesh` until `unbind`: model calls share the tokens over its sequence axis, decoding shares the rows of every
+        frame over all ranks. kernel: attention on this rank; by_frames: ranks hold whole frames of tokens. Raises ValueError, with nothing
+        bound, for degrees that the model cannot be shared by.
+        """
+        assert self._bound is None, "unbind() first"
+        with ExitStack() as bound:
+            if mesh.sequence.size > 1 or not isinstance(kernel, NativeKernel):  # alone, diffusers' own attention is the native kernel
+                bound.enter_context(self.shard(self.transformer, TokenShards(mesh, by_frames=by_frames), kernel))
+            if mesh.size > 1:
+                self._rows = RowShards(mesh.gang, self.vae.decoder, whole=self.whole_frames)
+                bound.callback(self._rows.release)
+            self._bound = bound.pop_all()
+
+    def unbind(self) -> None:
+        """Work alone again: the transformer and the VAE's decoder are what they were before `bind`, and nothing keeps the mesh."""
+        if self._bound is not None:
+            self._bound.close()
+        self._bound = self._rows = None
 
     @staticmethod
     @abstractmethod
-    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> None:
-        """Put the shard points of sequence parallelism on a transformer of this family, for good."""
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:
+        """Put the shard points of sequence parallelism on a transformer of this family; closing what is returned takes them off."""
 
     def scheduler(self, num_inference_steps: int, flow_shift: float | None) -> Any:
         """A fresh diffusers scheduler with its timesteps set."""
@@ -111,12 +135,17 @@ def read_part(model_class: Any, folder: Path, **options: Any) -> Any:
     return model
 
 
-def attend_together(transformer: Any, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel) -> None:
-    """Give attention modules, by name, sequence-parallel attention. Raises ValueError if the degree does not divide the heads."""
+def attend_together(transformer: Any, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel) -> ExitStack:
+    """Give attention modules, by name, sequence-parallel attention; closing what is returned gives them their processors back. Raises
+    ValueError, with all processors in place, if the degree does not divide the heads.
+    """
     heads, degree = transformer.config.num_attention_heads, shards.mesh.ulysses.size
     if heads % degree:
         raise ValueError(f"ulysses_degree={degree} does not divide the model's {heads} heads.")
-    for name, module in modules:
-        attention: Any = module
-        attend = torch.compiler.disable(SequenceAttention(shards, kernel, name))
-        attention.set_processor(with_attention(attention.processor, attend))
+    with ExitStack() as replaced:
+        for name, module in modules:
+            attention: Any = module
+            attend = torch.compiler.disable(SequenceAttention(shards, kernel, name))
+            replaced.callback(attention.set_processor, attention.processor)
+            attention.set_processor(with_attention(attention.processor, attend))
+        return replaced.pop_all()

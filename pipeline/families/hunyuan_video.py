@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,19 +12,18 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVi
 from torch import Tensor, nn
 
 from ...parallel.attention.kernels import Kernel
-from ...parallel.groups.axis import Axis
-from ...parallel.rows import RowShards
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
 from .family import Family, Prompt, attend_together, read_part
 
 
 class HunyuanVideo(Family):
+    whole_frames: ClassVar[tuple[type[nn.Module], ...]] = (HunyuanVideoMidBlock3D,)
+
     def __init__(self, card: ModelCard, stock: Any, device: torch.device) -> None:
         self.card, self.device = card, device
         self._stock = stock
         self.transformer, self.vae = stock.transformer, stock.vae
-        self._rows: RowShards | None = None
 
     @classmethod
     def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> HunyuanVideo:
@@ -96,11 +96,8 @@ class HunyuanVideo(Family):
         decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(local))
         return self._rows.gather(decoded) if self._rows else decoded
 
-    def share_rows(self, axis: Axis) -> None:
-        self._rows = RowShards(axis, self.vae.decoder, whole=(HunyuanVideoMidBlock3D,))
-
     @staticmethod
-    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> None:
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:
         """Video tokens are sharded behind the patch embedding and gathered after the output projection; every rank holds the text."""
         patch_frames = transformer.config.patch_size_t
 
@@ -114,8 +111,9 @@ class HunyuanVideo(Family):
         def gather_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return shards.gather(output, dim=1)
 
-        transformer.rope.register_forward_hook(shard_rotary)
-        transformer.x_embedder.register_forward_hook(shard_tokens)
-        transformer.proj_out.register_forward_hook(gather_output)
         joint = [(name, module) for name, module in transformer.named_modules() if name.endswith(".attn") and "refiner" not in name]
-        attend_together(transformer, joint, shards, kernel)
+        placed = attend_together(transformer, joint, shards, kernel)
+        placed.callback(transformer.rope.register_forward_hook(shard_rotary).remove)
+        placed.callback(transformer.x_embedder.register_forward_hook(shard_tokens).remove)
+        placed.callback(transformer.proj_out.register_forward_hook(gather_output).remove)
+        return placed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ...parallel.attention.kernels import Kernel
-from ...parallel.groups.axis import Axis
-from ...parallel.rows import RowShards
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
 from .family import Family, Prompt, attend_together, read_part
 
 
 class Wan(Family):
+    whole_frames: ClassVar[tuple[type[nn.Module], ...]] = (WanAttentionBlock,)
+
     def __init__(self, card: ModelCard, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, text_encoder: UMT5EncoderModel) -> None:
         self.card = card
         self.transformer = transformer
@@ -28,7 +29,6 @@ class Wan(Family):
         self.text_encoder = text_encoder
         self.tokenizer = AutoTokenizer.from_pretrained(card.path / "tokenizer")
         self.device = vae.device
-        self._rows: RowShards | None = None
 
     @classmethod
     def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Wan:
@@ -79,11 +79,8 @@ class Wan(Family):
             yield whole[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
         vae.clear_cache()
 
-    def share_rows(self, axis: Axis) -> None:
-        self._rows = RowShards(axis, self.vae.decoder, whole=(WanAttentionBlock,))
-
     @staticmethod
-    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> None:
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:
         """Tokens are sharded behind the patch embedding, with their rotary positions and timesteps a token, and gathered after the
         output projection, where a token has 64 channels instead of the model's width.
         """
@@ -106,9 +103,10 @@ class Wan(Family):
         def gather_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return shards.gather(output, dim=1)
 
-        transformer.rope.register_forward_hook(shard_rotary)
-        transformer.patch_embedding.register_forward_hook(shard_tokens)
-        transformer.condition_embedder.register_forward_pre_hook(shard_timesteps, with_kwargs=True)
-        transformer.proj_out.register_forward_hook(gather_output)
         self_attention = [(name, module) for name, module in transformer.named_modules() if name.endswith(".attn1")]
-        attend_together(transformer, self_attention, shards, kernel)
+        placed = attend_together(transformer, self_attention, shards, kernel)
+        placed.callback(transformer.rope.register_forward_hook(shard_rotary).remove)
+        placed.callback(transformer.patch_embedding.register_forward_hook(shard_tokens).remove)
+        placed.callback(transformer.condition_embedder.register_forward_pre_hook(shard_timesteps, with_kwargs=True).remove)
+        placed.callback(transformer.proj_out.register_forward_hook(gather_output).remove)
+        return placed

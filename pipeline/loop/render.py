@@ -13,7 +13,6 @@ from torch import Tensor
 from ...cache import Cached, Recipe, Replay, Shards, Trace, enable_cache
 from ...parallel.attention.kernels import Kernel, NativeKernel, XfuserKernel
 from ...parallel.groups.mesh import Mesh
-from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
 from ..families import FAMILIES
 from ..families.weights import offload_weights, shard_weights
@@ -38,26 +37,37 @@ class Renderer:
 
     def __init__(self, card: ModelCard, options: ModelOptions | None = None, *, device: str = "cpu", mesh: Mesh | None = None) -> None:
         """Raises ValueError, before any weight is read, for options that this machine or mesh does not allow."""
-        self.options = options or ModelOptions()
-        self.mesh = mesh or Mesh()
+        self.options, mesh = options or ModelOptions(), mesh or Mesh()
         self.cached: Cached | None = None  # of the running take
         self._running: tuple[Denoising, str] | None = None  # with its film key
-        kernel: Kernel = XfuserKernel() if self.options.kernel == "xfuser" else NativeKernel(self.options.attention_backend)
-        self.options.check(self.mesh.sequence.size)
+        self._kernel: Kernel = XfuserKernel() if self.options.kernel == "xfuser" else NativeKernel(self.options.attention_backend)
+        self.options.check(mesh.sequence.size)
         where = torch.device(device)
         held = torch.device("cpu") if self.options.shard == "gang" or self.options.offload == "blocks" else where
         self.family = FAMILIES[card.family].load(card, getattr(torch, self.options.dtype), where, held)
-        self._place_weights(where)
+        self._place_weights(where, mesh)
         if self.options.attention_backend is not None:  # for cross-attention as well, which is never sharded
             self.family.transformer.set_attention_backend(self.options.attention_backend)
-        if self.mesh.sequence.size > 1 or self.options.kernel == "xfuser":
-            self.family.shard(self.family.transformer, TokenShards(self.mesh, by_frames=self.options.layout == "frames"), kernel)
-        if self.mesh.size > 1:
-            self.family.share_rows(self.mesh.gang)
+        self._bind(mesh)
 
-    def _place_weights(self, device: torch.device) -> None:
+    def bind(self, mesh: Mesh) -> None:
+        """Between two takes: be one rank of another mesh from now on, with the model that is loaded; of `Mesh()`, to be alone. Nothing keeps
+        the mesh before. Raises ValueError for a model whose weights keep their process group (`ModelOptions.can_rebind`), and for degrees
+        that it cannot be shared by.
+        """
+        if not self.options.can_rebind:
+            raise ValueError("model.shard is gang: the weights are shared out over one process group for good; load the model again in another one.")
+        assert self._running is None, "a take is running"
+        self.family.unbind()
+        self._bind(mesh)
+
+    def _bind(self, mesh: Mesh) -> None:
+        self.family.bind(mesh, self._kernel, by_frames=self.options.layout == "frames")
+        self.mesh = mesh
+
+    def _place_weights(self, device: torch.device, mesh: Mesh) -> None:
         if self.options.shard == "gang":
-            shard_weights(self.family.transformer, self.mesh.sequence, device)
+            shard_weights(self.family.transformer, mesh.sequence, device)
         if self.options.offload == "blocks":
             self._offloaded = offload_weights(self.family.transformer, device)
 
