@@ -68,8 +68,8 @@ _HELD = """
 import ctypes, sys
 from pathlib import Path
 import torch
-from longtake.pipeline.card import read_card
-from longtake.pipeline.render import Renderer
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.render import Renderer
 family = Renderer(read_card(sys.argv[1])).family
 def held(num_latents):
     sizes = []

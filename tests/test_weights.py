@@ -49,9 +49,9 @@ def test_offloaded_weights_render_the_same_film(tiny_wan: Path, tiny_hunyuan: Pa
 _RESIDENT = """
 import ctypes, os, sys
 import psutil, torch
-from longtake.pipeline.card import read_card
-from longtake.pipeline.render import Renderer
-from longtake.pipeline.weights import offload_weights, weight_bytes
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.render import Renderer
+from longtake.pipeline.families.weights import offload_weights, weight_bytes
 family = Renderer(read_card("demo")).family
 def resident():
     ctypes.CDLL("libc.so.6").malloc_trim(0)
