@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,14 @@ def test_a_signal_while_ray_starts_leaves_nothing(stage: str) -> None:
 
 
 def _order(folder: Path, **changes: Any) -> Order:
-    take = tiny_take(num_frames=17, guidance_scale=1.0, prompts=tiny_take().prompts[:1], timeline=TimelineSettings("full", 0, 0), **changes)
+    whole = {"num_frames": 17, "guidance_scale": 1.0, "prompts": tiny_take().prompts[:1], "timeline": TimelineSettings("full", 0, 0)}
+    take = tiny_take(**{**whole, **changes})
     return Order(take, None, None, "device", "", folder, folder / "preview.jpg", Fraction(8), 1, True, {})
 
 
 @contextmanager
-def _loaded(model: Path, config: ParallelConfig) -> Iterator[Gang]:
-    with Gang(TWO, config, "cpu") as gang:
+def _loaded(model: Path, config: ParallelConfig, degrees: Degrees = TWO) -> Iterator[Gang]:
+    with Gang(degrees, config, "cpu") as gang:
         gang.load(read_card(str(model)), ModelOptions(), with_preview=True)
         yield gang
 
@@ -164,6 +166,63 @@ def test_what_cannot_be_written_fails_the_take(ray_driver: str, tiny_wan: Path, 
             list(gang.render(_order(tmp_path)))
         assert (failed.value.rank, failed.value.step, failed.value.died) == (0, 6, False)
         assert failed.value.cause.startswith("IsADirectoryError")
+
+
+class _FailingRank(Rank):
+    """Counts how often it loads; raises on rank 1, in the midst of a step, for takes of that name."""
+
+    def load(self, *args: Any) -> Loaded:
+        self._loads = getattr(self, "_loads", 0) + 1
+        return super().load(*args)
+
+    def loads(self) -> int:
+        return self._loads
+
+    def render(self, order: Order) -> Iterator[Report]:
+        calls, block = count(), self._renderer.family.transformer.blocks[1]
+
+        def fail(*_: object) -> None:
+            if next(calls) == 2 and self.rank == 1 and order.take.name == "raises":
+                raise ZeroDivisionError("in a block")
+
+        hook = block.register_forward_pre_hook(fail)
+        try:
+            yield from super().render(order)
+        finally:
+            hook.remove()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("degrees", [TWO, pytest.param(Degrees(cfg_degree=2, ring_degree=2), marks=pytest.mark.slow)], ids=str)
+def test_a_gang_goes_on_after_a_failed_take(
+    ray_driver: str, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, degrees: Degrees
+) -> None:
+    """On one rank, on all of them and on rank 0 alone, behind the last collective; the next film is that of a fresh gang, without loading."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("longtake.jobs.gang.gang.Rank", _FailingRank)
+    films = []
+    with _loaded(tiny_wan, ParallelConfig(threads=1), degrees) as gang:
+        for failing, said in (("raises", "ZeroDivisionError: in a block"), ("diverges", "not finite"), ("written", "IsADirectoryError"), (None, "")):
+            folder = tmp_path / str(failing)
+            folder.mkdir()
+            assert isinstance(list(gang.render(_order(folder, guidance_scale=4.0)))[-1], TakeReport)
+            films.append((folder / "latents.safetensors").read_bytes())
+            if failing is None:
+                break
+            with pytest.raises(GangError, match=said) as failed:
+                (folder / "bad" / "latents.safetensors").mkdir(parents=True)
+                list(gang.render(_order(folder / "bad", name=failing, guidance_scale=1e38 if failing == "diverges" else 4.0)))
+            assert not failed.value.died
+            assert gang.can_reform
+            gang.reform()
+        assert ray.get([actor.loads.remote() for actor in gang._ranks]) == [1] * degrees.num_ranks
+        assert films == films[:1] * 4
+        ray.kill(gang._ranks[1])
+        with pytest.raises(GangError, match="Rank 1 died while leaving") as died:
+            gang.reform()
+        assert (died.value.rank, died.value.died, gang.can_reform) == (1, True, False)
+        with pytest.raises(GangError, match="Rank 1 died and cannot join another process group"):
+            gang.reform()
 
 
 @pytest.mark.ray

@@ -37,3 +37,7 @@ class BackgroundFiles:
         for future in self._pending.values():
             future.cancel()
         self._pending.clear()
+
+    def wait(self) -> None:
+        """Until nothing is being written any more, of takes that were dropped either."""
+        self._thread.submit(lambda: None).result()

@@ -43,6 +43,8 @@ class Gang:
         self._group: PlacementGroup | None = None
         self._ranks: list[Any] = []
         self._seats: list[Seat] = []
+        self._options = ModelOptions()
+        self._dead: Failure | None = None  # a rank that is known to have died
         self.step = 0
 
     def __enter__(self) -> Gang:
@@ -83,6 +85,7 @@ class Gang:
 
     def load(self, card: ModelCard, options: ModelOptions, *, with_preview: bool) -> list[Loaded]:
         """Every rank loads the model; returns what each has to say, in rank order. with_preview: takes are to be previewed."""
+        self._options = options
         return self._all([actor.load.remote(card, options, with_preview) for actor in self._ranks], "while loading the model")
 
     def probe(self) -> list[Link]:
@@ -100,6 +103,26 @@ class Gang:
                 self.step = event.step
             if event is not None:
                 yield event
+
+    @property
+    def can_reform(self) -> bool:
+        """Whether `reform` may be asked for after a failed take: no rank is known to have died, and the model can be bound again."""
+        return self._dead is None and self._options.can_rebind
+
+    def reform(self) -> None:
+        """After a failed take: the same ranks, with the model that they hold, leave what is left of their process group and form a new one.
+
+        Returns once every rank has ended that take and writes nothing of it any more. Raises GangError where `can_reform` is False, and where
+        a rank fails or dies meanwhile: the gang is of no use then.
+        """
+        if self._dead is not None:
+            raise gang_error([self._dead], "and cannot join another process group", None)
+        if not self._options.can_rebind:
+            raise GangError(
+                "The gang cannot form another process group: model.shard is gang, and the weights keep the one that they are shared over."
+            )
+        self._all([actor.leave.remote() for actor in self._ranks], "while leaving its process group")
+        self._connect()
 
     def _place(self) -> None:
         needed = {"GPU": 1.0, "CPU": 1.0} if self.device == "cuda" else {"CPU": 1.0}
@@ -155,7 +178,9 @@ class Gang:
         try:
             return rank, _answer(source, waiting)
         except RayError as error:
-            raise gang_error(_failures(_failure(rank, error), waiting), when, step) from None
+            failures = _failures(_failure(rank, error), waiting)
+            self._dead = self._dead or next((failure for failure in failures if failure.kind is FailureKind.DIED), None)
+            raise gang_error(failures, when, step) from None
 
 
 def _failures(first: Failure, waiting: dict[Any, int]) -> list[Failure]:

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but missing from its __all__
 
 from ...parallel.groups.degrees import Degrees
-from ...parallel.groups.mesh import Mesh, leaving_on_error
+from ...parallel.groups.mesh import Mesh, leave_gang, leaving_on_error
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.film.film import ContactSheet, FilmWriter, check_encoder
 from ...pipeline.film.preview import Preview
@@ -38,12 +38,14 @@ _VERSIONED = ("longtake", "torch", "diffusers", "transformers", "ray")
 class Rank:
     """Methods run one at a time. max_restarts=0: a gang that lost a rank is rebuilt by the driver, never behind its back.
 
-    Whatever a method raises, the rank leaves its gang at once, so that the others do not wait for it.
+    Whatever a method raises, the rank leaves its process group at once, so that the others do not wait for it. It keeps its model, and may
+    join another group after `leave`.
     """
 
     def __init__(self, rank: int, num_ranks: int, device: str) -> None:
         self.rank, self.num_ranks, self.device = rank, num_ranks, device
         self._mesh = Mesh()
+        self._renderer: Renderer | None = None
         self._preview: Preview | None = None
         self._files = BackgroundFiles()
 
@@ -63,13 +65,24 @@ class Rank:
 
     @leaving_on_error()
     def join(self, address: str, port: int, timeout: float, degrees: Degrees) -> None:
-        """Form the gang's process group: NCCL on CUDA, gloo elsewhere."""
+        """Form the gang's process group, NCCL on CUDA, gloo elsewhere, and bind the model to it where one is loaded."""
         limit = timedelta(seconds=timeout)
         store = self._store if self.rank == 0 else TCPStore(address, port, self.num_ranks, is_master=False, timeout=limit)
         backend = "nccl" if self.device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.num_ranks, timeout=limit)
         assert dist.group.WORLD is not None
         self._mesh = Mesh(degrees, dist.group.WORLD)
+        if self._renderer is not None:
+            self._renderer.bind(self._mesh)
+
+    @leaving_on_error()
+    def leave(self) -> None:
+        """Leave the gang's process group, or what is left of it. What a failed take began to write is written by the end."""
+        self._files.wait()
+        self._mesh = Mesh()
+        if self._renderer is not None:
+            self._renderer.bind(self._mesh)
+        leave_gang()
 
     @leaving_on_error()
     def load(self, card: ModelCard, options: ModelOptions, with_preview: bool) -> Loaded:
@@ -117,6 +130,7 @@ class Rank:
                 self._files.drop()
 
     def _render(self, order: Order) -> Iterator[Report]:
+        assert self._renderer is not None, "render() before load()"
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
         forget_peak(self.device)
