@@ -189,10 +189,16 @@ class Driver:
     def _fail(self, planned: PlannedTake, gang: Gang, error: GangError) -> Iterator[Event]:
         """A take that failed. Where all ranks live they form their group anew, and the job goes on with the next take."""
         yield self._tell(TakeChanged, take=planned.take.name, state=TakeState.FAILED, cause=str(error))
-        with uninterrupted():
-            gang.close()
+        try:
+            if not gang.can_reform:
+                raise error
+            gang.reform()
             sweep(planned.folder)
-        raise error
+        except BaseException:
+            with uninterrupted():
+                gang.close()
+                sweep(planned.folder)
+            raise
 
     def _order(self, planned: PlannedTake, gang: Gang, loaded: Loaded, staging: Path) -> Order:
         plan, take = self.plan, planned.take
@@ -214,7 +220,7 @@ class Driver:
     def _manifest(self, planned: PlannedTake, gang: Gang, loaded: Loaded, finished: TakeReport, seconds: float) -> Manifest:
         """seconds: that the take needed in all."""
         plan = self.plan
-        stages = {**finished.seconds, "take": seconds, "loading": loaded.seconds}
+        stages = {"load": loaded.seconds, **finished.seconds, "take": seconds}
         return Manifest(
             take=planned.take.name,
             state="done",
@@ -229,6 +235,7 @@ class Driver:
             versions=loaded.versions,
             seconds={stage: round(value, 3) for stage, value in stages.items()},
             decisions=finished.decisions,
+            speedup=finished.speedup,
             cache_bytes=finished.cache_bytes,
             peak_memory_bytes=finished.peak_memory_bytes,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

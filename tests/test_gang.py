@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -21,6 +22,7 @@ import psutil
 import pytest
 import ray
 import torch
+from longtake.cache import Trace, load_recipe
 from longtake.jobs.cli.app import app
 from longtake.jobs.cluster import AddressError, ray_cluster, usable_cores
 from longtake.jobs.gang.failures import Failure, FailureKind, GangError, gang_error
@@ -28,7 +30,7 @@ from longtake.jobs.gang.gang import Gang
 from longtake.jobs.gang.memory import forget_peak, peak_bytes
 from longtake.jobs.gang.orders import Order
 from longtake.jobs.gang.rank import Rank
-from longtake.jobs.gang.reports import DecodeReport, Loaded, Report, TakeReport
+from longtake.jobs.gang.reports import DecodeReport, Loaded, Report, TakeReport, computed_share
 from longtake.jobs.settings.config import ParallelConfig
 from longtake.parallel.groups.degrees import Degrees
 from longtake.pipeline.checkpoint.card import read_card
@@ -223,6 +225,32 @@ def test_a_gang_goes_on_after_a_failed_take(
         assert (died.value.rank, died.value.died, gang.can_reform) == (1, True, False)
         with pytest.raises(GangError, match="Rank 1 died and cannot join another process group"):
             gang.reform()
+
+
+@pytest.mark.ray
+def test_a_take_with_a_cache_is_reported_on(ray_driver: str, tiny_wan: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("interval")
+    with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang:
+        *_, plain = gang.render(_order(tmp_path))
+        assert not (tmp_path / "decisions.png").exists()
+        *_, cached = gang.render(replace(_order(tmp_path, num_inference_steps=8), recipe=recipe))
+    assert isinstance(plain, TakeReport)
+    assert isinstance(cached, TakeReport)
+    for report in (plain, cached):
+        assert list(report.seconds) == ["encode", "denoise", "decode", "write"]
+        assert all(seconds > 0 for seconds in report.seconds.values())
+    assert (plain.speedup, computed_share(plain.decisions)) == (None, 1.0)
+    assert cached.speedup is not None
+    assert cached.speedup > 0
+    assert computed_share(cached.decisions) == cached.decisions["compute"] / 8 < 1
+    trace = Trace.load(tmp_path / "trace.json")
+    trace.plot(tmp_path / "again.png")
+    assert (tmp_path / "decisions.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_a_call_that_is_computed_in_part_counts_as_half() -> None:
+    assert computed_share({"compute": 2, "partial": 4, "reuse": 4}) == 0.4
+    assert computed_share({"compute": 0, "reuse": 4}) == 0.0
 
 
 @pytest.mark.ray

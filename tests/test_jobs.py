@@ -237,11 +237,14 @@ def test_a_job_end_to_end(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> N
         folder = tmp_path / "out" / name
         info = probe(folder / "film.mp4")
         assert (info.width, info.height, info.num_frames, info.fps) == (32, 32, num_frames, 8)
-        files = {"film.mp4", "manifest.json", "trace.json", "thumbnail.jpg", "contact_sheet.jpg", "preview.jpg"}
+        files = {"film.mp4", "manifest.json", "trace.json", "decisions.png", "thumbnail.jpg", "contact_sheet.jpg", "preview.jpg"}
         assert {path.name for path in folder.iterdir()} == files
         manifest = read_manifest(folder)
         assert manifest is not None
         assert (manifest.ranks, manifest.threads, manifest.device) == (2, 1, "cpu")
+        assert list(manifest.seconds) == ["load", "encode", "denoise", "decode", "write", "take"]
+        assert sum(manifest.seconds[stage] for stage in ("encode", "denoise", "decode", "write")) <= manifest.seconds["take"]
+        assert manifest.speedup is not None
         windows = 1 if num_frames == 17 else 3
         assert sum(manifest.decisions.values()) == windows * 2 * 6
         assert len(json.loads((folder / "trace.json").read_text())["entries"]) == windows * 2 * 6

@@ -13,8 +13,10 @@ _NAME = "manifest.json"
 
 
 class Manifest(BaseModel):
-    """delivery_key: of the film file, empty while it is being replaced and where longtake had none yet. seconds: by stage. threads: CPU
-    threads a rank. decisions: how many of each kind. state is `done` once the film is whole.
+    """delivery_key: of the film file, empty while it is being replaced and where longtake had none yet. seconds: by stage, `load` (of the
+    model, once a job), `encode`, `denoise`, `decode`, `write`, and `take`, all of it but loading. threads: CPU threads a rank. decisions:
+    how many of each kind. speedup: what the cache saved of `denoise`, measured in the take; None without a cache. state is `done` once the
+    film is whole.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -33,6 +35,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     seconds: dict[str, float]
     decisions: dict[str, int]
+    speedup: float | None = None
     cache_bytes: int
     peak_memory_bytes: int
     finished: str

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import ray
@@ -17,13 +19,16 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but missing from its __all__
 
+from ...cache import Trace
 from ...parallel.groups.degrees import Degrees
 from ...parallel.groups.mesh import Mesh, leave_gang, leaving_on_error
 from ...pipeline.checkpoint.card import ModelCard
+from ...pipeline.families import Family
 from ...pipeline.film.film import ContactSheet, FilmWriter, check_encoder
 from ...pipeline.film.preview import Preview
 from ...pipeline.loop.denoise import Step
 from ...pipeline.loop.render import Rendered, Renderer
+from ...pipeline.loop.timing import Timed, clock
 from ...pipeline.options import ModelOptions
 from ...pipeline.versions import package_versions
 from ..cluster import usable_cores
@@ -134,40 +139,36 @@ class Rank:
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
         forget_peak(self.device)
-        began = time.monotonic()
         for step in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place):
-            if isinstance(step, Rendered):
-                denoised = time.monotonic()
+            if isinstance(step, Step):
                 if self.rank == 0:
-                    yield from self._deliver(order, step)
-                    seconds = {"denoising": denoised - began, "decoding": time.monotonic() - denoised}
-                    decisions = step.trace.summary() if step.trace else {}
-                    yield TakeReport(seconds, decisions, step.cache_bytes, peak_bytes(self.device))
-                else:
-                    for _ in self._renderer.family.decode(step.latents):
-                        pass
+                    self._show(order, step)
+                    yield StepReport(step.index + 1, step.num_inference_steps, self._renderer.decisions)
             elif self.rank == 0:
-                self._show(order, step)
-                yield StepReport(step.index + 1, step.num_inference_steps, self._renderer.decisions)
+                yield from self._deliver(order, step, self._renderer.family)
+            else:
+                for _ in self._renderer.family.decode(step.latents):
+                    pass
 
     def _show(self, order: Order, step: Step) -> None:
         if order.preview_every and (step.index + 1) % order.preview_every == 0:
             assert self._preview is not None, "the model was loaded without previews"
             self._files.write(order.preview, partial(self._preview.jpeg, step.clean))
 
-    def _deliver(self, order: Order, rendered: Rendered) -> Iterator[DecodeReport]:
+    def _deliver(self, order: Order, rendered: Rendered, family: Family) -> Iterator[DecodeReport | TakeReport]:
         """Decode and write in chunks: memory does not grow with the number of frames. What the other ranks wait for meanwhile is the
         writing of one chunk, as long as ffmpeg takes to encode it: storage that stops for longer than collective_timeout fails the take.
         """
-        take, folder = order.take, order.folder
+        take, folder, began = order.take, order.folder, clock(family.device)
         if order.save_latents:
             self._files.write(folder / "latents.safetensors", lambda: save({"latents": rendered.latents.cpu().contiguous()}))
         if rendered.trace:
             self._files.write(folder / "trace.json", replace(rendered.trace, model=order.model).to_json)
+            self._files.write(folder / "decisions.png", partial(_picture, rendered.trace))
         sheet = ContactSheet(take.num_frames)
-        written = 0
+        written, chunks = 0, Timed(family.decode(rendered.latents), family.device)
         with FilmWriter(folder / "film.mp4", width=take.width, height=take.height, fps=order.fps, metadata=order.metadata) as film:
-            for chunk in self._renderer.family.decode(rendered.latents):
+            for chunk in chunks:
                 frames = chunk.mul(255).round().byte().cpu().numpy()
                 film.write(frames)
                 sheet.add(frames)
@@ -176,3 +177,20 @@ class Rank:
         sheet.save(folder / "contact_sheet.jpg")
         sheet.thumbnail(folder / "thumbnail.jpg")
         self._files.finish()
+        decode = sum(chunks.seconds)
+        seconds = {
+            "encode": rendered.encode_seconds,
+            "denoise": rendered.denoise_seconds,
+            "decode": decode,
+            "write": clock(family.device) - began - decode,
+        }
+        decisions = rendered.trace.summary() if rendered.trace else {}
+        yield TakeReport(seconds, decisions, rendered.cache_bytes, peak_bytes(self.device), rendered.speedup)
+
+
+def _picture(trace: Trace) -> bytes:
+    """The trace drawn, as a PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "decisions.png"
+        trace.plot(path)
+        return path.read_bytes()

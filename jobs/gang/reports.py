@@ -33,19 +33,32 @@ class DecodeReport:
 
 @dataclass(frozen=True)
 class TakeReport:
-    """The film and all that belongs to it are whole. seconds: by stage; cache_bytes: held by this rank's cache at the end of the take;
-    peak_memory_bytes: the most that this rank held during the take, on its accelerator or, on the CPU, in all.
+    """The film and all that belongs to it are whole.
+
+    seconds: spent by this rank on each stage: `encode` (the texts), `denoise` (the steps), `decode` (latents to frames) and `write` (ffmpeg,
+    pictures and files). cache_bytes: held by this rank's cache at the end of the take. peak_memory_bytes: the most that this rank held
+    during the take, on its accelerator or, on the CPU, in all. speedup: what the cache saved, how many times as fast the steps were as
+    computing all of each; None without a cache.
     """
 
     seconds: dict[str, float]
     decisions: dict[str, int]
     cache_bytes: int
     peak_memory_bytes: int
+    speedup: float | None
+
+
+def computed_share(decisions: dict[str, int]) -> float:
+    """Share of a take's model calls that were computed, 0..1; one that was computed in part counts as half. decisions: how many of each
+    kind; none without a cache, which computes all.
+    """
+    total = sum(decisions.values())
+    return (decisions["compute"] + decisions.get("partial", 0) / 2) / total if total else 1.0
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A rank has its model. versions: of the packages that may change a film."""
+    """A rank has its model. seconds: spent on loading it. versions: of the packages that may change a film."""
 
     rank: int
     node: str

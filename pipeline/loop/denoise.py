@@ -16,6 +16,7 @@ from ...parallel.groups.mesh import Mesh
 from ..families import Family
 from ..noise import NOISES
 from ..take import Take
+from .timing import clock
 
 BRANCHES = ("cond", "uncond")
 
@@ -37,8 +38,8 @@ class Denoising:
     """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike. Raises
     FloatingPointError behind the last step, on every rank, if they are not finite.
 
-    index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. cached: the cache on this
-    family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
+    index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. encode_seconds: spent on encoding
+    the texts. cached: the cache on this family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
     are spread over its axes here, tokens inside the family.
     """
 
@@ -46,9 +47,11 @@ class Denoising:
         card, stride = family.card, family.card.spatial_stride
         self.family, self.take, self.cached, self.mesh = family, take, cached, mesh
         self.timeline = take.timeline_for(card)
+        began = clock(family.device)
         self._prompts = [family.encode_prompt(take.prompt_at(window.centre, card)) for window in self.timeline.windows]
         self._is_guided = take.is_guided(card)
         self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
+        self.encode_seconds = clock(family.device) - began
         self._both = [{name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for prompt in self._prompts]
         self.scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
         if cached is not None:
