@@ -156,7 +156,7 @@ def test_leaving_the_iterator_stops_the_job_and_it_goes_on_later(ray_cluster: st
     assert [take.state for take in again.takes] == [TakeState.DONE] * 2
     assert sum(line["event"] == "take_changed" and line["state"] == "running" for line in lines(tmp_path / "out")) == 3
     shown = run_here("render", _written(tmp_path, tiny_wan))
-    assert re.search(r"^take +frames +seconds +computed +speed-up +film\none +17 +[\d.]+ +all +- +.*one/film.mp4\ntwo ", shown.stdout, re.MULTILINE)
+    assert re.search(r"^take +frames +seconds +computed +speed-up +film\none +17 +[\d.]+ +100% +- +.*one/film.mp4\ntwo ", shown.stdout, re.MULTILINE)
 
 
 def _written(folder: Path, model: Path) -> str:

@@ -25,12 +25,13 @@ import torch
 from longtake.cache import Trace, load_recipe
 from longtake.jobs.cli.app import app
 from longtake.jobs.cluster import AddressError, ray_cluster, usable_cores
+from longtake.jobs.folder.manifest import computed_share
 from longtake.jobs.gang.failures import Failure, FailureKind, GangError, gang_error
 from longtake.jobs.gang.gang import Gang
 from longtake.jobs.gang.memory import forget_peak, peak_bytes
 from longtake.jobs.gang.orders import Order
 from longtake.jobs.gang.rank import Rank
-from longtake.jobs.gang.reports import DecodeReport, Loaded, Report, TakeReport, computed_share
+from longtake.jobs.gang.reports import DecodeReport, Loaded, Report, TakeReport
 from longtake.jobs.settings.config import ParallelConfig
 from longtake.parallel.groups.degrees import Degrees
 from longtake.pipeline.checkpoint.card import read_card

@@ -83,13 +83,12 @@ def _row(take: TakeResult) -> tuple[str, ...]:
         what = "failed" if take.state.value == "failed" else "not rendered"
         return take.name, "-", "-", "-", "-", f"{what}{f': {take.cause}' if take.cause else ''}"
     manifest = take.manifest
-    share, speedup = getattr(manifest, "computed", None), getattr(manifest, "speedup", None)
     return (
         take.name,
         str(manifest.config["take"]["num_frames"]),
         f"{manifest.seconds['take']:.1f}",
-        "all" if share is None else f"{share:.0%}",
-        "-" if speedup is None else f"{speedup:.1f}x",
+        f"{manifest.computed:.0%}",
+        "-" if manifest.speedup is None else f"{manifest.speedup:.1f}x",
         _near(take.film),
     )
 

@@ -12,6 +12,14 @@ from ...pipeline.files import write_atomic
 _NAME = "manifest.json"
 
 
+def computed_share(decisions: dict[str, int]) -> float:
+    """Share of model calls that were computed, 0..1; one that was computed in part counts as half. decisions: how many of each kind; none
+    without a cache, which computes all.
+    """
+    calls = sum(decisions.values())
+    return (decisions["compute"] + decisions.get("partial", 0) / 2) / calls if calls else 1.0
+
+
 class Manifest(BaseModel):
     """delivery_key: of the film file, empty while it is being replaced and where longtake had none yet. seconds: by stage, `load` (of the
     model, once a job), `encode`, `denoise`, `decode`, `write`, and `take`, all of it but loading. threads: CPU threads a rank. decisions:
@@ -39,6 +47,11 @@ class Manifest(BaseModel):
     cache_bytes: int
     peak_memory_bytes: int
     finished: str
+
+    @property
+    def computed(self) -> float:
+        """Share of the take's model calls that were computed, 0..1."""
+        return computed_share(self.decisions)
 
     def write(self, folder: Path) -> None:
         write_atomic(folder / _NAME, self.model_dump_json(indent=2))

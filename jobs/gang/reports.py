@@ -48,14 +48,6 @@ class TakeReport:
     speedup: float | None
 
 
-def computed_share(decisions: dict[str, int]) -> float:
-    """Share of a take's model calls that were computed, 0..1; one that was computed in part counts as half. decisions: how many of each
-    kind; none without a cache, which computes all.
-    """
-    total = sum(decisions.values())
-    return (decisions["compute"] + decisions.get("partial", 0) / 2) / total if total else 1.0
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A rank has its model. seconds: spent on loading it. versions: of the packages that may change a film."""
