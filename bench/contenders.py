@@ -16,7 +16,7 @@ import numpy as np
 
 from ..cache import Recipe, enable_cache, load_recipe
 from ..cache.recipe import knobs
-from ..cache.recipe.recipe import recipe_names
+from ..cache.recipe.read import recipe_names
 from ..pipeline.calibration.calibrate import calibrate, calibrate_each, calibration_takes
 from ..pipeline.loop.render import Renderer
 from ..pipeline.take import Take

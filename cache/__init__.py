@@ -3,7 +3,8 @@
 A recipe combines the three. Nothing here knows models or ranks: tensors and partial sums in, decisions and tensors out.
 """
 
-from .recipe.recipe import Recipe, load_recipe
+from .recipe.read import load_recipe
+from .recipe.recipe import Recipe
 from .run.enable import Cached, Shards, enable_cache
 from .trace.trace import Replay, Trace, TraceEntry
 

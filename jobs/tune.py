@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from ..cache import Recipe, load_recipe
+from ..cache.recipe.calibration import Calibration
 from ..cache.recipe.config import suggestion
 from ..cache.recipe.knobs import describe_knobs
-from ..cache.recipe.recipe import Calibration, recipe_names
+from ..cache.recipe.read import recipe_names
 from ..pipeline.files import check_target, write_atomic
 from ..pipeline.options import ModelOptions
 from ..pipeline.recipes.caching import check_recipe, find_recipe

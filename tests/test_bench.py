@@ -17,7 +17,7 @@ from longtake.bench.journal import Journal
 from longtake.bench.pool import GlooPool
 from longtake.bench.stock import GUIDANCE_SCALE, Studio, clips, moving_region, psnr
 from longtake.cache import load_recipe
-from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.recipe.read import recipe_names
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.loop.render import Renderer
 from longtake.pipeline.take import Take

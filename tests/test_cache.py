@@ -15,7 +15,7 @@ from longtake.cache import Recipe, Replay, Shards, Trace, enable_cache, load_rec
 from longtake.cache.decision import Decision
 from longtake.cache.model.stack import CachedStack
 from longtake.cache.recipe.budget import describe_collectives
-from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.recipe.read import recipe_names
 from longtake.cache.state.storage import Storage
 from longtake.jobs.cli.app import app
 from longtake.parallel.groups.degrees import Degrees

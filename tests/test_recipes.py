@@ -11,11 +11,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from longtake.cache import Recipe, Trace
+from longtake.cache import Recipe, Trace, load_recipe
 from longtake.cache.decision import Decision
 from longtake.cache.predictors import PREDICTORS
+from longtake.cache.recipe.calibration import Calibration
 from longtake.cache.recipe.config import read_config
-from longtake.cache.recipe.recipe import ABSCISSAE, BRANCHES, Calibration, Choice, Guards, Part
+from longtake.cache.recipe.guards import Guards
+from longtake.cache.recipe.part import Choice, Part
+from longtake.cache.recipe.recipe import ABSCISSAE, BRANCHES
 from longtake.cache.sites import SITES
 from longtake.cache.triggers import TRIGGERS
 from longtake.pipeline.checkpoint.card import read_card
@@ -90,6 +93,14 @@ def test_no_setting_takes_a_number_that_is_none(number: Any) -> None:
                 with pytest.raises(ValueError, match=rf"the part: {setting.name}.* is -?(nan|inf); it must be a finite number"):
                     read_config(config_class, {**valid, setting.name: broken}, "the part")
     assert tried > 40
+
+
+@pytest.mark.parametrize("broken", [{"trigger": "interval"}, {"trigger": None}, {"fits": [1]}, {"fits": "x"}, {"parts": 3}])
+@pytest.mark.parametrize("part", ["trigger", "guards"])
+def test_what_is_no_mapping_is_refused_where_a_job_changes_it_too(broken: dict[str, Any], part: str) -> None:
+    recipe = {"trigger": {"name": "interval", "interval": 2}, "site": {"name": "stack"}, "predictor": {"name": "reuse"}, **broken}
+    with pytest.raises(ValueError, match=r"[Rr]ecipe"):
+        load_recipe(recipe, {part: {"interval": 3} if part == "trigger" else {"first_steps": 2}})
 
 
 def _assert_well_formed(trace: Trace) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe, load_recipe
-from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.recipe.read import recipe_names
 from longtake.cache.state import saving
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh

@@ -15,8 +15,9 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Recipe, load_recipe
+from longtake.cache.recipe.calibration import Calibration
 from longtake.cache.recipe.knobs import KNOBS, describe_knobs, ladder
-from longtake.cache.recipe.recipe import Calibration, recipe_names
+from longtake.cache.recipe.read import recipe_names
 from longtake.cache.triggers import TRIGGERS
 from longtake.jobs.cli.app import app
 from longtake.jobs.settings.config import load_job

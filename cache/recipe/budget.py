@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from ..sites import ModelShape
 from ..state.storage import DTYPES, SCALE_BYTES, SCALED
-from .recipe import Part, Recipe
+from .part import Part
+from .recipe import Recipe
 
 
 def predict_bytes(recipe: Recipe, shape: ModelShape, num_segments: int, num_branches: int, itemsize: int) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .recipe import Part, Recipe
+from .part import Part
+from .recipe import Recipe
 
 _RUNGS_PER_OCTAVE = 4
 

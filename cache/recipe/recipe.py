@@ -4,166 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
 from itertools import combinations
-from math import ceil
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import yaml
-from omegaconf import MISSING
-
-from ..predictors import PREDICTORS, Predictor
-from ..sites import SITES, ModelShape, Site
+from ..sites import ModelShape
 from ..state.storage import DTYPES
-from ..triggers import TRIGGERS, Moment, Trigger
-from .config import check_count, read_config, suggestion
+from .calibration import Calibration
+from .config import read_config
+from .fit import Fit
+from .guards import Guards
+from .part import Part, RawPart, read_part
 
-Kind = TypeVar("Kind")
 ABSCISSAE = ("step", "sigma")
 # each: every branch for itself; cond: the conditional one for both (EasyCache); joint: from the signals of both, before either runs.
 BRANCHES = ("each", "cond", "joint")
 CATEGORIES = ("static", "timestep-adaptive", "layer-adaptive", "predictive", "hybrid")  # survey arXiv 2510.19755, section 3
-
-
-@dataclass(frozen=True)
-class Guards:
-    """Common to all recipes: steps that are computed whatever the trigger says.
-
-    first_steps, last_steps: computed at the start and the end of a take; below 1 they are shares of its steps. max_reused_steps: longest
-    run of reuse (0: no limit). max_risk: a predictor's own doubt (RACER's relative disagreement) from which a step is computed; the next
-    step that the trigger would have computed is then reused instead, unless it is in doubt as well (0: no limit).
-    """
-
-    first_steps: float = 1
-    last_steps: float = 1
-    max_reused_steps: int = 0
-    max_risk: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.first_steps <= 0:
-            raise ValueError(f"first_steps is {self.first_steps:g}; the first step can only be computed, so at least 1.")
-        check_count("first_steps", self.first_steps)
-        check_count("last_steps", self.last_steps)
-        if min(self.last_steps, self.max_reused_steps, self.max_risk) < 0:
-            raise ValueError(
-                f"last_steps={self.last_steps:g}, max_reused_steps={self.max_reused_steps} and max_risk={self.max_risk:g} must not be negative."
-            )
-
-    def num_computed(self, num_inference_steps: int) -> tuple[int, int]:
-        """How many first and last steps of a take are computed."""
-        first, last = (ceil(n * num_inference_steps) if n < 1 else int(n) for n in (self.first_steps, self.last_steps))
-        return first, last
-
-    def compel(self, moment: Moment, reused_run: int) -> bool:
-        """Whether this step must be computed. reused_run: how many steps in a row were reused just before it."""
-        first, last = self.num_computed(moment.num_inference_steps)
-        too_long = 0 < self.max_reused_steps <= reused_run
-        return too_long or moment.step < first or moment.step >= moment.num_inference_steps - last
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """model: hash of the model that was measured (pipeline.model_hash). num_inference_steps: of the takes, 0 if it fits any.
-    flow_shift: of their sigmas, None for the model's own.
-    """
-
-    model: str = ""
-    num_inference_steps: int = 0
-    flow_shift: float | None = None
-
-    def check(self, model: str, num_inference_steps: int, flow_shift: float | None, recipe: str) -> None:
-        """Raise ValueError, with the mend, for another model, number of steps or course of sigma."""
-        if model != self.model:
-            raise ValueError(f"Recipe '{recipe}' was calibrated for another model; run `longtake calibrate` on this one.")
-        self.check_steps(num_inference_steps, recipe)
-        if self.num_inference_steps and self.flow_shift != flow_shift:
-            stated = ("the model's own flow_shift" if shift is None else f"flow_shift {shift:g}" for shift in (self.flow_shift, flow_shift))
-            raise ValueError(
-                f"Recipe '{recipe}' was calibrated with {next(stated)}, the take has {next(stated)}; make them equal, or run `longtake calibrate` "
-                f"with the take's."
-            )
-
-    def check_steps(self, num_inference_steps: int, recipe: str) -> None:
-        """Raise ValueError, with the mend, for takes of another number of steps."""
-        if self.num_inference_steps not in (0, num_inference_steps):
-            raise ValueError(
-                f"Recipe '{recipe}' was calibrated for {self.num_inference_steps} steps, the take has {num_inference_steps}; make them equal, "
-                f"or run `longtake calibrate` with --steps {num_inference_steps}."
-            )
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Published numbers for one model, told by its width and number of blocks: changes to the recipe's parts."""
-
-    model: str = MISSING
-    dim: int = MISSING
-    num_blocks: int = MISSING
-    trigger: dict[str, Any] = field(default_factory=dict)
-    site: dict[str, Any] = field(default_factory=dict)
-    predictor: dict[str, Any] = field(default_factory=dict)
-    guards: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def changes(self) -> dict[str, dict[str, Any]]:
-        every = {"trigger": self.trigger, "site": self.site, "predictor": self.predictor, "guards": self.guards}
-        return {part: settings for part, settings in every.items() if settings}
-
-
-@dataclass(frozen=True)
-class Choice(Generic[Kind]):
-    """One registered part with its settings; `build` makes a fresh one."""
-
-    name: str
-    config: Any
-    kind: type[Kind]
-
-    def build(self) -> Kind:
-        return self.kind(self.config)  # type: ignore[call-arg]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self.config)}
-
-    def __str__(self) -> str:
-        settings = ", ".join(f"{key}={value}" for key, value in asdict(self.config).items() if value not in ([], ""))
-        return f"{self.name}({settings})" if settings else self.name
-
-
-@dataclass(frozen=True)
-class Part:
-    """One trigger at work on one site."""
-
-    trigger: Choice[Trigger]
-    site: Choice[Site]
-    predictor: Choice[Predictor]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"trigger": self.trigger.to_dict(), "site": self.site.to_dict(), "predictor": self.predictor.to_dict()}
-
-    def check(self, abscissa: str, branches: str) -> None:
-        """Raise ValueError, with the mend, for parts that do not go together: each declares what it needs of the others."""
-        trigger, site, predictor = self.trigger.build(), self.site.build(), self.predictor.build()
-        here = f"site '{self.site.name}'"
-        if predictor.needs_velocity and not site.keeps_velocity:
-            raise ValueError(f"predictor '{self.predictor.name}' foretells the model's output, which {here} does not keep; use output, keep: value.")
-        if trigger.needs_latents and site.sharded:
-            raise ValueError(f"trigger '{self.trigger.name}' compares the model's input and output, which {here} does not see; use site output.")
-        if trigger.needs_checks and not site.checks:
-            raise ValueError(f"trigger '{self.trigger.name}' judges checked forecasts, and {here} checks none; use stack with verify: true.")
-        if site.checks and not trigger.needs_checks:
-            raise ValueError(f"{here} checks forecasts, which trigger '{self.trigger.name}' does not judge; set site.verify to false.")
-        if trigger.needs_units and not site.keeps_units_apart:
-            raise ValueError(f"trigger '{self.trigger.name}' reuses half of the units, and {here} keeps one; use site blocks, or set turn to 0.")
-        if predictor.needs_abscissa not in ("", abscissa):
-            needed = predictor.needs_abscissa
-            raise ValueError(f"predictor '{self.predictor.name}' works along {needed}, and abscissa is '{abscissa}'; set it to {needed}.")
-        needs = {name: needed for name, needed in ((self.trigger.name, trigger.needs_branches), (self.site.name, site.needs_branches)) if needed}
-        if len(set(needs.values())) > 1:
-            raise ValueError(f"trigger '{self.trigger.name}' and {here} need other branches ({', '.join(needs.values())}); choose another of them.")
-        for name, needed in needs.items():
-            if branches != needed:
-                raise ValueError(f"'{name}' needs branches '{needed}', and branches is '{branches}'; set it to {needed}.")
 
 
 @dataclass(frozen=True)
@@ -207,7 +62,7 @@ class Recipe:
             name=raw.name,
             category=raw.category,
             paper=raw.paper,
-            parts=tuple(_read_part(part, where) for part in (raw.parts or [alone])),
+            parts=tuple(read_part(part, where) for part in (raw.parts or [alone])),
             guards=guards,
             abscissa=raw.abscissa,
             branches=raw.branches,
@@ -246,7 +101,7 @@ class Recipe:
         """
         fit = next((fit for fit in self.fits if (fit.dim, fit.num_blocks) == (dim, num_blocks)), None)
         if fit is not None:
-            return replace(load_recipe(self, fit.changes), calibrated=False, fits=())
+            return replace(Recipe.from_mapping(merged(self.to_dict(), fit.changes)), calibrated=False, fits=())
         if self.calibrated and self.calibration is None:
             raise ValueError(
                 f"Recipe '{self.name}' needs numbers that are measured on the model, and has none for this one ({num_blocks} blocks, dim {dim}); run "
@@ -292,14 +147,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class _RawPart:
-    trigger: dict[str, Any] = field(default_factory=dict)
-    site: dict[str, Any] = field(default_factory=dict)
-    predictor: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _RawRecipe(_RawPart):
+class _RawRecipe(RawPart):
     name: str = "unnamed"
     category: str = ""
     paper: str = ""
@@ -313,65 +161,21 @@ class _RawRecipe(_RawPart):
     fits: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _read_part(values: Mapping[str, Any], where: str) -> Part:
-    raw = read_config(_RawPart, values, f"{where}, parts")
-    return Part(
-        trigger=_choose(raw.trigger, TRIGGERS, f"{where}, trigger"),
-        site=_choose(raw.site, SITES, f"{where}, site"),
-        predictor=_choose(raw.predictor, PREDICTORS, f"{where}, predictor"),
-    )
+def merged(values: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A recipe's plain values with changes to its parts, which overrule its published numbers as well.
 
-
-def _choose(values: Mapping[str, Any], registry: Mapping[str, tuple[type[Any], type[Kind]]], where: str) -> Choice[Kind]:
-    settings = dict(values)
-    name = str(settings.pop("name", ""))
-    if name not in registry:
-        raise ValueError(f"{where}: unknown name '{name}'. {suggestion(name, list(registry))}")
-    config_class, kind = registry[name]
-    return Choice(name, read_config(config_class, settings, f"{where} '{name}'"), kind)
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with longtake."""
-    folder = resources.files("longtake.configs") / "cache"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_recipe(
-    recipe: str | Path | Mapping[str, Any] | Recipe, changes: Mapping[str, Mapping[str, Any]] | None = None, dtype: str | None = None
-) -> Recipe:
-    """A recipe by name, YAML path or mapping, with `changes` merged into its parts ({"trigger": {"threshold": 0.1}}).
-
-    dtype: how features are kept, instead of what the recipe says.
+    changes: settings by trigger, site, predictor or guards. Raises ValueError where a recipe has several triggers, sites or predictors.
     """
-    if isinstance(recipe, Recipe):
-        values: dict[str, Any] = recipe.to_dict()
-    elif isinstance(recipe, Mapping):
-        values = dict(recipe)
-    else:
-        values = _read_yaml(str(recipe))
-    for part, settings in (changes or {}).items():
+    for part in changes:
         if "parts" in values and part != "guards":
             raise ValueError(f"Recipe '{values.get('name')}' has several parts, so that {part} is not one; change them in a YAML file of your own.")
-        for place in (values, *values.get("fits", ())):
-            place[part] = {**place.get(part, {}), **settings}
-    return Recipe.from_mapping(values if dtype is None else {**values, "dtype": dtype})
 
+    def changed(place: Any) -> Any:
+        """What is no mapping is left as it is, for the reading of the recipe to refuse."""
+        if not isinstance(place, Mapping):
+            return place
+        parts = {part: place.get(part, {}) for part in changes}
+        return {**place, **{part: {**old, **changes[part]} for part, old in parts.items() if isinstance(old, Mapping)}}
 
-def _read_yaml(name: str) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise ValueError(f"There is no recipe file '{name}'; give the path of a YAML file or one of: {', '.join(recipe_names())}.")
-        content = path.read_bytes()
-    elif name in recipe_names():
-        content = (resources.files("longtake.configs") / "cache" / f"{name}.yaml").read_bytes()
-    else:
-        raise ValueError(f"There is no recipe '{name}'. {suggestion(name, [*recipe_names(), 'none'])}")
-    try:
-        values = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise ValueError(f"Recipe '{name}' is not valid YAML: {' '.join(str(error).split())}; mend it, or name another recipe.") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"Recipe '{name}' must be a mapping with trigger, site, predictor and guards.")
-    return values
+    fits = values.get("fits")
+    return {**changed(values), **({"fits": [changed(fit) for fit in fits]} if isinstance(fits, list) else {})}

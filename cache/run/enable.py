@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..model.stack import num_blocks
-from ..recipe.recipe import Recipe, load_recipe
+from ..recipe.read import load_recipe
+from ..recipe.recipe import Recipe
 from ..sites import Site, SiteRun
 from ..state.saving import Alone, Relay, load_state, read_about, save_state
 from ..state.state import CacheState

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from ..decision import Verdict
 from ..predictors import Predictor
-from ..recipe.recipe import Part, Recipe
+from ..recipe.part import Part
+from ..recipe.recipe import Recipe
 from ..triggers import Trigger
 from .storage import Storage
 from .values import tensors_in

@@ -15,7 +15,7 @@ def recipes(
 ) -> None:
     """List the cache recipes, or show one; any setting can be changed in a job: `cache: {recipe: fbcache, trigger: {threshold: 0.1}}`."""
     from ...cache.recipe.budget import describe_collectives, describe_memory
-    from ...cache.recipe.recipe import load_recipe, recipe_names
+    from ...cache.recipe.read import load_recipe, recipe_names
 
     if name is not None:
         say(yaml.safe_dump(checked(load_recipe, name).to_dict(), sort_keys=False, width=120).rstrip())
