@@ -3,9 +3,37 @@
 A recipe combines the three. Nothing here knows models or ranks: tensors and partial sums in, decisions and tensors out.
 """
 
-from .recipe.read import load_recipe
-from .recipe.recipe import Recipe
-from .run.enable import Cached, Shards, enable_cache
-from .trace.trace import Replay, Trace, TraceEntry
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .recipe.read import load_recipe
+    from .recipe.recipe import Recipe
+    from .run.enable import Cached, Shards, enable_cache
+    from .trace.trace import Replay, Trace, TraceEntry
 
 __all__ = ["Cached", "Recipe", "Replay", "Shards", "Trace", "TraceEntry", "enable_cache", "load_recipe"]
+
+# Names are fetched from where they lie when they are first asked for: who reads recipes and traces does not import torch for it.
+_HOMES = {
+    "Cached": ".run.enable",
+    "Recipe": ".recipe.recipe",
+    "Replay": ".trace.trace",
+    "Shards": ".run.enable",
+    "Trace": ".trace.trace",
+    "TraceEntry": ".trace.trace",
+    "enable_cache": ".run.enable",
+    "load_recipe": ".recipe.read",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from ..cache.later import np, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def frame_noise(seed: int, num_frames: int, channels: int, height: int, width: int) -> Tensor:

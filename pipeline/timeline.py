@@ -1,19 +1,11 @@
-"""How a take's latent frames are shown to the model: all at once, or in overlapping windows fused at every step.
+"""How a take's latent frames are shown to the model: all at once, or in overlapping windows.
 
-Knows latent frames and weights, nothing of models.
+Pure arithmetic: knows latent frames and weights, nothing of models; loop/fuse.py puts together what the model makes of the windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from ..parallel.groups.axis import Axis
-
-_ALONE = Axis("window")
 
 
 @dataclass(frozen=True)
@@ -59,20 +51,3 @@ class Timeline:
             falling = [1.0 if start == last else min(1.0, (window - i) / (overlap + 1)) for i in range(window)]
             windows.append(Window(start, start + window, tuple(min(pair) for pair in zip(rising, falling, strict=True))))
         return cls(num_latent_frames, tuple(windows))
-
-    def predict(self, latents: Tensor, predict_window: Callable[[Tensor, int], Tensor], axis: Axis = _ALONE) -> Tensor:
-        """Fuse `predict_window(window latents, window index)` over all windows, which the ranks of `axis` share out.
-
-        latents and result: [batch, channels, latent frames, height, width]; the result is fp32, the same on every rank.
-        """
-        if len(self.windows) == 1:
-            return predict_window(latents, 0).float()
-        total = torch.zeros_like(latents, dtype=torch.float32)
-        weight = torch.zeros(self.num_latent_frames, device=latents.device)
-        for index, window in enumerate(self.windows):
-            counts = torch.tensor(window.weights, device=latents.device)
-            weight[window.start : window.stop] += counts
-            if index % axis.size == axis.rank:
-                predicted = predict_window(latents[:, :, window.start : window.stop], index).float()
-                total[:, :, window.start : window.stop] += predicted * counts[:, None, None]
-        return axis.sum(total) / weight[:, None, None]

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe, Replay, Shards, Trace, enable_cache, load_recipe
-from longtake.cache.decision import ratio
 from longtake.cache.recipe.read import recipe_names
+from longtake.cache.sums import ratio
 from longtake.parallel.groups.axis import CollectiveError
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh

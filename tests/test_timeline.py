@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.fuse import fuse
 from longtake.pipeline.timeline import Timeline
 
 from same import assert_same
@@ -33,7 +34,7 @@ def test_windows_cover_a_take(length: int, window: int, data: st.DataObject) -> 
 def test_fusing_what_the_windows_were_shown_gives_it_back(length: int) -> None:
     timeline = Timeline.overlapping(length, 9, 3)
     latents = torch.randn(1, 2, length, 2, 2)
-    assert_same(timeline.predict(latents, lambda window, index: window), latents)
+    assert_same(fuse(timeline, latents, lambda window, index: window), latents)
 
 
 def test_weights_cross_fade_over_the_overlap() -> None:
@@ -41,7 +42,7 @@ def test_weights_cross_fade_over_the_overlap() -> None:
     assert [(w.start, w.stop) for w in timeline.windows] == [(0, 5), (3, 8)]
     assert timeline.windows[0].weights == pytest.approx((1, 1, 1, 2 / 3, 1 / 3))
     assert timeline.windows[1].weights == pytest.approx((1 / 3, 2 / 3, 1, 1, 1))
-    fused = timeline.predict(torch.zeros(1, 1, 8, 1, 1), lambda window, index: torch.full_like(window, float(index)))
+    fused = fuse(timeline, torch.zeros(1, 1, 8, 1, 1), lambda window, index: torch.full_like(window, float(index)))
     assert fused.flatten().tolist() == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1])
 
 

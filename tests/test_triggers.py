@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from longtake.cache.decision import Decision, l1_sums, ratio
+from longtake.cache.decision import Decision
 from longtake.cache.recipe.guards import Guards
+from longtake.cache.sums import l1_sums, ratio
 from longtake.cache.triggers import Moment, Trigger
 from longtake.cache.triggers.guided_change import GuidedChange, GuidedChangeConfig
 from longtake.cache.triggers.interval import Interval, IntervalConfig

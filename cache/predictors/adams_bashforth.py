@@ -6,10 +6,12 @@ At equal gaps sum_j (-1)^(j+1) C(k, j) F_(t-j): order 2 is 2 F_1 - F_2. Here in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .predictor import WindowPredictor, lagrange_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ g_a = (F_a - F_a') / (s_a - s_a') and g_p = (F_p - F_k) / (s - s_k).
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..state.storage import Kept
 from .predictor import Predictor, weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.polynomial.chebyshev import chebvander
-from numpy.typing import NDArray
-
+from ..later import np
 from .predictor import WindowPredictor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def chebyshev_weights(places: tuple[float, ...], at: float, config: ChebyshevCon
     degree = min(config.degree, len(places) - 1)
 
     def basis(where: Sequence[float]) -> NDArray[np.floating]:
-        return chebvander((2 * np.array(where) - low - high) / max(high - low, 1e-12), degree)
+        return np.polynomial.chebyshev.chebvander((2 * np.array(where) - low - high) / max(high - low, 1e-12), degree)
 
     design, row = basis(places), basis([at])[0]
     penalty = config.ridge * np.diag([0.0] + [1.0] * degree)

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..state.storage import Kept
 from .predictor import WindowPredictor, damped_weights, difference_weights, weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SAME_SIGMA = 1e-3  # a thousandth of a take
 

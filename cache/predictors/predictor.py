@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ..later import torch
 from ..state.storage import Kept, Storage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SAMPLED = 8  # one channel in so many
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ..decision import l1_sums, ratio
+from ..later import torch
+from ..sums import l1_sums, ratio
 from .chebyshev import ChebyshevConfig, chebyshev_weights
 from .predictor import WindowPredictor, lagrange_weights, sampled_channels, weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

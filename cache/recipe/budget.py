@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..sites import ModelShape
-from ..state.storage import DTYPES, SCALE_BYTES, SCALED
+from ..state.storage import DTYPES, SCALE_BYTES
 from .part import Part
 from .recipe import Recipe
 
@@ -23,7 +23,7 @@ def _part_bytes(recipe: Recipe, part: Part, shape: ModelShape, num_branches: int
     dtype = DTYPES[recipe.dtype]
     values = list(site.feature_values(shape))
     features = sum(values) * (dtype.itemsize if dtype is not None else itemsize)
-    if dtype in SCALED:
+    if dtype is not None and dtype.scaled:
         features += SCALE_BYTES * sum(feature // shape.dim if site.sharded else shape.batch for feature in values)
     watched, beside = site.probe_values(shape)
     keeping = 1 if part.site.name == "guidance" else num_branches

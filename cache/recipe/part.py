@@ -78,9 +78,8 @@ class RawPart:
     predictor: dict[str, Any] = field(default_factory=dict)
 
 
-def read_part(values: Mapping[str, Any], where: str) -> Part:
+def read_part(raw: RawPart, where: str) -> Part:
     """Raises ValueError, naming `where`, for unknown names and settings, with the nearest known one."""
-    raw = read_config(RawPart, values, f"{where}, parts")
     return Part(
         trigger=_choose(raw.trigger, TRIGGERS, f"{where}, trigger"),
         site=_choose(raw.site, SITES, f"{where}, site"),

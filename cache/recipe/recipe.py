@@ -57,12 +57,12 @@ class Recipe:
         if raw.parts and (raw.trigger or raw.site or raw.predictor):
             raise ValueError(f"{where} has both parts and a trigger, site or predictor of its own; put these into a part.")
         guards = read_config(Guards, raw.guards, f"{where}, guards")
-        alone = {"trigger": raw.trigger, "site": raw.site, "predictor": raw.predictor}
+        parts = [read_config(RawPart, part, f"{where}, parts") for part in raw.parts] or [raw]
         recipe = cls(
             name=raw.name,
             category=raw.category,
             paper=raw.paper,
-            parts=tuple(read_part(part, where) for part in (raw.parts or [alone])),
+            parts=tuple(read_part(part, where) for part in parts),
             guards=guards,
             abscissa=raw.abscissa,
             branches=raw.branches,

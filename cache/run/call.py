@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..decision import Decision, Verdict, l1_sums
+from ..decision import Decision, Verdict
 from ..predictors import Predictor, sampled_channels
 from ..sites import Site
 from ..state.state import Slot
+from ..sums import l1_sums
 from ..trace.trace import TraceEntry, name_layers
 from ..triggers import Moment
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
-from ..model.stack import Block, Entry, Walk, num_blocks, take_over
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
 from .stack import KINDS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..model.stack import Block, Entry, Walk
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Blocks(Site):
             raise ValueError(f"num_runs is {self.config.num_runs}, more than the model's {shape.num_blocks} blocks; lower it.")
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
+        from ..model.stack import num_blocks, take_over
+
         runs = self.runs(num_blocks(transformer))
 
         def start(entry: Entry) -> Walk:

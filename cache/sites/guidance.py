@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from ..decision import Decision
-from ..model.wrap import wrap
+from ..later import torch
 from .site import Begin, ModelShape, Site, SiteRun
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,9 @@ class Guidance(Site):
         return None
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        from ..model.wrap import wrap
 
         def forward(original: Callable[..., Any], hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
             call = begin([range(0)], None)

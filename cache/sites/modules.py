@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..decision import Decision
-from ..model.stack import Entry, block_calls, block_lists, enter
-from ..model.wrap import Listener, wrap
+from ..later import torch
 from ..recipe.config import suggestion
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..model.stack import Entry
 
 # The attributes that diffusers gives these modules in its blocks. What attends to the text jointly counts as self-attention.
 _ATTRIBUTES = {"self_attention": ("attn1", "attn"), "cross_attention": ("attn2",), "feed_forward": ("ffn", "ff", "ff_context")}
@@ -67,6 +68,9 @@ class Modules(Site):
                 raise ValueError(f"The model has no {name} apart; choose a recipe that does not keep it, or set site.modules to {sorted(there)}.")
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
+        from ..model.stack import block_calls, block_lists, enter
+        from ..model.wrap import Listener
+
         calls, blocks = block_calls(transformer), list(chain(*block_lists(transformer).values()))
         self._check_kinds({kind for kind, names in _ATTRIBUTES.items() if any(hasattr(block, name) for block in blocks for name in names)})
         units = [range(index, index + 1) for index in range(len(blocks))]
@@ -95,6 +99,8 @@ class Modules(Site):
         self._reused = frozenset() if verdict.decision is Decision.COMPUTE else verdict.reused
 
     def _wrap(self, unit: int, module: nn.Module, name: str) -> Callable[[], None]:
+        from ..model.wrap import wrap
+
         def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call = self._call
             assert call is not None, "a module ran before its model's first block"

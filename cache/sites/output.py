@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from ..decision import Decision
-from ..model.wrap import wrap
 from .site import Begin, ModelShape, Site
 from .stack import KINDS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class Output(Site):
         return None
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        from ..model.wrap import wrap
+
         adds = self.config.keep == "residual"
 
         def forward(original: Callable[..., Any], hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:

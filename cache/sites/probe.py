@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from ..model.stack import Entry, has_timestep_a_token, modulated, video
-from ..model.wrap import Listener
+from ..later import torch
 from .site import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..model.stack import Entry
 
 PROBES = ("residual", "hidden_states", "modulated", "timestep", "latents", "evolution")
 _REPLICATED = ("timestep", "latents", "evolution")
@@ -39,6 +40,8 @@ class Probe:
         if self.kind not in ("latents", "evolution"):
             return lambda: None
 
+        from ..model.wrap import Listener
+
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._latents = args[0] if args else kwargs["hidden_states"]
 
@@ -49,6 +52,8 @@ class Probe:
         entry's own, which then are the residual as well. Raises ValueError for the probe `timestep` of a call that has one a token: shards of
         the tokens would see different ones, and decide apart.
         """
+        from ..model.stack import has_timestep_a_token, modulated, video
+
         if self.kind in ("residual", "hidden_states"):
             after = video(after_first, entry.num_text)
             is_plain = self.kind == "hidden_states" or after_first is entry.hidden_states

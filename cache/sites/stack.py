@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from ..decision import Decision
-from ..model.stack import Block, Entry, Walk, num_blocks, take_over
 from ..recipe.config import check_count
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..model.stack import Block, Entry, Walk
 
 KINDS = ("residual", "value")
 
@@ -75,6 +78,8 @@ class Stack(Site):
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
         """One stack over all block lists."""
+        from ..model.stack import num_blocks, take_over
+
         count = num_blocks(transformer)
         between = self._between(count)
 

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from ..later import torch
 
-DTYPES = {"model": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn}
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PLACES = ("device", "host")
-SCALED = (torch.float16, torch.float8_e4m3fn)  # whose range is smaller than that of what models compute
 SCALE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class StoredDtype:
+    """name: torch's. itemsize: bytes a value. scaled: whether its range is smaller than that of what models compute."""
+
+    name: str
+    itemsize: int
+    scaled: bool = False
+
+
+# What recipes call them; None: what the model computes in.
+DTYPES = {
+    "model": None,
+    "bfloat16": StoredDtype("bfloat16", 2),
+    "float16": StoredDtype("float16", 2, scaled=True),
+    "float8": StoredDtype("float8_e4m3fn", 1, scaled=True),
+}
 
 
 class Kept(NamedTuple):
@@ -47,8 +65,9 @@ class Storage:
         """feature: [batch, tokens, dim], or latents [batch, channels, frames, height, width]. Values that are not finite stay so: they are
         an error of the model, which whoever looks at the film must see; other tokens do not suffer from them.
         """
-        dtype = DTYPES[self.dtype] or feature.dtype
-        if dtype not in SCALED or dtype is feature.dtype:
+        stored = DTYPES[self.dtype]
+        dtype = feature.dtype if stored is None else getattr(torch, stored.name)
+        if stored is None or not stored.scaled or dtype is feature.dtype:
             return self.adopt(feature.to(dtype), None, feature.dtype)
         scale = (_largest(feature) / torch.finfo(dtype).max).clamp_min(torch.finfo(torch.float32).tiny)
         return self.adopt((feature.float() / scale).to(dtype), scale, feature.dtype)

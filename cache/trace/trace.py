@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from ..decision import Decision, Verdict
+from ..later import torch
+from ..sums import ratio
 
-from ..decision import Decision, Verdict, ratio
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _VERSION = 2
 Place = tuple[int, int, str, str]

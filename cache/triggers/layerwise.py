@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from omegaconf import MISSING
-from torch import Tensor
 
-from ..decision import Decision, l1_sums, ratio
+from ..decision import Decision
+from ..later import torch
+from ..sums import l1_sums, ratio
 from .trigger import Moment, Trigger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

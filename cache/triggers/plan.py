@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..decision import Decision
+from ..later import torch
 from .mask import MaskConfig
 from .trigger import Moment, Trigger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

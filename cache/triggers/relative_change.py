@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
-from torch import Tensor
 
-from ..decision import Decision, l1_sums, ratio
+from ..decision import Decision
+from ..sums import l1_sums, ratio
 from .trigger import Moment, Trigger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

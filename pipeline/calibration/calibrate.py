@@ -25,9 +25,9 @@ from ...cache.calibration.ra_cfgcache import fit_gain, guided_changes
 from ...cache.calibration.recorder import Key, Sight
 from ...cache.calibration.smoothcache import LOOK_BACK, smooth_steps
 from ...cache.calibration.teacache import rescaling
-from ...cache.decision import l1_sums, ratio
 from ...cache.recipe.calibration import Calibration
 from ...cache.recipe.config import suggestion
+from ...cache.sums import l1_sums, ratio
 from ..checkpoint.card import ModelCard
 from ..checkpoint.model_hash import model_hash
 from ..loop.render import Renderer

@@ -16,6 +16,7 @@ from ...parallel.groups.mesh import Mesh
 from ..families import Family
 from ..noise import NOISES
 from ..take import Take
+from .fuse import fuse
 from .timing import clock
 
 BRANCHES = ("cond", "uncond")
@@ -118,4 +119,4 @@ class Denoising:
                 return self.family.velocity(window, timestep, prompt, self.take.guidance_scale)
 
         latents = self.latents.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
-        return self.timeline.predict(latents, call, self.mesh.window)
+        return fuse(self.timeline, latents, call, self.mesh.window)
