@@ -77,7 +77,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _ffmpeg() -> Finding:
-    from ..pipeline.film.film import ENCODER, check_encoder
+    from ..pipeline.film.encoder import ENCODER, check_encoder
 
     try:
         check_encoder()

@@ -18,7 +18,8 @@ import av
 import numpy as np
 import pytest
 from longtake.pipeline.film.compare import compare_films, compare_frames
-from longtake.pipeline.film.film import SHORT_SIDE, ContactSheet, EncodingError, FilmWriter, check_encoder, probe, read_frames, retime
+from longtake.pipeline.film.encoder import check_encoder
+from longtake.pipeline.film.film import SHORT_SIDE, ContactSheet, EncodingError, FilmWriter, probe, read_frames, retime
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -21,7 +21,6 @@ from itertools import count
 from pathlib import Path
 
 from ...pipeline.files import partial_files, partial_name
-from ...pipeline.film.film import retime
 from .manifest import Manifest, read_manifest
 
 FILM, LATENTS, PREVIEW = "film.mp4", "latents.safetensors", "preview.jpg"
@@ -132,6 +131,8 @@ def deliver_again(folder: Path, fps: Fraction, delivery_key: str) -> None:
 
     Raises ValueError, with the manifest as it is then, for a film that cannot be read.
     """
+    from ...pipeline.film.film import retime  # PyAV, which the checks of a job need not wait for
+
     manifest = read_manifest(folder)
     assert manifest is not None, "only what is done is delivered again"
     sweep(folder)

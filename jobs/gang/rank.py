@@ -24,7 +24,8 @@ from ...parallel.groups.degrees import Degrees
 from ...parallel.groups.mesh import Mesh, leave_gang, leaving_on_error
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.families import Family
-from ...pipeline.film.film import ContactSheet, FilmWriter, check_encoder
+from ...pipeline.film.encoder import check_encoder
+from ...pipeline.film.film import ContactSheet, FilmWriter
 from ...pipeline.film.preview import Preview
 from ...pipeline.loop.denoise import Step
 from ...pipeline.loop.render import Rendered, Renderer

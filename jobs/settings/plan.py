@@ -12,7 +12,7 @@ from ...cache import Recipe, Replay, Trace
 from ...parallel.groups.degrees import Degrees, choose_degrees
 from ...pipeline.checkpoint.card import ModelCard, read_card
 from ...pipeline.checkpoint.model_hash import model_hash
-from ...pipeline.film.film import check_encoder
+from ...pipeline.film.encoder import check_encoder
 from ...pipeline.film.frame_rate import frame_rate
 from ...pipeline.film_key import delivery_key, film_key
 from ...pipeline.options import ModelOptions

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import subprocess
 import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping
@@ -26,16 +25,15 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from imageio_ffmpeg import get_ffmpeg_exe, write_frames
+from imageio_ffmpeg import write_frames
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..files import partial_name
+from .encoder import CRF, ENCODER, MOVFLAGS
 
 logger = logging.getLogger(__name__)
 
-ENCODER = "libx264"
-CRF = 16  # x264's constant rate factor; 0 is lossless, 23 its default, below 18 hardly told from the source by eye
 SHORT_SIDE = 160  # pixels; stills of smaller films are scaled up to it
 LONG_SIDE = 480  # pixels; stills of larger films are scaled down to it, unless their short side would fall below SHORT_SIDE
 
@@ -46,23 +44,10 @@ _SCALE = "out_color_matrix=bt709:out_range=tv:out_chroma_loc=left:flags=bicubic+
 _TO_BT709 = f"scale={_SCALE},setparams={_BT709}"
 # Without these two flags swscale rounds down on the way to RGB: pictures come back one level darker.
 _TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_MOVFLAGS = "+faststart+use_metadata_tags"
 _GAP = 8  # pixels between the stills of a sheet, an even number
 _SHEET_BACKGROUND = (24, 24, 24)
 _LAST_LINES = 12  # of ffmpeg's log, in an error
 _stderr_lock = threading.Lock()
-
-
-def check_encoder() -> None:
-    """Raise ValueError, with the mend, where this machine's ffmpeg does not run or cannot encode our films."""
-    mend = "pip install imageio-ffmpeg, which brings one, and unset IMAGEIO_FFMPEG_EXE"
-    try:
-        command = [get_ffmpeg_exe(), "-hide_banner", "-encoders"]
-        encoders = subprocess.run(command, capture_output=True, text=True, check=True, errors="replace").stdout
-    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"ffmpeg does not run ({error}); {mend}.") from None
-    if f" {ENCODER} " not in encoders:
-        raise ValueError(f"'{command[0]}' lacks {ENCODER}, which films are encoded with; {mend}.")
 
 
 class EncodingError(RuntimeError):
@@ -105,7 +90,7 @@ class FilmWriter:
     def __enter__(self) -> Self:
         self.num_frames = 0
         self._partial = partial_name(self.path)
-        options = ["-crf", str(CRF), "-vf", _TO_BT709, "-movflags", _MOVFLAGS]
+        options = ["-crf", str(CRF), "-vf", _TO_BT709, "-movflags", MOVFLAGS]
         for key, value in self.metadata.items():
             options += ["-metadata", f"{key}={value}"]
         self._log = tempfile.TemporaryFile()
@@ -246,7 +231,7 @@ def retime(source: Path, target: Path, fps: Fraction) -> None:
     """
     partial = partial_name(target)
     try:
-        with _open(source) as (container, stream), av.open(str(partial), "w", options={"movflags": _MOVFLAGS}) as output:
+        with _open(source) as (container, stream), av.open(str(partial), "w", options={"movflags": MOVFLAGS}) as output:
             output.metadata.update(container.metadata)
             copied = output.add_stream_from_template(stream)
             copied.time_base = 1 / fps
