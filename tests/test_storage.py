@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe, Shards, enable_cache, load_recipe
-from longtake.cache.state.storage import Storage
+from longtake.cache.state.storage import DTYPES, Storage
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
@@ -24,6 +24,14 @@ from takes import tiny_recipe, tiny_take
 pytestmark = pytest.mark.numerical
 
 TAKE = tiny_take(num_frames=13, num_inference_steps=8, prompts=tiny_take().prompts[:1])
+
+
+def test_dtypes_are_as_large_as_is_said_of_them() -> None:
+    """Memory is predicted from what is said, without torch."""
+    for stored in filter(None, DTYPES.values()):
+        dtype = getattr(torch, stored.name)
+        assert dtype.itemsize == stored.itemsize
+        assert stored.scaled == (torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

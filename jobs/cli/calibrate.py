@@ -26,11 +26,13 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     flow_shift: Annotated[float | None, typer.Option(help="of the takes to come, the model's own if left out")] = None,
 ) -> None:
     """Measure a model on a few full takes and write a recipe that was made for it."""
-    from ...pipeline.calibration import calibrate as calibration
     from ...pipeline.checkpoint.card import read_card
     from ...pipeline.recipes.caching import numbers_path
 
     card = checked(read_card, str(given_path(Path(model))))
+
+    from ...pipeline.calibration import calibrate as calibration  # torch and diffusers, for checkpoints that can be calibrated
+
     takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale, flow_shift)
     method, *_ = checked(calibration.check_calibration, recipe, card, takes, computed=computed, threshold=threshold)
     target = given_path(out) if out else numbers_path(card, recipe, 0 if method.any_steps else steps)
