@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import pairwise
 from math import isfinite
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ def read_config(config_class: type[T], values: Mapping[str, Any], where: str) ->
         if key not in known:
             raise ValueError(f"{where} has no setting '{key}'. {suggestion(str(key), known)}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(config_class), OmegaConf.create(dict(values)))
+        merged = OmegaConf.merge(_schema(config_class), OmegaConf.create(dict(values)))
         _check_finite(OmegaConf.to_container(merged), "")
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -41,6 +42,12 @@ def read_config(config_class: type[T], values: Mapping[str, Any], where: str) ->
         raise ValueError(f"{where}: {error}") from None
     assert isinstance(result, config_class)
     return result
+
+
+@lru_cache
+def _schema(config_class: type) -> Any:
+    """The settings of a config class and their types, which merging copies."""
+    return OmegaConf.structured(config_class)
 
 
 def _check_finite(value: Any, name: str) -> None:
