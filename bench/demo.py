@@ -3,7 +3,8 @@
 demo_minutes: the command `longtake render configs/demo.yaml` in a fresh output folder, start of Ray and imports included (downloads
 and installation are not). cache_speedup: denoising of the demo's long take without and with its recipe, on one rank with all cores,
 A B A B A B, the ratio of the medians. cache_psnr: between the decoded latents of both, before video compression. score_*: the shares
-of held-out clips that are right. vae_psnr: of held-out clips of 33 frames that the VAE encodes and decodes.
+of held-out clips that are right. vae_psnr: of held-out clips of 33 frames that the VAE encodes and decodes. recipes_seconds and
+refusal_seconds are first_call.py's, which takes seconds and can be run alone; they lie in results/first_call.json.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..pipeline.demo.train_vae import held_out_psnr
 from ..pipeline.film.compare import compare_frames
 from ..pipeline.loop.render import Rendered, Renderer
 from ..pipeline.take import Take
+from . import first_call
 from .results import RESULTS, Bar, write_results
 
 _ROUNDS = 3
@@ -34,6 +36,7 @@ _CLIPS = 64
 
 
 def main() -> None:
+    first_call.main()
     job = str(resources.files("longtake.configs") / "demo.yaml")
     with tempfile.TemporaryDirectory() as folder:
         minutes = _time_demo(job, folder)
