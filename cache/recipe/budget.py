@@ -11,14 +11,16 @@ from .recipe import Recipe
 
 
 def predict_bytes(recipe: Recipe, shape: ModelShape, num_segments: int, num_branches: int, itemsize: int) -> int:
-    """The most that a take's cache holds. num_branches: that run here; itemsize: bytes a value of what the model computes."""
+    """The most bytes that a take's cache holds in one process. num_branches: the guidance branches that run there. itemsize: bytes a value
+    in the dtype that the model computes in.
+    """
     if recipe.branches == "joint":
         shape, num_branches = replace(shape, batch=shape.batch * num_branches), 1
     return sum(_part_bytes(recipe, part, shape, num_branches, itemsize) for part in recipe.parts) * num_segments
 
 
 def _part_bytes(recipe: Recipe, part: Part, shape: ModelShape, num_branches: int, itemsize: int) -> int:
-    """Features by the predictor's window, in the recipe's dtype and with their scales; probes in the model's."""
+    """For one segment. Features, as many as the predictor looks back on, lie in the recipe's dtype with their scales; probes in the model's."""
     site, trigger, predictor = part.site.build(), part.trigger.build(), part.predictor.build()
     dtype = DTYPES[recipe.dtype]
     values = list(site.feature_values(shape))
@@ -33,7 +35,7 @@ def _part_bytes(recipe: Recipe, part: Part, shape: ModelShape, num_branches: int
 
 
 def describe_memory(recipe: Recipe) -> str:
-    """What a branch's cache holds, in hidden states (H), of L blocks, and latents."""
+    """What one branch's cache holds, for people: `2 L H + H` is twice the hidden states of each block, and once those of one."""
 
     def held(num_blocks: int, dim: int, latents: int) -> int:
         shape = ModelShape(tokens=1, text_tokens=0, dim=dim, latents=latents, num_blocks=num_blocks, num_joint=0)
@@ -45,6 +47,6 @@ def describe_memory(recipe: Recipe) -> str:
 
 
 def describe_collectives(recipe: Recipe) -> str:
-    """Whether decisions, or forecasts, are made from sums, which all shards must have in common."""
+    """Whether shards must add up sums before each decision, for the decision itself or for a forecast."""
     measures = [part.trigger.build().measures or part.predictor.build().measures for part in recipe.parts]
     return "1 a decision" if any(measures) else "none"

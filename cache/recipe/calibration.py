@@ -1,4 +1,4 @@
-"""What a recipe's measured numbers belong to: one model, and takes of one number of steps and one course of sigma."""
+"""What the numbers of a calibrated recipe were measured on, and whether a take is of that kind."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Calibration:
-    """model: hash of the model that was measured (pipeline.model_hash). num_inference_steps: of the takes, 0 if it fits any.
-    flow_shift: of their sigmas, None for the model's own.
+    """model: hash of the model that was measured, as pipeline.checkpoint.model_hash makes it. num_inference_steps: of the takes that the
+    numbers were measured on; 0 where they hold for any number of steps. flow_shift: of these takes, None for the model's own.
     """
 
     model: str = ""
@@ -16,7 +16,7 @@ class Calibration:
     flow_shift: float | None = None
 
     def check(self, model: str, num_inference_steps: int, flow_shift: float | None, recipe: str) -> None:
-        """Raise ValueError, with the mend, for another model, number of steps or course of sigma."""
+        """Raise ValueError, with the mend, for another model, number of steps or flow_shift."""
         if model != self.model:
             raise ValueError(f"Recipe '{recipe}' was calibrated for another model; run `longtake calibrate` on this one.")
         self.check_steps(num_inference_steps, recipe)

@@ -13,9 +13,10 @@ from .config import check_count
 class Guards:
     """Common to all recipes: steps that are computed whatever the trigger says.
 
-    first_steps, last_steps: computed at the start and the end of a take; below 1 they are shares of its steps. max_reused_steps: longest
-    run of reuse (0: no limit). max_risk: a predictor's own doubt (RACER's relative disagreement) from which a step is computed; the next
-    step that the trigger would have computed is then reused instead, unless it is in doubt as well (0: no limit).
+    first_steps, last_steps: how many steps are computed at the start and at the end of a take; numbers below 1 are shares of its steps.
+    max_reused_steps: the most steps that may be reused in a row (0: no limit). max_risk: the error that a predictor expects of its own
+    forecast (RACER: how far its two forecasts are apart, relative) above which the step is computed. The next step that the trigger would
+    have computed is reused in return, unless the same is true of it (0: no limit).
     """
 
     first_steps: float = 1

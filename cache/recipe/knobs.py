@@ -1,4 +1,4 @@
-"""What to turn on a recipe to trade quality for speed. Knows settings of triggers; what a turn costs is measured elsewhere."""
+"""Which settings of a recipe trade quality for speed. Knows triggers' settings; what other values of them give is measured elsewhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _RUNGS_PER_OCTAVE = 4
 
 @dataclass(frozen=True)
 class Knob:
-    """Settings of a trigger that grow together, the larger the faster, up to `octaves` doublings or halvings from what a recipe says.
+    """Settings of a trigger that are multiplied by one factor: the larger they are, the more is reused.
 
-    least: the smallest value of settings that are whole numbers; None for the others.
+    octaves: by how many doublings, and halvings, they may leave what the recipe says. least: the smallest value that makes sense where
+    they are whole numbers; None where they are not.
     """
 
     settings: tuple[str, ...]
@@ -35,7 +36,9 @@ class Knob:
 
 
 class _Gate(Knob):
-    """Where a range begins that ends with the take and is reused as a whole (T-GATE): what is turned is its length in timesteps."""
+    """For a range that reaches to the end of the take and is reused whole (T-GATE). Its length in timesteps, `high` less `low`, is what is
+    multiplied.
+    """
 
     def turn(self, config: Any, factor: float) -> Any:
         return replace(config, high=self._scale(min(1000.0, config.low + factor * (config.high - config.low)), 1.0))
@@ -43,7 +46,7 @@ class _Gate(Knob):
 
 _GATE = _Gate(("high",), octaves=2)
 
-# One line a trigger. None: nothing to turn; the steps of masks and plans were chosen together.
+# One line a trigger. None where there is nothing to multiply: the steps of masks and plans were chosen together.
 KNOBS: dict[str, Knob | None] = {
     "guided_change": Knob(("threshold",), octaves=4),
     "interval": Knob(("interval",), octaves=2, least=2),
@@ -64,7 +67,9 @@ def _knob(part: Part) -> Knob | None:
 
 
 def ladder(recipe: Recipe) -> tuple[Recipe, ...]:
-    """The recipe with the knobs of all its parts turned alike, from slow to fast, itself among them; itself alone if it has none."""
+    """The recipe at several settings, slow ones first: the knobs of all its parts are multiplied by the same factors, 1 among them. A recipe
+    without knobs alone.
+    """
     knobs = [knob for part in recipe.parts if (knob := _knob(part))]
     end = _RUNGS_PER_OCTAVE * max((knob.octaves for knob in knobs), default=0)
     rungs: list[Recipe] = []
@@ -82,7 +87,7 @@ def _turn(part: Part, factor: float) -> Part:
 
 
 def describe_knobs(recipe: Recipe) -> str:
-    """Where a recipe's knobs stand, for people: `threshold 0.1`; empty if it has none."""
+    """The values of a recipe's knobs, for people: `threshold 0.1`; empty if it has none."""
     knobs = [(part.trigger.config, _knob(part)) for part in recipe.parts]
     return ", ".join(f"{name} {_shown(getattr(config, name))}" for config, knob in knobs if knob for name in knob.settings)
 

@@ -16,7 +16,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Choice(Generic[Kind]):
-    """One registered part with its settings; `build` makes a fresh one."""
+    """A trigger, site or predictor: its name in the registry, its settings and its class. `build` makes one in its first state."""
 
     name: str
     config: Any
@@ -35,7 +35,7 @@ class Choice(Generic[Kind]):
 
 @dataclass(frozen=True)
 class Part:
-    """One trigger at work on one site."""
+    """When to recompute (trigger), what to keep (site) and how to stand in for it (predictor)."""
 
     trigger: Choice[Trigger]
     site: Choice[Site]
@@ -45,11 +45,11 @@ class Part:
         return {"trigger": self.trigger.to_dict(), "site": self.site.to_dict(), "predictor": self.predictor.to_dict()}
 
     def check(self, abscissa: str, branches: str) -> None:
-        """Raise ValueError, with the mend, for parts that do not go together: each declares what it needs of the others."""
+        """Raise ValueError, with the mend, where one of the three lacks what it needs of the others, as each of their classes declares."""
         trigger, site, predictor = self.trigger.build(), self.site.build(), self.predictor.build()
         here = f"site '{self.site.name}'"
         if predictor.needs_velocity and not site.keeps_velocity:
-            raise ValueError(f"predictor '{self.predictor.name}' foretells the model's output, which {here} does not keep; use output, keep: value.")
+            raise ValueError(f"predictor '{self.predictor.name}' forecasts the model's output, which {here} does not keep; use output, keep: value.")
         if trigger.needs_latents and site.sharded:
             raise ValueError(f"trigger '{self.trigger.name}' compares the model's input and output, which {here} does not see; use site output.")
         if trigger.needs_checks and not site.checks:
@@ -63,7 +63,7 @@ class Part:
             raise ValueError(f"predictor '{self.predictor.name}' works along {needed}, and abscissa is '{abscissa}'; set it to {needed}.")
         needs = {name: needed for name, needed in ((self.trigger.name, trigger.needs_branches), (self.site.name, site.needs_branches)) if needed}
         if len(set(needs.values())) > 1:
-            raise ValueError(f"trigger '{self.trigger.name}' and {here} need other branches ({', '.join(needs.values())}); choose another of them.")
+            raise ValueError(f"trigger '{self.trigger.name}' and {here} need different branches ({', '.join(needs.values())}); choose another one.")
         for name, needed in needs.items():
             if branches != needed:
                 raise ValueError(f"'{name}' needs branches '{needed}', and branches is '{branches}'; set it to {needed}.")

@@ -26,9 +26,9 @@ class Recipe:
     """name, category (of CATEGORIES) and paper are for people; the rest decides the film.
 
     parts: one as a rule; several where a method treats parts of the model differently. abscissa: what predictors extrapolate along,
-    `step` or `sigma`. branches: of BRANCHES, who decides. dtype: of DTYPES in storage.py, how features are kept. calibration: for which
-    model and number of steps its numbers were measured. calibrated: whether its numbers belong to a model, so that without a
-    calibration it is but a form. fits: numbers for known models, which `fitted` puts in.
+    `step` or `sigma`. branches: of BRANCHES, which guidance branches decide. dtype: of DTYPES in storage.py, how features are kept.
+    calibrated: whether the method needs numbers that are measured on the model. calibration: what they were measured on; a calibrated
+    recipe without it can be shown and changed, but not rendered with. fits: published numbers for known models, which `fitted` puts in.
     """
 
     name: str
