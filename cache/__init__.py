@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from .recipe.read import load_recipe
     from .recipe.recipe import Recipe
     from .run.enable import Cached, Shards, enable_cache
-    from .trace.trace import Replay, Trace, TraceEntry
+    from .trace.entry import TraceEntry
+    from .trace.replay import Replay
+    from .trace.trace import Trace
 
 __all__ = ["Cached", "Recipe", "Replay", "Shards", "Trace", "TraceEntry", "enable_cache", "load_recipe"]
 
@@ -20,10 +22,10 @@ __all__ = ["Cached", "Recipe", "Replay", "Shards", "Trace", "TraceEntry", "enabl
 _HOMES = {
     "Cached": ".run.enable",
     "Recipe": ".recipe.recipe",
-    "Replay": ".trace.trace",
+    "Replay": ".trace.replay",
     "Shards": ".run.enable",
     "Trace": ".trace.trace",
-    "TraceEntry": ".trace.trace",
+    "TraceEntry": ".trace.entry",
     "enable_cache": ".run.enable",
     "load_recipe": ".recipe.read",
 }

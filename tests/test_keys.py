@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 from longtake.cache import Trace, load_recipe
-from longtake.cache.trace.trace import TraceEntry
+from longtake.cache.trace.entry import TraceEntry
 from longtake.jobs.settings.config import JobConfig, load_job
 from longtake.jobs.settings.plan import Plan, plan_job
 from longtake.pipeline.checkpoint.card import read_card

@@ -14,7 +14,7 @@ from ..predictors import Predictor, sampled_channels
 from ..sites import Site
 from ..state.state import Slot
 from ..sums import l1_sums
-from ..trace.trace import TraceEntry, name_layers
+from ..trace.entry import TraceEntry, name_layers
 from ..triggers import Moment
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Call:
         self._follows = mode == "cond" and cursor.branch == "uncond" and not at_once
         # What is kept is of the branches that run here, even where others decide with them.
         self._slot: Slot = cached.state.slot(part, cursor.segment, cursor.branch, len(units))
-        self._place = (cursor.segment, cursor.moment.step, self.branch, site.label)
+        self._key = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
         self._learns = self._slot.trigger.learns and not cached.replay and not self._follows
         self._entry = -1
@@ -86,7 +86,7 @@ class Call:
         for predictor, reduced in zip(slot.predictors.values(), sums[1:], strict=True):
             predictor.take(reduced)
         if cached.replay:
-            verdict = cached.replay.verdict(self._place, self._units)
+            verdict = cached.replay.verdict(self._key, self._units)
         elif self._follows and slot.ready:
             verdict = cached.state.verdicts[(self._part, self.segment)]
         elif self._follows:  # a branch that begins later than the one that decides
@@ -170,7 +170,7 @@ class Call:
         if self._cached.recipe.guards.max_risk and judged and self._slot.ready:
             value, margin = self._risk, abs(self._risk - self._cached.recipe.guards.max_risk)
         layers = name_layers([run for unit, run in enumerate(self._units) if unit in verdict.reused or verdict.decision is not Decision.PARTIAL])
-        self._entry = self._cached.trace.add(TraceEntry(*self._place, layers, verdict.decision.value, value=value, margin=margin))
+        self._entry = self._cached.trace.add(TraceEntry(*self._key, layers, verdict.decision.value, value=value, margin=margin))
 
     def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
         key = f"{unit}.{name}"
@@ -178,7 +178,7 @@ class Call:
         if unit == self._watched and predictor.ready:
             channels = sampled_channels(feature)
             sample, forecast = (self._measured(one, num_text) for one in (feature[..., :channels], predictor.predict(self._at, channels)))
-            self._cached.trace.add_forecast(self._entry, l1_sums(forecast, sample))
+            self._cached.errors.add(self._entry, l1_sums(forecast, sample))
             self._watched = None
         if self._learns:
             before = self._measured(predictor.predict(self._at), num_text) if predictor.ready else None

@@ -20,10 +20,12 @@ from ..sites import Site, SiteRun
 from ..state.saving import Alone, Relay, load_state, read_about, save_state
 from ..state.state import CacheState
 from ..state.storage import PLACES, Storage
-from ..trace.trace import Replay, Trace
+from ..trace.replay import Replay
+from ..trace.trace import Trace
 from ..triggers import Moment
 from .call import BRANCH_BY_BRANCH, Call, Cursor
 from .clock import Clock
+from .forecast_errors import ForecastErrors
 from .sampler import velocity_sigmas
 
 Reduce = Callable[[Tensor], Tensor]
@@ -139,7 +141,7 @@ class Cached:
         self.shards = shards
         self.replay = replay
         self.state = CacheState(recipe, storage, span=float(num_inference_steps))
-        self.trace = Trace(recipe.name, num_inference_steps)
+        self.trace, self.errors = Trace(recipe.name, num_inference_steps), ForecastErrors()
         self._transformers: Sequence[nn.Module] = ()
         self._clock: Clock | None = None
         self._cursor: Cursor | None = None
@@ -187,7 +189,7 @@ class Cached:
     def finish(self) -> Trace:
         """Complete the take's trace (forecast errors are reduced here, in one collective, so call it on every shard)."""
         together = self.recipe.branches == "joint" and self.shards.branches
-        self.trace.finish(together or self.shards.tokens)
+        self.errors.write_to(self.trace, together or self.shards.tokens)
         return self.trace
 
     def save(self, path: Path, relay: Relay | None = None) -> None:
@@ -253,7 +255,8 @@ class Cached:
 
     def _forget(self) -> None:
         self.state.reset(span=float(self.num_inference_steps))
-        self.trace, self._goes_on = Trace(self.recipe.name, self.num_inference_steps), False
+        self.trace, self.errors = Trace(self.recipe.name, self.num_inference_steps), ForecastErrors()
+        self._goes_on = False
 
     def disable(self) -> None:
         """Give the model its own calls back; a second time it does nothing."""

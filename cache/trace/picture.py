@@ -1,27 +1,28 @@
-"""A trace as a picture: steps x segments, branches and sites."""
+"""Decisions as a picture: a column a step, a row for each segment, branch and site."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-if TYPE_CHECKING:
-    from .trace import Trace
+from .entry import TraceEntry
 
 _COLOURS = {"compute": (214, 98, 49), "partial": (236, 190, 140), "reuse": (222, 226, 230)}
 _CELL, _GAP, _LETTER = 14, 2, 6  # pixels
 
 
-def draw_trace(trace: Trace, path: Path) -> None:
-    """The trace's rows as cells, one a step, left to right; a dot in computed cells grows with the forecast error."""
-    rows = trace.rows()
+def draw_rows(rows: Mapping[str, Sequence[TraceEntry]], path: Path) -> None:
+    """rows: by their labels, each in the order of its steps, which are drawn as cells from left to right; a dot in a computed one grows with
+    its forecast error.
+    """
     left_edge = 8 + _LETTER * max(map(len, rows), default=0)
     steps = max((len(entries) for entries in rows.values()), default=0)
     image = Image.new("RGB", (left_edge + steps * (_CELL + _GAP), max(1, len(rows)) * (_CELL + _GAP)), "white")
     draw = ImageDraw.Draw(image)
-    largest = max((entry.forecast_error or 0.0 for entry in trace.entries), default=0.0) or 1.0
+    largest = max((entry.forecast_error or 0.0 for entry in chain(*rows.values())), default=0.0) or 1.0
     for row, (label, entries) in enumerate(rows.items()):
         top = row * (_CELL + _GAP)
         draw.text((2, top), label, fill="black")

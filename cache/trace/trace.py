@@ -1,50 +1,16 @@
-"""The decisions of a take, in order."""
+"""The decisions of a take, in order: their file, their joining and what can be asked of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..decision import Decision, Verdict
-from ..later import torch
-from ..sums import ratio
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..decision import Decision
+from .entry import TraceEntry
 
 _VERSION = 2
-Place = tuple[int, int, str, str]
-
-
-@dataclass
-class TraceEntry:
-    """One decision. value: the reduced signal; margin: its distance from the threshold; both None for schedules and first steps.
-
-    forecast_error: relative L1 error of what the predictor would have said at a computed step; None until `Trace.finish`.
-    """
-
-    segment: int
-    step: int
-    branch: str
-    site: str
-    layers: str
-    decision: str
-    value: float | None
-    margin: float | None
-    forecast_error: float | None = None
-
-    @property
-    def place(self) -> Place:
-        return (self.segment, self.step, self.branch, self.site)
-
-    @property
-    def choice(self) -> tuple[int, int, str, str, str, str]:
-        """What must be equal wherever the same film is rendered."""
-        return (self.segment, self.step, self.branch, self.site, self.layers, self.decision)
 
 
 @dataclass
@@ -55,7 +21,6 @@ class Trace:
     num_inference_steps: int = 0
     model: str = ""
     entries: list[TraceEntry] = field(default_factory=list)
-    _forecasts: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, path: Path) -> Trace:
@@ -80,9 +45,9 @@ class Trace:
 
     def plot(self, path: Path) -> None:
         """Draw the rows as cells, one a step: computed, computed in part, reused; a dot in a computed one grows with its forecast error."""
-        from .picture import draw_trace
+        from .picture import draw_rows
 
-        draw_trace(self, path)
+        draw_rows(self.rows(), path)
 
     def rows(self) -> dict[str, list[TraceEntry]]:
         """The entries by segment, branch and site, each row's in the order of its steps."""
@@ -93,29 +58,18 @@ class Trace:
 
     @classmethod
     def joined(cls, parts: list[Trace]) -> Trace:
-        """One trace of calls that were made in different places, in the order in which one place makes them all; decisions that places
-        made together count once.
+        """One trace of model calls that were shared out (branches, windows), each part with its own; in the order in which they are made where
+        they are not. Decisions that several parts made together count once.
         """
-        by_place = {entry.place: entry for part in reversed(parts) for entry in part.entries}
+        by_key = {entry.key: entry for part in reversed(parts) for entry in part.entries}
         first = parts[0]
-        entries = sorted(by_place.values(), key=lambda entry: (entry.step, entry.segment, entry.branch))
+        entries = sorted(by_key.values(), key=lambda entry: (entry.step, entry.segment, entry.branch))
         return cls(first.recipe, first.num_inference_steps, first.model, entries)
 
     def add(self, entry: TraceEntry) -> int:
         """Returns the entry's index."""
         self.entries.append(entry)
         return len(self.entries) - 1
-
-    def add_forecast(self, index: int, sums: Tensor) -> None:
-        """Partial sums [2] of the forecast error of an entry, added to those of its other features."""
-        self._forecasts[index] = self._forecasts[index] + sums if index in self._forecasts else sums
-
-    def finish(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Reduce all forecast errors of the take at once; called on every shard, when the take is through."""
-        if self._forecasts:
-            for index, sums in zip(self._forecasts, reduce(torch.stack(list(self._forecasts.values()))), strict=True):
-                self.entries[index].forecast_error = ratio(sums)
-            self._forecasts.clear()
 
     @property
     def choices(self) -> list[tuple[int, int, str, str, str, str]]:
@@ -156,40 +110,3 @@ class Trace:
             "entries": [asdict(entry) for entry in self.entries],
         }
         return json.dumps(content)
-
-
-class Replay:
-    """The decisions of a trace, to be made again; a take with more segments than the trace goes on with those of its last one."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self._entries = {entry.place: entry for entry in trace.entries}
-        self._last_segment = max(trace.segments, default=0)
-
-    def verdict(self, place: Place, units: Sequence[range]) -> Verdict:
-        """Raises ValueError where the trace says nothing of such a call."""
-        segment, step, branch, site = place
-        entry = self._entries.get((min(segment, self._last_segment), step, branch, site))
-        if entry is None:
-            raise ValueError(f"The replayed trace has no decision for step {step}, branch {branch}, site {site}; it belongs to another kind of take.")
-        if entry.decision == Decision.COMPUTE.value:
-            return Verdict.of(frozenset(), len(units))
-        named = name_layers(units) == entry.layers
-        blocks = set(chain(*_read_layers(entry.layers)))
-        return Verdict.of(frozenset(unit for unit, run in enumerate(units) if named or blocks.issuperset(run)), len(units))
-
-
-def name_layers(runs: Sequence[range]) -> str:
-    """Runs of blocks as people write them, neighbours joined: `0-3,7`; `all` for a model's output."""
-    if not any(runs):
-        return "all"
-    joined: list[range] = []
-    for run in runs:
-        joined = [*joined[:-1], range(joined[-1].start, run.stop)] if joined and joined[-1].stop == run.start else [*joined, run]
-    return ",".join(str(run.start) if len(run) == 1 else f"{run.start}-{run.stop - 1}" for run in joined)
-
-
-def _read_layers(layers: str) -> Iterator[range]:
-    for run in layers.split(",") if layers != "all" else ():
-        first, _, last = run.partition("-")
-        yield range(int(first), int(last or first) + 1)
