@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .recipe.read import load_recipe
     from .recipe.recipe import Recipe
-    from .run.enable import Cached, Shards, enable_cache
+    from .run.agreement import Shards
+    from .run.cached import Cached
+    from .run.enable import enable_cache
     from .trace.entry import TraceEntry
     from .trace.replay import Replay
     from .trace.trace import Trace
@@ -20,10 +22,10 @@ __all__ = ["Cached", "Recipe", "Replay", "Shards", "Trace", "TraceEntry", "enabl
 
 # Names are fetched from where they lie when they are first asked for: who reads recipes and traces does not import torch for it.
 _HOMES = {
-    "Cached": ".run.enable",
+    "Cached": ".run.cached",
     "Recipe": ".recipe.recipe",
     "Replay": ".trace.replay",
-    "Shards": ".run.enable",
+    "Shards": ".run.agreement",
     "Trace": ".trace.trace",
     "TraceEntry": ".trace.entry",
     "enable_cache": ".run.enable",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,7 @@ def test_bytes_and_collectives_are_what_was_predicted(model: str, request: pytes
             cached = renderer.cached
             assert cached is not None
             held.append(cached.state.num_bytes)
-            cached.shards = Shards(lambda sums, reduced=reduced: reduced.append(sums) or sums)  # type: ignore[misc]
+            cached.session = replace(cached.session, shards=Shards(lambda sums, reduced=reduced: reduced.append(sums) or sums))  # type: ignore[misc]
         decisions = sum(entry.step > 0 for entry in cached.trace.entries)
         announced = {"none": {0}, "1 a decision": range(1, decisions + 1)}[describe_collectives(recipe)]
         assert len(reduced) - 1 in announced, "at the end forecast errors take one as well"

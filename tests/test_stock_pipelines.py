@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from longtake.cache import enable_cache, load_recipe
+from longtake.cache import Shards, enable_cache, load_recipe
 from PIL import Image
 from torch import Tensor
 
@@ -272,6 +272,10 @@ def test_steps_and_branches_that_say_nothing_to_a_recipe_are_refused() -> None:
         with pytest.raises(ValueError, match=message), cached.step(index, 500.0, branch):
             transformer(**given)
         cached.disable()
+    cached = enable_cache(transformer, "easycache", num_inference_steps=4, shards=Shards(branches=lambda sums: sums))
+    with pytest.raises(ValueError, match=r"knows them as cond or uncond \(each runs .*, not as 'both'"), cached.step(0, 500.0, "both"):
+        transformer(**given)
+    cached.disable()
     cached = enable_cache(transformer, "fbcache", num_inference_steps=4)
     with cached.step(0, 500.0, "positive"):  # each branch for itself, whatever its name
         transformer(**given)

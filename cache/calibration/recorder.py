@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..decision import Verdict
 from ..recipe.recipe import Recipe
-from ..run.call import Cursor
-from ..run.enable import Cached, Shards
+from ..run.cached import Cached
+from ..run.session import Cursor, Session
 from ..sites import Site, SiteRun
 from ..state.storage import Storage
 
@@ -36,7 +36,7 @@ class Recorder(Cached):
     """
 
     def __init__(self, recipe: Recipe, num_inference_steps: int) -> None:
-        super().__init__(replace(recipe, branches="each"), num_inference_steps, Shards(), None, Storage())
+        super().__init__(Session.fresh(replace(recipe, branches="each"), num_inference_steps, Storage()))
         self.sights: dict[Key, Sight] = {}
 
     def collect(self) -> dict[Key, Sight]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..decision import Decision, Verdict
@@ -15,56 +12,42 @@ from ..sites import Site
 from ..state.state import Slot
 from ..sums import l1_sums
 from ..trace.entry import TraceEntry, name_layers
-from ..triggers import Moment
-
-if TYPE_CHECKING:
-    from .enable import Cached
+from .agreement import Pairing, Piece, Scope, agree
+from .session import Cursor, Session
 
 _BRANCHES = ("cond", "uncond")
 BRANCH_BY_BRANCH = (
     "Recipe '{}' decides from both branches before either runs, but this loop calls one after the other: call the model on a batch of both, use "
     "longtake's own loop, or a recipe whose branches decide for themselves."
 )
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """at: the step's place on the recipe's abscissa."""
-
-    segment: int
-    moment: Moment
-    branch: str
-    at: float
+_SIGNAL = "signal"
 
 
 class Call:
-    """What a site asks for (SiteRun).
+    """What a site may ask of the model call that it runs (SiteRun).
 
-    A joint decision is made for the branch `both`: in a batch of them, or by branches that run at once in different places. Where the
-    conditional branch decides for both, the other follows it; where they run at once, its sums count alone.
+    Where a recipe's branches are `joint`, both guidance branches do the same, which is traced as one decision of branch `both`. The call is
+    of a batch of both, or of one of them while the other one runs elsewhere. Where they are `cond`, the conditional branch decides and the
+    unconditional one, which is called after it, does the same; while the other one runs elsewhere, it decides from the conditional one's sums.
     """
 
-    def __init__(self, cached: Cached, cursor: Cursor, part: int, site: Site, units: Sequence[range], num_text: int | None) -> None:
-        mode, at_once = cached.recipe.branches, cached.shards.branches is not None
-        if mode == "joint" and cursor.branch != "both" and not at_once:
-            raise ValueError(BRANCH_BY_BRANCH.format(cached.recipe.name))
-        if mode != "each" and cursor.branch not in (*_BRANCHES, "both"):
-            raise ValueError(
-                f"Recipe '{cached.recipe.name}' decides for both branches and knows them as {', '.join(_BRANCHES)} or both, not as "
-                f"'{cursor.branch}'; name them so."
-            )
+    def __init__(self, session: Session, cursor: Cursor, part: int, site: Site, units: Sequence[range], num_text: int | None) -> None:
+        """part: which of the recipe's. units, num_text: as in `Begin`. Raises ValueError for a branch that the recipe cannot decide for."""
+        mode, at_once = session.recipe.branches, session.shards.branches is not None
+        _check_branch(session, cursor.branch)
         self.moment, self.segment = cursor.moment, cursor.segment
         self.branch = "both" if mode == "joint" else cursor.branch
-        self._cached, self._at, self._units = cached, cursor.at, units
+        self._session, self._at, self._units = session, cursor.at, units
         self._part, self._site, self._num_text = part, site, num_text or 0
+        # This branch among the two that decide together while each runs on shards of its own.
         self._row = _BRANCHES.index(cursor.branch) if at_once and mode != "each" else None
         self._follows = mode == "cond" and cursor.branch == "uncond" and not at_once
-        # What is kept is of the branches that run here, even where others decide with them.
-        self._slot: Slot = cached.state.slot(part, cursor.segment, cursor.branch, len(units))
+        # By the branch that runs here: features are its own, even where another one decides for it.
+        self._slot: Slot = session.state.slot(part, cursor.segment, cursor.branch, len(units))
         self._key = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
-        self._learns = self._slot.trigger.learns and not cached.replay and not self._follows
-        self._entry = -1
+        self._learns = self._slot.trigger.learns and not session.replay and not self._follows
+        self._entry = -1  # of this decision, in the trace
         self._watched: int | None = None  # the unit whose forecast is measured, one a call
 
     @property
@@ -76,80 +59,50 @@ class Call:
         return max(predictor.risk or 0.0 for predictor in self._slot.predictors.values())
 
     def decide(self, probe: Tensor, beside: Tensor | None = None) -> Verdict:
-        """One reduction a decision whatever it will be: a branch that guards a collective is decided from reduced data alone."""
-        cached, slot = self._cached, self._slot
+        """Whatever is decided, what was measured is reduced first: a shard that goes another way than the rest would leave them waiting."""
+        session, slot = self._session, self._slot
         self._beside = probe if beside is None else beside
-        trigger = None if cached.replay or self._follows else slot.trigger
-        signal = trigger.signal(probe) if trigger else None
-        needs = [predictor.measure(self._at, self._beside) for predictor in slot.predictors.values()]
-        sums = self._reduce(signal, needs)
-        for predictor, reduced in zip(slot.predictors.values(), sums[1:], strict=True):
-            predictor.take(reduced)
-        if cached.replay:
-            verdict = cached.replay.verdict(self._key, self._units)
+        judges = not session.replay and not self._follows
+        signal = slot.trigger.signal(probe) if judges else None
+        agreed = agree(self._pieces(signal, self._beside), session.shards, self._row)
+        for name, predictor in slot.predictors.items():
+            predictor.take(agreed.get(name, []))
+        if session.replay:
+            verdict = session.replay.verdict(self._key, self._units)
         elif self._follows and slot.ready:
-            verdict = cached.state.verdicts[(self._part, self.segment)]
+            verdict = session.state.verdicts[(self._part, self.segment)]
         elif self._follows:  # a branch that begins later than the one that decides
             verdict = Verdict.of(frozenset(), len(self._units))
         else:
-            verdict = self._judge(sums[0])
+            verdict = self._judge(agreed.get(_SIGNAL, []))
             slot.trigger.settle(verdict.decision)
-        cached.state.verdicts[(self._part, self.segment)] = verdict
+        session.state.verdicts[(self._part, self.segment)] = verdict
         slot.reused_run = slot.reused_run + 1 if verdict.decision is Decision.REUSE else 0
-        self._record(verdict, trigger is not None)
+        self._record(verdict, judges)
         computed = [unit for unit in range(len(self._units)) if unit not in verdict.reused]
         self._watched = computed[len(computed) // 2] if computed else None
         return verdict
+
+    def _pieces(self, signal: Tensor | None, beside: Tensor) -> list[Piece]:
+        """The trigger's sums, then each predictor's; nothing of those that measure nothing."""
+        slot, site, is_joint = self._slot, self._site, self._session.recipe.branches == "joint"
+        pieces = []
+        if signal is not None:
+            pairing = Pairing.COND if not is_joint else Pairing.EACH if slot.trigger.by_branch else Pairing.TOTAL
+            pieces.append(Piece(_SIGNAL, signal, _scope(site.shards_signal(slot.trigger)), pairing))
+        for name, predictor in slot.predictors.items():
+            if (sums := predictor.measure(self._at, beside)) is not None:
+                pieces.append(Piece(name, sums, _scope(site.shards_measure(predictor)), Pairing.TOTAL if is_joint else Pairing.OWN))
+        return pieces
 
     def _measured(self, tensor: Tensor, num_text: int | None = None) -> Tensor:
         """Without the text, which every shard holds."""
         text = self._num_text if num_text is None else num_text
         return tensor[:, : tensor.shape[1] - text] if text and tensor.ndim == 3 else tensor
 
-    def _reduce(self, signal: Tensor | None, needs: list[Tensor | None]) -> list[Sequence[float]]:
-        """The signal's reduced sums, then each predictor's, in at most one collective; empty where nothing was measured.
-
-        Sums of what all shards hold are reduced as well, of the first shard alone: every decision is made from the same numbers.
-        """
-        slot, site, shards = self._slot, self._site, self._cached.shards
-        are_partial = [site.shards_signal(slot.trigger), *map(site.shards_measure, slot.predictors.values())]
-        pieces = [
-            piece if piece is None or is_partial or shards.is_first else torch.zeros_like(piece)
-            for piece, is_partial in zip((signal, *needs), are_partial, strict=True)
-        ]
-        common = [piece for piece in pieces if piece is not None]
-        reduced = self._reduce_common(common, has_signal=signal is not None).tolist() if common else []
-        results: list[Sequence[float]] = []
-        for index, piece in enumerate(pieces):
-            length = 0 if piece is None else len(piece)
-            if self._row is not None and index == 0 and slot.trigger.by_branch:
-                length *= 2
-            results.append(reduced[:length])
-            reduced = reduced[length:]
-        return results
-
-    def _reduce_common(self, common: list[Tensor], *, has_signal: bool) -> Tensor:
-        """One collective. Where branches that decide together run at once, it is over both: what a batch of both would sum up is added
-        up, what belongs to one branch (by_branch signals; forecasts, if the conditional branch decides alone) goes in a row of its own.
-        """
-        shards, is_joint = self._cached.shards, self._cached.recipe.branches == "joint"
-        if self._row is None or shards.branches is None:
-            return shards.tokens(torch.cat(common))
-        signal, rest = torch.cat(common[:has_signal] or [common[0][:0]]), torch.cat(common[has_signal:] or [common[0][:0]])
-        own = signal if is_joint or self._row == 0 else torch.zeros_like(signal)
-        signals, rests = self._rows(own, apart=self._slot.trigger.by_branch), self._rows(rest, apart=not is_joint)
-        reduced = shards.branches(torch.cat((signals, rests)))
-        mine = len(signals) + (0 if is_joint else self._row * len(rest))
-        return torch.cat((reduced[: len(signals)], reduced[mine : mine + len(rest)]))
-
-    def _rows(self, sums: Tensor, *, apart: bool) -> Tensor:
-        """This branch's sums, in a row of its own if `apart`."""
-        nothing = torch.zeros_like(sums)
-        return sums if not apart else torch.cat((sums, nothing) if self._row == 0 else (nothing, sums))
-
     def _judge(self, sums: Sequence[float]) -> Verdict:
-        """The trigger's wish, overruled by the guards."""
-        slot, guards = self._slot, self._cached.recipe.guards
+        """The trigger's wish, overruled by the guards. sums: the trigger's, over all shards."""
+        slot, guards = self._slot, self._session.recipe.guards
         wish = slot.trigger.decide(self.moment, sums)
         if guards.compel(self.moment, slot.reused_run) or not slot.ready:
             wish = Decision.COMPUTE
@@ -159,18 +112,19 @@ class Call:
                 wish, slot.owed = Decision.COMPUTE, slot.owed + 1
             elif wish is Decision.COMPUTE and slot.owed and not in_doubt:
                 wish, slot.owed = Decision.REUSE, slot.owed - 1
-        everything = frozenset(range(len(self._units)))
-        reused = {Decision.COMPUTE: frozenset[int](), Decision.REUSE: everything}.get(wish)
-        return Verdict.of(slot.trigger.reused_units() if reused is None else reused, len(self._units))
+        num_units = len(self._units)
+        all_or_none = frozenset(range(num_units) if wish is Decision.REUSE else ())
+        return Verdict.of(slot.trigger.reused_units() if wish is Decision.PARTIAL else all_or_none, num_units)
 
     def _record(self, verdict: Verdict, judged: bool) -> None:
         trigger = self._slot.trigger
         value = trigger.value if judged and trigger.value is not None and abs(trigger.value) < float("inf") else None
         margin = abs(value - trigger.threshold) if value is not None and trigger.threshold is not None else None
-        if self._cached.recipe.guards.max_risk and judged and self._slot.ready:
-            value, margin = self._risk, abs(self._risk - self._cached.recipe.guards.max_risk)
+        max_risk = self._session.recipe.guards.max_risk
+        if max_risk and judged and self._slot.ready:
+            value, margin = self._risk, abs(self._risk - max_risk)
         layers = name_layers([run for unit, run in enumerate(self._units) if unit in verdict.reused or verdict.decision is not Decision.PARTIAL])
-        self._entry = self._cached.trace.add(TraceEntry(*self._key, layers, verdict.decision.value, value=value, margin=margin))
+        self._entry = self._session.trace.add(TraceEntry(*self._key, layers, verdict.decision.value, value=value, margin=margin))
 
     def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
         key = f"{unit}.{name}"
@@ -178,7 +132,7 @@ class Call:
         if unit == self._watched and predictor.ready:
             channels = sampled_channels(feature)
             sample, forecast = (self._measured(one, num_text) for one in (feature[..., :channels], predictor.predict(self._at, channels)))
-            self._cached.errors.add(self._entry, l1_sums(forecast, sample))
+            self._session.errors.add(self._entry, l1_sums(forecast, sample))
             self._watched = None
         if self._learns:
             before = self._measured(predictor.predict(self._at), num_text) if predictor.ready else None
@@ -189,7 +143,7 @@ class Call:
         return amended
 
     def _new_predictor(self, key: str, num_text: int | None) -> Predictor:
-        predictor = self._cached.state.predictor(self._cached.recipe.parts[self._part])
+        predictor = self._session.state.predictor(self._part)
         text = self._num_text if num_text is None else num_text
         predictor.measured = slice(None, -text if text else None)
         assert self._beside is not None, "keep() before decide()"
@@ -205,3 +159,17 @@ class Call:
 
     def check(self, real: Tensor, draft: Tensor) -> None:
         self._slot.trigger.learn(0, self._measured(real), self._measured(draft))
+
+
+def _check_branch(session: Session, branch: str) -> None:
+    """Raise ValueError, with the mend, for a call of a branch that the recipe cannot decide for."""
+    mode, name, at_once = session.recipe.branches, session.recipe.name, session.shards.branches is not None
+    if mode == "joint" and branch != "both" and not at_once:
+        raise ValueError(BRANCH_BY_BRANCH.format(name))
+    if mode != "each" and (branch not in (*_BRANCHES, "both") or (branch == "both" and at_once)):
+        known = "cond or uncond (each runs on shards of its own)" if at_once else "cond, uncond or both"
+        raise ValueError(f"Recipe '{name}' decides for both branches and knows them as {known}, not as '{branch}'; name them so.")
+
+
+def _scope(is_sharded: bool) -> Scope:
+    return Scope.TOKENS if is_sharded else Scope.REPLICATED

@@ -191,7 +191,7 @@ def _unpack_slot(state: CacheState, key: tuple[int, int, str], plain: Plain, loa
     slot = state.slot(*key, num_units=trigger["num_units"])
     restore(slot.trigger, trigger)
     for name, packed in plain["predictors"].items():
-        slot.predictors[name] = predictor = state.predictor(state.recipe.parts[key[0]])
+        slot.predictors[name] = predictor = state.predictor(key[0])
         get = partial(loader.feature_or_tensor, predictor.storage)
         restore(predictor, {attribute: unpack(value, get) for attribute, value in packed.items()})
     slot.reused_run, slot.owed = plain["counts"]

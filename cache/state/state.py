@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from ..decision import Verdict
 from ..predictors import Predictor
-from ..recipe.part import Part
 from ..recipe.recipe import Recipe
 from ..triggers import Trigger
 from .storage import Storage
@@ -49,15 +48,14 @@ class CacheState:
             self.slots[key] = Slot(trigger)
         return self.slots[key]
 
-    def predictor(self, part: Part) -> Predictor:
-        """A fresh one."""
-        predictor = part.predictor.build()
+    def predictor(self, part: int) -> Predictor:
+        """A fresh one, of the recipe's part of that number."""
+        predictor = self.recipe.parts[part].predictor.build()
         predictor.storage, predictor.span = self.storage, self._span
         return predictor
 
-    def reset(self, span: float | None = None) -> None:
-        """span: of the next take, if another than before."""
-        self._span = self._span if span is None else span
+    def reset(self) -> None:
+        """Drop all that is kept."""
         self.slots.clear()
         self.verdicts.clear()
 

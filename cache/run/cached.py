@@ -1,0 +1,175 @@
+"""The handle to a cache at work on a model: which call is made, what was decided, saving, going on and taking the cache off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.beside_others import check_others, mark
+from ..recipe.recipe import Recipe
+from ..sites import Site, SiteRun
+from ..state.saving import Alone, Relay, load_state, read_about, save_state
+from ..state.state import CacheState
+from ..trace.trace import Trace
+from ..triggers import Moment
+from .call import Call
+from .clock import Clock
+from .sampler import velocity_sigmas
+from .session import Cursor, Session
+
+
+class Cached:
+    """A cache at work on a model: tell it the step of each model call, read its trace, reset it between takes."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session  # of the running take
+        self._transformers: Sequence[nn.Module] = ()
+        self._clock: Clock | None = None
+        self._cursor: Cursor | None = None
+        self._expert = 0
+        self._goes_on = False  # from a file
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.session.recipe
+
+    @property
+    def trace(self) -> Trace:
+        """What was decided so far; forecast errors are in it from `finish` on."""
+        return self.session.trace
+
+    @property
+    def state(self) -> CacheState:
+        return self.session.state
+
+    def attach(self, transformers: Sequence[nn.Module], pipeline: Any = None) -> None:
+        """pipeline: the stock pipeline that makes the calls; None for loops of one's own. Raises ValueError as `enable_cache` does."""
+        self._transformers = transformers
+        self._clock = Clock(self.session.num_inference_steps, pipeline, self._start_take)
+        try:
+            for expert, transformer in enumerate(transformers):
+                for index, part in enumerate(self.recipe.parts):
+                    site = part.site.build()
+                    self._undo.append(site.attach(transformer, partial(self._begin, expert, index, site)))
+                self._undo.append(mark(transformer))
+        except ValueError:
+            self.disable()
+            raise
+        self._undo.extend(self._clock.attach(transformers))
+
+    @contextmanager
+    def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0) -> Iterator[None]:
+        """Name the model call inside: step `index` of the take (0-based), branch `cond`, `uncond` or `both`, and its segment.
+
+        Raises ValueError for a step that the take does not have.
+        """
+        last = self.session.num_inference_steps - 1
+        if not 0 <= index <= last:
+            raise ValueError(f"index is {index}, and the take's steps are 0 to {last}; count from 0, and tell enable_cache its num_inference_steps.")
+        self._cursor = self._point_at(index, float(timestep), branch, segment)
+        try:
+            yield
+        finally:
+            self._cursor = None
+
+    def _point_at(self, index: int, timestep: float, branch: str, segment: int = 0) -> Cursor:
+        steps = self.session.num_inference_steps
+        # The abscissa sigma runs from 0 at noise to `steps` at film, so that forecasts look as far ahead as they do with steps.
+        at = float(index) if self.recipe.abscissa == "step" else steps * (1 - timestep / 1000)
+        return Cursor(segment, Moment(index, timestep, steps), branch, at)
+
+    def finish(self) -> Trace:
+        """Complete the take's trace (forecast errors are reduced here, in one collective, so call it on every shard)."""
+        session = self.session
+        together = session.shards.branches if self.recipe.branches == "joint" else None
+        session.errors.write_to(session.trace, together or session.shards.tokens)
+        return session.trace
+
+    def save(self, path: Path, relay: Relay | None = None) -> None:
+        """Write what is kept, and the trace so far, as a safetensors file, between two steps. relay: for sharded models, where every
+        shard calls it and the first one writes.
+        """
+        relay = relay or Alone()
+        traces = [said["trace"] for said, _ in relay.collect(({"trace": self.finish().to_json()}, {}))]
+        trace = Trace.joined([Trace.from_json(text) for text in traces])
+        about = {"recipe": json.dumps(self.recipe.deciding()), "branches": self._arrangement, "trace": trace.to_json()}
+        save_state(self.state, path, relay, about)
+
+    def load(self, path: Path, relay: Relay | None = None, device: torch.device | None = None) -> None:
+        """Go on from a file that `save` wrote, on any number of shards. Raises ValueError, with nothing changed, if another recipe wrote
+        it, or a gang that called a joint decision's branches in another way. The calls that follow must be made inside `step`: the file is
+        of the midst of a take, and calls are counted from its start.
+        """
+        about = read_about(path)
+        if json.loads(about["recipe"]) != self.recipe.deciding():
+            raise ValueError(f"The cache in '{path}' was kept by another recipe than '{self.recipe.name}'; go on with the one that it was made with.")
+        if about["branches"] != self._arrangement:
+            raise ValueError(f"The cache in '{path}' decided {about['branches']}, this gang does {self._arrangement}; keep parallel.cfg_degree.")
+        trace = Trace.from_json(about["trace"])
+        steps = self.session.num_inference_steps
+        if trace.num_inference_steps != steps:
+            raise ValueError(f"The cache in '{path}' is of a take of {trace.num_inference_steps} steps, this one has {steps}; make them equal.")
+        self.reset()
+        load_state(self.state, path, relay or Alone(), device or torch.device("cpu"))
+        self.session, self._goes_on = replace(self.session, trace=trace), True
+
+    @property
+    def _arrangement(self) -> str:
+        """How branches that decide together are called: the state of such decisions cannot move between the two."""
+        together = self.recipe.branches != "each" and self.session.shards.branches is not None
+        return "with both branches at once" if together else "branch by branch"
+
+    def reset(self) -> None:
+        """Forget all; call it before each take of a loop of your own."""
+        if self._clock is not None:
+            self._clock.reset()
+        self._begin_take(self.session.num_inference_steps)
+
+    def check_sampler(self, scheduler: Any) -> None:
+        """Raise ValueError, with the mend, for a diffusers scheduler that the recipe's forecasts do not fit."""
+        sigmas = velocity_sigmas(scheduler)
+        for part in self.recipe.parts:
+            part.predictor.build().check_sampler(sigmas)
+
+    def _start_take(self, num_inference_steps: int, scheduler: Any = None) -> None:
+        """A pipeline's next call, or a loop's next take, has begun. Raises ValueError if the recipe was made for other steps or samplers."""
+        if self._goes_on:
+            raise ValueError(
+                "The cache goes on from a file in the midst of a take, and this call does not say its step; make it inside "
+                "`with cached.step(index, timestep, branch=...)`, or call cached.reset() if it begins a new take."
+            )
+        self.recipe.check_steps(num_inference_steps)
+        if scheduler is not None:
+            self.check_sampler(scheduler)
+        if num_inference_steps != self.session.num_inference_steps or self.trace.entries:
+            self._begin_take(num_inference_steps)
+
+    def _begin_take(self, num_inference_steps: int) -> None:
+        self.session, self._goes_on = self.session.next_take(num_inference_steps), False
+
+    def disable(self) -> None:
+        """Give the model its own calls back; a second time it does nothing."""
+        while self._undo:
+            self._undo.pop()()
+        self.state.reset()
+
+    def _begin(self, expert: int, part: int, site: Site, units: Sequence[range], num_text: int | None) -> SiteRun:
+        """Called by a site when a model call begins. One expert's features say nothing of another's: when the experts change, what is kept
+        is dropped.
+        """
+        check_others(self._transformers[expert])
+        if expert != self._expert:
+            self.state.reset()
+            self._expert = expert
+        assert self._clock is not None, "a call before attach()"
+        cursor = self._cursor or self._point_at(*self._clock.now())
+        return Call(self.session, cursor, part, site, units, num_text)

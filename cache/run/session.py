@@ -1,0 +1,52 @@
+"""A recipe at work on one take: what the handle to it and all of its model calls have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..recipe.recipe import Recipe
+from ..state.state import CacheState
+from ..state.storage import Storage
+from ..trace.replay import Replay
+from ..trace.trace import Trace
+from ..triggers import Moment
+from .agreement import Shards
+from .forecast_errors import ForecastErrors
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Which of a take's model calls is made. at: where its step lies on the recipe's abscissa."""
+
+    segment: int
+    moment: Moment
+    branch: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Session:
+    """replay: decisions to make again, instead of the triggers'. state: what is kept from step to step. trace: what was decided so far;
+    errors: its forecast errors that are not reduced yet.
+    """
+
+    recipe: Recipe
+    shards: Shards
+    replay: Replay | None
+    state: CacheState
+    trace: Trace
+    errors: ForecastErrors
+
+    @classmethod
+    def fresh(cls, recipe: Recipe, num_inference_steps: int, storage: Storage, shards: Shards | None = None, replay: Replay | None = None) -> Session:
+        """With nothing kept and nothing decided. num_inference_steps: of the take. storage: how features are to be kept."""
+        state = CacheState(recipe, storage, span=float(num_inference_steps))
+        return cls(recipe, shards or Shards(), replay, state, Trace(recipe.name, num_inference_steps), ForecastErrors())
+
+    def next_take(self, num_inference_steps: int) -> Session:
+        """The same at work on another take, of so many steps."""
+        return Session.fresh(self.recipe, num_inference_steps, self.state.storage, self.shards, self.replay)
+
+    @property
+    def num_inference_steps(self) -> int:
+        return self.trace.num_inference_steps
