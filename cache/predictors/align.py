@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..later import torch
+from ..state.holds import Holds
 from ..sums import l1
 from .predictor import WindowPredictor
 
@@ -33,6 +34,7 @@ class AlignConfig:
 
 class Align(WindowPredictor):
     measures = True
+    holds = Holds(numbers=("_gamma",), probes=("_probe", "_probes"))
 
     def __init__(self, config: AlignConfig) -> None:
         super().__init__(2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..state.holds import Holds
 from ..state.storage import Kept
 from .predictor import Predictor, weighted_sum
 
@@ -23,6 +24,8 @@ class BdfHeunConfig:
 
 
 class BdfHeun(Predictor):
+    holds = Holds(features=("_computed", "_latest"))
+
     def __init__(self, config: BdfHeunConfig) -> None:
         super().__init__()
         self._computed: list[tuple[float, Kept]] = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..later import np, torch
+from ..state.holds import Holds
 from ..sums import dot
 from .predictor import WindowPredictor, lagrange_weights
 
@@ -42,7 +43,7 @@ class Dmd(WindowPredictor):
 
     measures = True
     measures_features = True
-    sums = ("_pending",)
+    holds = Holds(numbers=("_gram",), sums=("_pending",))
 
     def __init__(self, config: DmdConfig) -> None:
         super().__init__(config.window)

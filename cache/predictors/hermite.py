@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..state.holds import Holds
 from .predictor import WindowPredictor, difference_weights
 
 
@@ -26,6 +27,8 @@ class HermiteConfig:
 
 
 class Hermite(WindowPredictor):
+    holds = Holds(settings=("_sigma",))
+
     def __init__(self, config: HermiteConfig) -> None:
         super().__init__(config.order + 1)
         self._sigma = config.sigma

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..state.holds import Holds
 from ..state.storage import Kept
 from .predictor import Predictor
 
@@ -42,6 +43,7 @@ class MeanVelocity(Predictor):
 
     needs_velocity = True
     needs_abscissa = "sigma"
+    holds = Holds(probes=("_last", "_computed", "_moved", "_correction"), features=("_velocity",))
 
     def __init__(self, config: MeanVelocityConfig) -> None:
         super().__init__()

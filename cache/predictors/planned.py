@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..state.holds import Holds
 from ..state.storage import Kept
 from .predictor import WindowPredictor, damped_weights, difference_weights, weighted_sum
 
@@ -51,6 +52,7 @@ class Planned(WindowPredictor):
 
     needs_velocity = True
     needs_abscissa = "step"
+    holds = Holds(numbers=("_skipped",))
 
     def __init__(self, config: PlannedConfig) -> None:
         super().__init__(2)

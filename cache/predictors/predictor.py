@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..later import torch
+from ..state.holds import Holds
 from ..state.storage import Kept, Storage
 
 if TYPE_CHECKING:
@@ -19,14 +20,12 @@ _SAMPLED = 8  # one channel in so many
 class Predictor(ABC):
     """Foretells one feature of one segment and branch from its computed past; made anew for each take.
 
-    `at` is where a feature lies on the recipe's abscissa: steps are not evenly spaced once a trigger picks them. All that a predictor
-    holds besides its config is plain data, so that it can be saved: features as its storage keeps them, probes, and partial sums in the
-    attributes that `sums` names. storage: how its features are kept. span: how long the abscissa is,
-    from noise to film. measured: the part of dim 1 that sums are of (the rest is text, which every shard holds). risk: how much the
-    forecast of the step at hand is to be doubted, for guards; None where it is not known. measures: whether `measure` gives sums.
-    measures_features: whether these are of its features, not of the probe.
-    knows_risk: whether it ever sets `risk`. needs_velocity: whether it stands in for velocities alone, at the site `output`.
-    needs_abscissa: the one that it works along; empty: any.
+    `at` is where a feature lies on the recipe's abscissa: steps are not evenly spaced once a trigger picks them. holds: what its attributes
+    are; every class declares those that it adds, so that they can be saved. storage: how its features are kept. span: how long the abscissa
+    is, from noise to film. num_text: how many of the feature's last tokens are text, which every shard holds. risk: how much the forecast of
+    the step at hand is to be doubted, for guards; None where it is not known. measures: whether `measure` gives sums. measures_features:
+    whether these are of its features, not of the probe. knows_risk: whether it ever sets `risk`. needs_velocity: whether it stands in for
+    velocities alone, at the site `output`. needs_abscissa: the one that it works along; empty: any.
     """
 
     measures = False
@@ -34,13 +33,18 @@ class Predictor(ABC):
     knows_risk = False
     needs_velocity = False
     needs_abscissa = ""
-    sums: tuple[str, ...] = ()
+    holds = Holds(settings=("config", "storage", "span"), numbers=("num_text", "risk"))
 
     def __init__(self) -> None:
         self.storage = Storage()
         self.span = 1.0
-        self.measured = slice(None)
+        self.num_text = 0
         self.risk: float | None = None
+
+    @property
+    def measured(self) -> slice:
+        """The part of dim 1 that sums are of: all tokens but the text."""
+        return slice(None, -self.num_text or None)
 
     def check_steps(self, num_inference_steps: int) -> None:  # noqa: B027 - most work for any number
         """Raise ValueError if its config was made for takes of another number of steps."""
@@ -93,6 +97,8 @@ class Predictor(ABC):
 
 class WindowPredictor(Predictor):
     """Predicts a weighted sum of the last few computed features; a subclass gives the weights."""
+
+    holds = Holds(settings=("_length",), features=("_window",))
 
     def __init__(self, length: int) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..later import torch
+from ..state.holds import Holds
 from ..sums import l1_sums, ratio
 from .chebyshev import ChebyshevConfig, chebyshev_weights
 from .predictor import WindowPredictor, lagrange_weights, sampled_channels, weighted_sum
@@ -39,6 +40,7 @@ class Racer(WindowPredictor):
     measures = True
     knows_risk = True
     measures_features = True
+    holds = Holds(settings=("_chebyshev",))
 
     def __init__(self, config: RacerConfig) -> None:
         super().__init__(config.window)

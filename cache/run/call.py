@@ -144,8 +144,7 @@ class Call:
 
     def _new_predictor(self, key: str, num_text: int | None) -> Predictor:
         predictor = self._session.state.predictor(self._part)
-        text = self._num_text if num_text is None else num_text
-        predictor.measured = slice(None, -text if text else None)
+        predictor.num_text = self._num_text if num_text is None else num_text
         assert self._beside is not None, "keep() before decide()"
         predictor.measure(self._at, self._beside)  # it was not there yet when the others measured
         self._slot.predictors[key] = predictor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +16,12 @@ from torch import Tensor
 from ..predictors import Predictor
 from ..sites import Site
 from ..triggers import Trigger
+from .holds import declared
 from .state import CacheState, Slot
 from .storage import Kept, Storage
 from .values import Plain, pack, restore, unpack
 
-_VERSION = "2"
+_VERSION = "3"
 
 Packed = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -115,36 +115,41 @@ def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device
 
 
 class _Saver:
-    """Takes in the tensors of a slot's trigger and predictors, made whole. What a tensor is, its owner and the site say: `tokens` and `sums`
-    (partial ones) are shared out over the shards, `whole` ones are the same on all. A tensor's name ends with that and with how many of its
-    last tokens are text.
+    """Takes in the tensors of a slot's trigger and predictors, made whole. What becomes of a tensor, its owner's declaration and the site say:
+    `tokens` and `sums` (partial ones) are shared out over the shards, `whole` ones are the same on all. A tensor's name ends with that and with
+    how many of its last tokens are text.
     """
 
     def __init__(self, tensors: dict[str, Tensor], slot: str, site: Site, relay: Relay) -> None:
         self._tensors, self._slot, self._site, self._relay = tensors, slot, site, relay
 
     def pack_trigger(self, trigger: Trigger) -> Plain:
-        return self._pack(trigger, probes_are_tokens=self._site.watches_tokens, num_text=0)
+        probes = "tokens" if self._site.watches_tokens else "whole"
+        return self._pack(trigger, probes, "sums" if self._site.shards_signal(trigger) else "whole", 0)
 
     def pack_predictor(self, predictor: Predictor) -> Plain:
-        return self._pack(predictor, probes_are_tokens=self._site.measures_tokens, num_text=-(predictor.measured.stop or 0))
+        probes = "tokens" if self._site.measures_tokens else "whole"
+        return self._pack(predictor, probes, "sums" if self._site.shards_measure(predictor) else "whole", predictor.num_text)
 
-    def _pack(self, owner: Trigger | Predictor, *, probes_are_tokens: bool, num_text: int) -> Plain:
-        """All but its config."""
-        carried = {name: value for name, value in vars(owner).items() if isinstance(value, Kept) or not is_dataclass(value)}
-        probe = "tokens" if probes_are_tokens else "whole"
-        sums = "sums" if self._site.sharded else "whole"
-        return {name: pack(value, partial(self._put, sums if name in owner.sums else probe, num_text)) for name, value in carried.items()}
+    def _pack(self, owner: Trigger | Predictor, probes: str, sums: str, num_text: int) -> Plain:
+        holds = declared(type(owner))
+        undeclared = vars(owner).keys() - {*holds.settings, *holds.state}
+        assert not undeclared, f"{type(owner).__name__} does not say in `holds` what lies in {', '.join(sorted(undeclared))}"
+        puts: dict[str, Callable[[Any], Plain]] = {
+            **dict.fromkeys(holds.numbers, _refuse),
+            **dict.fromkeys(holds.probes, partial(self._put, probes, 0)),
+            **dict.fromkeys(holds.sums, partial(self._put, sums, 0)),
+            **dict.fromkeys(holds.features, partial(self._put_feature, num_text)),
+        }
+        return {name: pack(getattr(owner, name), put) for name, put in puts.items()}
 
-    def _put(self, scope: str, num_text: int, value: Tensor | Kept) -> Plain:
-        if isinstance(value, Tensor):
-            return self._name(scope, 0, value)
+    def _put_feature(self, num_text: int, feature: Kept) -> Plain:
         scope = "tokens" if self._site.sharded else "whole"
-        stored = value.stored.view(torch.uint8) if value.stored.dtype.itemsize == 1 else value.stored
-        names = [None if one is None else self._name(scope, num_text, one) for one in (stored, value.scale)]
-        return [*names, str(value.stored.dtype).removeprefix("torch."), str(value.dtype).removeprefix("torch.")]
+        stored = feature.stored.view(torch.uint8) if feature.stored.dtype.itemsize == 1 else feature.stored
+        names = [None if one is None else self._put(scope, num_text, one) for one in (stored, feature.scale)]
+        return [*names, str(feature.stored.dtype).removeprefix("torch."), str(feature.dtype).removeprefix("torch.")]
 
-    def _name(self, scope: str, num_text: int, tensor: Tensor) -> str:
+    def _put(self, scope: str, num_text: int, tensor: Tensor) -> str:
         if scope == "sums":
             tensor = self._relay.sum(tensor)
         elif scope == "tokens":
@@ -154,25 +159,33 @@ class _Saver:
         return name
 
 
+def _refuse(value: Any) -> Plain:
+    raise TypeError(f"a {type(value).__name__} is declared to be numbers")
+
+
 class _Loader:
     """Finds tensors by the names that `_Saver` gave them, and shares them out."""
 
     def __init__(self, find: Callable[[str], Tensor], relay: Relay) -> None:
         self._find, self._relay = find, relay
 
-    def tensor(self, name: str) -> Tensor:
+    def restore(self, owner: Trigger | Predictor, plain: Plain, storage: Storage) -> None:
+        """storage: of the features among what is restored."""
+        features = declared(type(owner)).features
+        get_feature = partial(self._feature, storage)
+        restore(owner, {name: unpack(value, get_feature if name in features else self._tensor) for name, value in plain.items()})
+
+    def _tensor(self, name: str) -> Tensor:
         tensor, (scope, num_text) = self._find(name), name.split(":")[2:]
         if scope == "sums" and not self._relay.is_first():
             return torch.zeros_like(tensor)
         return _without_text(tensor, int(num_text), self._relay.share) if scope == "tokens" else tensor
 
-    def feature_or_tensor(self, storage: Storage, said: Plain) -> Tensor | Kept:
-        """A feature comes back with the bits that were stored."""
-        if isinstance(said, str):
-            return self.tensor(said)
+    def _feature(self, storage: Storage, said: Plain) -> Kept:
+        """With the bits that were stored."""
         stored, scale, stored_dtype, dtype = said
-        bits = self.tensor(stored).view(getattr(torch, stored_dtype))
-        return storage.adopt(bits, None if scale is None else self.tensor(scale), getattr(torch, dtype))
+        bits = self._tensor(stored).view(getattr(torch, stored_dtype))
+        return storage.adopt(bits, None if scale is None else self._tensor(scale), getattr(torch, dtype))
 
 
 def _without_text(tensor: Tensor, num_text: int, move: Callable[[Tensor], Tensor]) -> Tensor:
@@ -187,11 +200,9 @@ def _pack_slot(slot: Slot, saver: _Saver) -> Plain:
 
 
 def _unpack_slot(state: CacheState, key: tuple[int, int, str], plain: Plain, loader: _Loader) -> None:
-    trigger = {name: unpack(value, loader.tensor) for name, value in plain["trigger"].items()}
-    slot = state.slot(*key, num_units=trigger["num_units"])
-    restore(slot.trigger, trigger)
+    slot = state.slot(*key, num_units=plain["trigger"]["num_units"])
+    loader.restore(slot.trigger, plain["trigger"], state.storage)
     for name, packed in plain["predictors"].items():
         slot.predictors[name] = predictor = state.predictor(key[0])
-        get = partial(loader.feature_or_tensor, predictor.storage)
-        restore(predictor, {attribute: unpack(value, get) for attribute, value in packed.items()})
+        loader.restore(predictor, packed, state.storage)
     slot.reused_run, slot.owed = plain["counts"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ..decision import Verdict
 from ..predictors import Predictor
 from ..recipe.recipe import Recipe
 from ..triggers import Trigger
-from .storage import Storage
-from .values import tensors_in
+from .holds import declared
+from .storage import Kept, Storage
+from .values import leaves
 
 Key = tuple[int, int, str]
 
@@ -28,6 +32,13 @@ class Slot:
     @property
     def ready(self) -> bool:
         return bool(self.predictors) and all(predictor.ready for predictor in self.predictors.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """What several of its owners hold (a probe, as a rule) counts once."""
+        owners: list[Trigger | Predictor] = [self.trigger, *self.predictors.values()]
+        tensors = (tensor for owner in owners for tensor in _tensors_of(owner))
+        return sum({(tensor.data_ptr(), tensor.shape): tensor.nbytes for tensor in tensors}.values())
 
 
 class CacheState:
@@ -61,5 +72,13 @@ class CacheState:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors held. What two holders of one slot share counts once; what slots share (latents) counts in each."""
-        return sum(sum({(t.data_ptr(), t.shape): t.nbytes for t in tensors_in(slot)}.values()) for slot in self.slots.values())
+        """Bytes of all tensors held; what slots share (latents) counts in each."""
+        return sum(slot.num_bytes for slot in self.slots.values())
+
+
+def _tensors_of(owner: Trigger | Predictor) -> Iterator[Tensor]:
+    """All tensors in what an owner declares to hold, each as often as it is there."""
+    for name in declared(type(owner)).state:
+        for leaf in leaves(getattr(owner, name)):
+            if isinstance(leaf, (Tensor, Kept)):
+                yield from leaf.tensors if isinstance(leaf, Kept) else (leaf,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..later import torch
 
@@ -33,7 +33,8 @@ DTYPES = {
 }
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True)
+class Kept:
     """A feature at rest. scale: what the stored values were divided by, fp32: one a token, [batch, tokens, 1], or one a sample of latents.
     Where storage changed nothing, `stored` is the feature itself.
     """
@@ -42,6 +43,11 @@ class Kept(NamedTuple):
     scale: Tensor | None
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds."""
+        return (self.stored,) if self.scale is None else (self.stored, self.scale)
 
     def get(self, channels: int | None = None) -> Tensor:
         """The feature, on its own device, in its own dtype; or so many first values of its last dimension."""

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from ..decision import Decision
 from ..later import torch
+from ..state.holds import Holds
 from ..sums import l1_sums, ratio
 from .trigger import Moment, Trigger
 
@@ -49,6 +50,7 @@ class GuidedChange(Trigger):
     num_probes = 1
     by_branch = True
     needs_branches = "joint"
+    holds = Holds(numbers=("_risk",), probes=("_probe", "_reference"))
 
     def __init__(self, config: GuidedChangeConfig) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from ..decision import Decision
 from ..later import torch
+from ..state.holds import Holds
 from ..sums import l1_sums, ratio
 from .trigger import Moment, Trigger
 
@@ -59,7 +60,7 @@ class Layerwise(Trigger):
     measures = True
     measures_features = True
     learns = True
-    sums = ("_pending",)
+    holds = Holds(numbers=("_change", "_usual", "_computed", "_gap", "_reused", "_step", "_tail_from"), sums=("_pending",))
 
     def __init__(self, config: LayerwiseConfig) -> None:
         super().__init__()

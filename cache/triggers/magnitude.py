@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from ..decision import Decision
+from ..state.holds import Holds
 from .trigger import Moment, Trigger
 
 
@@ -38,6 +39,8 @@ class MagnitudeConfig:
 
 
 class Magnitude(Trigger):
+    holds = Holds(numbers=("_ratio", "_error", "_run"))
+
     def __init__(self, config: MagnitudeConfig) -> None:
         super().__init__()
         self.config = config

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..decision import Decision
 from ..later import torch
+from ..state.holds import Holds
 from .mask import MaskConfig
 from .trigger import Moment, Trigger
 
@@ -45,7 +46,7 @@ class Plan(Trigger):
     """Errors are of what is computed here, one branch of guidance; they are summed up with those of other shards where there are any."""
 
     measures_features = True
-    sums = ("_pending",)
+    holds = Holds(settings=("measures", "learns"), numbers=("_inserted", "_step"), sums=("_pending",))
 
     def __init__(self, config: PlanConfig) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from ..decision import Decision
+from ..state.holds import Holds
 from .trigger import Moment, Trigger
 
 
@@ -33,6 +34,8 @@ class RangesConfig:
 
 class Ranges(Trigger):
     """Counts calls from the take's first one on, inside the range or not, as the paper's code does."""
+
+    holds = Holds(settings=("needs_units",), numbers=("_above_turn",))
 
     def __init__(self, config: RangesConfig) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from ..decision import Decision
 from ..later import torch
+from ..state.holds import Holds
 from ..sums import l1_sums, ratio
 from .trigger import Moment, Trigger
 
@@ -39,7 +40,7 @@ class Rate(Trigger):
     needs_latents = True
     num_probes = 3  # the output counts as one: site and probe are of the latents' size
     learns = True
-    sums = ("_learnt",)
+    holds = Holds(numbers=("_rate", "_size", "_expected"), probes=("_probe", "_computed"), sums=("_learnt",))
 
     def __init__(self, config: RateConfig) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from ..decision import Decision
+from ..state.holds import Holds
 from ..sums import l1_sums, ratio
 from .trigger import Moment, Trigger
 
@@ -36,6 +37,7 @@ class RelativeChangeConfig:
 class RelativeChange(Trigger):
     measures = True
     num_probes = 1
+    holds = Holds(numbers=("_accumulated",), probes=("_probe", "_reference"))
 
     def __init__(self, config: RelativeChangeConfig) -> None:
         super().__init__()

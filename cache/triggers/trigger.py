@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..decision import Decision
+from ..state.holds import Holds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +26,7 @@ class Moment:
 class Trigger(ABC):
     """Decides for one segment and branch of one take; made anew for each. Sees numbers and tensors, never a model or a rank.
 
-    All that it holds besides its config is plain data (numbers, tensors, lists, dicts), so that it can be saved: probes, and partial sums in
-    the attributes that `sums` names.
+    holds: what its attributes are; every class declares those that it adds, so that they can be saved.
     threshold, value: what the last decision compared, for the trace; None where nothing was judged, as by schedules. num_units: how many
     parts of the model the site keeps apart. measures: whether `signal` gives sums. measures_features: whether these are of what it learnt,
     not of the probe. num_probes: the most probes that it holds at once. learns: whether it wants `learn` called for all that is computed.
@@ -41,7 +41,7 @@ class Trigger(ABC):
     num_probes = 0
     learns = False
     by_branch = False
-    sums: tuple[str, ...] = ()
+    holds = Holds(settings=("config",), numbers=("threshold", "value", "num_units"))
     needs_latents = False
     needs_checks = False
     needs_units = False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..decision import Decision
 from ..later import torch
+from ..state.holds import Holds
 from ..sums import l1_sums, ratio
 from .trigger import Moment, Trigger
 
@@ -44,7 +45,7 @@ class Verify(Trigger):
     measures = True
     needs_checks = True
     measures_features = True
-    sums = ("_pending",)
+    holds = Holds(numbers=("_run",), sums=("_pending",))
 
     def __init__(self, config: VerifyConfig) -> None:
         super().__init__()

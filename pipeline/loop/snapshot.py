@@ -90,8 +90,10 @@ def save_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, rel
 def _save_take(path: Path, denoising: Denoising) -> None:
     tensors: dict[str, Tensor] = {"latents": denoising.latents.cpu()}
 
-    def put(tensor: Any) -> str:
-        tensors[name := f"scheduler:{len(tensors)}"] = tensor.detach().to("cpu", copy=True).contiguous()
+    def put(value: object) -> str:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"a {type(value).__name__} of the scheduler cannot be saved")
+        tensors[name := f"scheduler:{len(tensors)}"] = value.detach().to("cpu", copy=True).contiguous()
         return name
 
     scheduler = {name: value for name, value in vars(denoising.scheduler).items() if name != "_internal_dict"}

@@ -1,0 +1,82 @@
+"""What triggers and predictors hold from step to step, against what their classes declare."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from longtake.cache.predictors import PREDICTORS
+from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.state.holds import declared
+from longtake.cache.state.storage import Kept
+from longtake.cache.state.values import leaves, pack, restore, unpack
+from longtake.cache.triggers import TRIGGERS
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.loop.render import Renderer
+
+from takes import tiny_recipe, tiny_take
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+def _assert_declared(owner: Any) -> None:
+    """Nothing that is not declared, nothing declared that is not there, and each thing of its kind."""
+    holds, kind = declared(type(owner)), type(owner).__name__
+    assert set(holds.state) <= vars(owner).keys() <= {*holds.settings, *holds.state}, kind
+    assert len(holds.settings + holds.state) == len({*holds.settings, *holds.state}), f"{kind} declares something twice"
+    for names, allowed in ((holds.numbers, ()), (holds.probes, torch.Tensor), (holds.sums, torch.Tensor), (holds.features, Kept)):
+        for name in names:
+            things = [leaf for leaf in leaves(getattr(owner, name)) if not isinstance(leaf, PLAIN)]
+            assert all(isinstance(thing, allowed) for thing in things), f"{kind}.{name}"
+            assert name not in holds.sums or all(thing.ndim == 1 and thing.dtype is torch.float64 for thing in things), f"{kind}.{name}"
+
+
+def test_every_trigger_and_predictor_declares_all_that_it_holds(tiny_wan: Path) -> None:
+    """At each step of a take of every recipe, which together use all of them."""
+    renderer, take = Renderer(read_card(str(tiny_wan))), tiny_take(num_inference_steps=8, num_frames=13, prompts=tiny_take().prompts[:1])
+    seen: set[type] = set()
+    for name in recipe_names():
+        for _ in renderer.steps(take, tiny_recipe(name)):
+            assert renderer.cached is not None
+            for slot in renderer.cached.state.slots.values():
+                for owner in (slot.trigger, *slot.predictors.values()):
+                    _assert_declared(owner)
+                    seen.add(type(owner))
+    assert seen == {kind for registry in (TRIGGERS, PREDICTORS) for _, kind in registry.values()}
+
+
+def test_what_is_not_declared_is_not_saved_by_guess(tiny_wan: Path, tmp_path: Path) -> None:
+    renderer = Renderer(read_card(str(tiny_wan)))
+    steps = renderer.steps(tiny_take(num_inference_steps=8), tiny_recipe("fbcache"))
+    next(steps)
+    assert renderer.cached is not None
+    trigger: Any = next(iter(renderer.cached.state.slots.values())).trigger
+    trigger.value = torch.zeros(1)
+    with pytest.raises(TypeError, match="a Tensor is declared to be numbers"):
+        renderer.cached.save(tmp_path / "cache.safetensors")
+    trigger.value, trigger.habit = 0.0, "new"
+    with pytest.raises(AssertionError, match="RelativeChange does not say in `holds` what lies in habit"):
+        renderer.cached.save(tmp_path / "cache.safetensors")
+    assert not list(tmp_path.iterdir())
+    steps.close()
+
+
+def test_plain_data_with_tensors_in_it_comes_back() -> None:
+    tensors: list[torch.Tensor] = []
+
+    def put(tensor: torch.Tensor) -> int:
+        tensors.append(tensor)
+        return len(tensors) - 1
+
+    first, second = torch.zeros(2), torch.ones(3)
+    value = {3: [(0.5, first), None], 4: deque([True, (second,)]), 5: "text"}
+    back = unpack(pack(value, put), tensors.__getitem__)
+    assert back == value and isinstance(back[4], deque)
+    assert list(leaves(value)) == [0.5, first, None, True, second, "text"]
+    owner = SimpleNamespace(window=deque[int](maxlen=2))
+    restore(owner, {"window": deque([1, 2, 3]), "other": 7})
+    assert (list(owner.window), owner.window.maxlen, owner.other) == ([2, 3], 2, 7)
