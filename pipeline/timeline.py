@@ -17,6 +17,10 @@ class Window:
     weights: tuple[float, ...]
 
     @property
+    def frames(self) -> range:
+        return range(self.start, self.stop)
+
+    @property
     def centre(self) -> float:
         return (self.start + self.stop - 1) / 2
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from longtake.cache import Cached, enable_cache
 from longtake.cache.predictors import PREDICTORS
 from longtake.cache.recipe.recipe import recipe_names
 from longtake.cache.state.holds import declared
@@ -62,6 +63,46 @@ def test_what_is_not_declared_is_not_saved_by_guess(tiny_wan: Path, tmp_path: Pa
     with pytest.raises(AssertionError, match="RelativeChange does not say in `holds` what lies in habit"):
         renderer.cached.save(tmp_path / "cache.safetensors")
     assert not list(tmp_path.iterdir())
+    steps.close()
+
+
+@torch.no_grad()
+def test_features_stand_in_for_the_frames_alone_that_they_are_of(tiny_wan: Path, tmp_path: Path) -> None:
+    """Also when a cache goes on from a file; and what is refused loses nothing."""
+    transformer, path = Renderer(read_card(str(tiny_wan))).family.transformer, tmp_path / "cache.safetensors"
+
+    def call(cached: Cached, step: int, segment: int, frames: range | None) -> str:
+        with cached.step(step, 900.0 - step, "cond", segment, frames):
+            transformer(torch.zeros(1, 4, 5, 4, 4), torch.tensor([900.0 - step]), torch.zeros(1, 2, 128))
+        return cached.trace.entries[-1].decision
+
+    cached = enable_cache(transformer, "interval", num_inference_steps=6)
+    assert [call(cached, 0, segment, range(3 * segment, 3 * segment + 5)) for segment in range(2)] == ["compute", "compute"]
+    cached.save(path)
+    for _ in range(2):
+        for segment, frames, message in (
+            (1, range(4, 9), "Segment 1 is of the latent frames 4 to 8 here, and what the cache keeps of it is of the latent frames 3 to 7"),
+            (0, range(3, 8), "Segment 0 is of the latent frames 3 to 7 here, and what .* the latent frames 0 to 4"),
+            (0, None, "Segment 0 is of frames that nobody named here"),
+            (2, range(3, 3), r"frames is range\(3, 3\); give the latent frames of segment 2"),
+            (2, range(8, 3, -1), "frames is range"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call(cached, 1, segment, frames)
+        assert [call(cached, 1, 1, range(3, 8)), call(cached, 1, 0, range(5))] == ["reuse", "reuse"]
+        cached.reset()
+        assert call(cached, 0, 0, range(3, 8)) == "compute"
+        cached.load(path)
+    cached.disable()
+
+
+def test_a_window_s_features_know_its_frames(tiny_wan: Path) -> None:
+    renderer = Renderer(read_card(str(tiny_wan)))
+    steps = renderer.steps(tiny_take(num_inference_steps=8), tiny_recipe("fbcache"))
+    next(steps)
+    assert renderer.cached is not None
+    kept = {segment: slot.frames for (_, segment, _), slot in renderer.cached.state.slots.items()}
+    assert kept == {0: range(5), 1: range(3, 8), 2: range(6, 11)}
     steps.close()
 
 

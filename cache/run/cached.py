@@ -67,25 +67,28 @@ class Cached:
         self._undo.extend(self._clock.attach(transformers))
 
     @contextmanager
-    def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0) -> Iterator[None]:
+    def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0, frames: range | None = None) -> Iterator[None]:
         """Name the model call inside: step `index` of the take (0-based), branch `cond`, `uncond` or `both`, and its segment.
 
-        Raises ValueError for a step that the take does not have.
+        frames: the latent frames of the take that the call is of, where it is of a part of them: what is kept of a segment is kept with
+        them, and stands in for no others. Raises ValueError for a step that the take does not have, and for a segment of other frames than
+        those that features are kept of.
         """
         last = self.session.num_inference_steps - 1
         if not 0 <= index <= last:
             raise ValueError(f"index is {index}, and the take's steps are 0 to {last}; count from 0, and tell enable_cache its num_inference_steps.")
-        self._cursor = self._point_at(index, float(timestep), branch, segment)
+        self.state.check_frames(segment, frames)
+        self._cursor = replace(self._point_at(index, float(timestep), branch), segment=segment, frames=frames)
         try:
             yield
         finally:
             self._cursor = None
 
-    def _point_at(self, index: int, timestep: float, branch: str, segment: int = 0) -> Cursor:
+    def _point_at(self, index: int, timestep: float, branch: str) -> Cursor:
         steps = self.session.num_inference_steps
         # The abscissa sigma runs from 0 at noise to `steps` at film, so that forecasts look as far ahead as they do with steps.
         at = float(index) if self.recipe.abscissa == "step" else steps * (1 - timestep / 1000)
-        return Cursor(segment, Moment(index, timestep, steps), branch, at)
+        return Cursor(0, Moment(index, timestep, steps), branch, at)
 
     def finish(self) -> Trace:
         """Complete the take's trace (forecast errors are reduced here, in one collective, so call it on every shard)."""

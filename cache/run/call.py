@@ -43,7 +43,7 @@ class Call:
         self._row = _BRANCHES.index(cursor.branch) if at_once and mode != "each" else None
         self._follows = mode == "cond" and cursor.branch == "uncond" and not at_once
         # By the branch that runs here: features are its own, even where another one decides for it.
-        self._slot: Slot = session.state.slot(part, cursor.segment, cursor.branch, len(units))
+        self._slot: Slot = session.state.slot(part, cursor.segment, cursor.branch, len(units), cursor.frames)
         self._key = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
         self._learns = self._slot.trigger.learns and not session.replay and not self._follows

@@ -16,12 +16,15 @@ from .forecast_errors import ForecastErrors
 
 @dataclass(frozen=True)
 class Cursor:
-    """Which of a take's model calls is made. at: where its step lies on the recipe's abscissa."""
+    """Which of a take's model calls is made. at: where its step lies on the recipe's abscissa. frames: the take's latent frames that the call
+    shows to the model; None where nobody said.
+    """
 
     segment: int
     moment: Moment
     branch: str
     at: float
+    frames: range | None = None
 
 
 @dataclass(frozen=True)

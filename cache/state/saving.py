@@ -196,11 +196,13 @@ def _without_text(tensor: Tensor, num_text: int, move: Callable[[Tensor], Tensor
 
 def _pack_slot(slot: Slot, saver: _Saver) -> Plain:
     predictors = {name: saver.pack_predictor(predictor) for name, predictor in slot.predictors.items()}
-    return {"trigger": saver.pack_trigger(slot.trigger), "predictors": predictors, "counts": [slot.reused_run, slot.owed]}
+    frames = None if slot.frames is None else [slot.frames.start, slot.frames.stop]
+    return {"frames": frames, "trigger": saver.pack_trigger(slot.trigger), "predictors": predictors, "counts": [slot.reused_run, slot.owed]}
 
 
 def _unpack_slot(state: CacheState, key: tuple[int, int, str], plain: Plain, loader: _Loader) -> None:
-    slot = state.slot(*key, num_units=plain["trigger"]["num_units"])
+    frames = None if plain["frames"] is None else range(*plain["frames"])
+    slot = state.slot(*key, plain["trigger"]["num_units"], frames)
     loader.restore(slot.trigger, plain["trigger"], state.storage)
     for name, packed in plain["predictors"].items():
         slot.predictors[name] = predictor = state.predictor(key[0])

@@ -20,11 +20,12 @@ Key = tuple[int, int, str]
 
 @dataclass
 class Slot:
-    """predictors: by unit and name of the feature. reused_run: steps reused in a row so far. owed: computed steps that doubt has brought
-    forward.
+    """frames: the latent frames of the take that all of it is of; None where nobody said. predictors: by unit and name of the feature.
+    reused_run: steps reused in a row so far. owed: computed steps that doubt has brought forward.
     """
 
     trigger: Trigger
+    frames: range | None = None
     predictors: dict[str, Predictor] = field(default_factory=dict)
     reused_run: int = 0
     owed: int = 0
@@ -51,13 +52,25 @@ class CacheState:
         self.slots: dict[Key, Slot] = {}
         self.verdicts: dict[tuple[int, int], Verdict] = {}
 
-    def slot(self, part: int, segment: int, branch: str, num_units: int) -> Slot:
+    def slot(self, part: int, segment: int, branch: str, num_units: int, frames: range | None) -> Slot:
+        """num_units, frames: of a new one. What is there must be of the same frames (`check_frames`)."""
         key = (part, segment, branch)
         if key not in self.slots:
             trigger = self.recipe.parts[part].trigger.build()
             trigger.num_units = num_units
-            self.slots[key] = Slot(trigger)
+            self.slots[key] = Slot(trigger, frames)
         return self.slots[key]
+
+    def check_frames(self, segment: int, frames: range | None) -> None:
+        """Raise ValueError, with the mend, if what is kept of a segment is of other latent frames: a feature stands in for its own alone."""
+        if frames is not None and (frames.step != 1 or not frames):
+            raise ValueError(f"frames is {frames}; give the latent frames of segment {segment} in a row, as range(first, behind_the_last).")
+        for (_, of, _), slot in self.slots.items():
+            if of == segment and slot.frames != frames:
+                raise ValueError(
+                    f"Segment {segment} is of {_described(frames)} here, and what the cache keeps of it is of {_described(slot.frames)}: they "
+                    f"cannot stand in for each other. Give each span of frames a segment of its own, or call cached.reset() if this is a new take."
+                )
 
     def predictor(self, part: int) -> Predictor:
         """A fresh one, of the recipe's part of that number."""
@@ -74,6 +87,10 @@ class CacheState:
     def num_bytes(self) -> int:
         """Bytes of all tensors held; what slots share (latents) counts in each."""
         return sum(slot.num_bytes for slot in self.slots.values())
+
+
+def _described(frames: range | None) -> str:
+    return "frames that nobody named" if frames is None else f"the latent frames {frames.start} to {frames[-1]}"
 
 
 def _tensors_of(owner: Trigger | Predictor) -> Iterator[Tensor]:

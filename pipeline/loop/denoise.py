@@ -115,7 +115,8 @@ class Denoising:
 
         def call(window: Tensor, segment: int) -> Tensor:
             prompt = {"cond": self._prompts[segment], "uncond": self._negative}.get(branch) or self._both[segment]
-            with self.cached.step(index, timestep, branch, segment) if self.cached else nullcontext():
+            frames = self.timeline.windows[segment].frames
+            with self.cached.step(index, timestep, branch, segment, frames) if self.cached else nullcontext():
                 return self.family.velocity(window, timestep, prompt, self.take.guidance_scale)
 
         latents = self.latents.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
