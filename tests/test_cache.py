@@ -150,7 +150,8 @@ def test_a_timestep_a_token_is_no_timestep_to_decide_from(tiny_wan: Path) -> Non
     transformer = Renderer(read_card(str(tiny_wan))).family.transformer
     inputs = (torch.zeros(1, 4, 1, 4, 4), torch.full((1, 4), 500.0), torch.zeros(1, 2, 128))
     for probe in ("timestep", "modulated"):
-        cached = enable_cache(transformer, load_recipe("teacache", {"site": {"probe": probe}}).fitted(1536, 30), num_inference_steps=6)
+        recipe = load_recipe("teacache", {"site": {"probe": probe}}).fitted("Wan2.1-T2V-1.3B", 1536, 30)
+        cached = enable_cache(transformer, recipe, num_inference_steps=6)
         with cached.step(0, 500.0), nullcontext() if probe == "modulated" else pytest.raises(ValueError, match="has a timestep a token"):
             transformer(*inputs)
         cached.disable()

@@ -69,6 +69,7 @@ NEITHER = {
     "attention_backend": (["attention_backend=_native_math"], "an exact kernel"),
     "timeline.window": (["num_frames=17", "takes.0.prompts=[{frame: 0, text: a}]", "timeline.window=21"], "one window holds the whole take"),
     "timeline.name": (["num_frames=17", "takes.0.prompts=[{frame: 0, text: a}]", "timeline=full"], "one window holds the whole take"),
+    "model.name": (["model.name=Wan2.1-T2V-1.3B"], "numbers that are found by it are in the recipe"),
     "model.shard": (["model.shard=gang"], "where the weights are"),
     "model.offload": (["model.offload=blocks"], "where the weights are"),
     "cache.budget_gb": (["cache.budget_gb=1"], "where the cache is"),

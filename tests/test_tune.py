@@ -234,7 +234,7 @@ def test_candidates_keep_to_the_job(tiny_wan: Path, tmp_path: Path) -> None:
 
 def test_published_numbers_stay_with_their_model(tiny_wan: Path, tmp_path: Path) -> None:
     plan = plan_job(load_job(str(_write_job(tmp_path, tiny_wan))))
-    known = replace(plan, card=replace(plan.card, dim=1536, num_layers=30))
+    known = replace(plan, card=replace(plan.card, name="Wan2.1-T2V-1.3B", dim=1536, num_layers=30))
     (recipe,), _ = _candidates(known, ["teacache"])
     assert recipe.calibration == Calibration(plan.model)
     assert load_recipe(recipe.to_dict()) == recipe

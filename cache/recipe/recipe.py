@@ -11,7 +11,7 @@ from ..sites import ModelShape
 from ..state.storage import DTYPES
 from .calibration import Calibration
 from .config import read_config
-from .fit import Fit
+from .fit import Fit, no_fit
 from .guards import Guards
 from .part import Part, RawPart, read_part
 
@@ -94,19 +94,16 @@ class Recipe:
                 f"guards.max_risk is {self.guards.max_risk:g}, but predictor {names} never doubts its forecasts; use racer, or set it to 0."
             )
 
-    def fitted(self, dim: int, num_blocks: int) -> Recipe:
-        """The recipe for a model of that width and number of blocks, with its published numbers where there are some.
+    def fitted(self, model: str, dim: int, num_blocks: int) -> Recipe:
+        """The recipe for a model of that name, width and number of blocks, with its published numbers where there are some.
 
-        Raises ValueError, naming the command, if it needs numbers for the model and has none.
+        Raises ValueError, with the mend, if it needs numbers for the model and has none.
         """
-        fit = next((fit for fit in self.fits if (fit.dim, fit.num_blocks) == (dim, num_blocks)), None)
-        if fit is not None:
-            return replace(Recipe.from_mapping(merged(self.to_dict(), fit.changes)), calibrated=False, fits=())
+        for fit in self.fits:
+            if fit.is_for(model, dim, num_blocks):
+                return replace(Recipe.from_mapping(merged(self.to_dict(), fit.changes)), calibrated=False, fits=())
         if self.calibrated and self.calibration is None:
-            raise ValueError(
-                f"Recipe '{self.name}' needs numbers that are measured on the model, and has none for this one ({num_blocks} blocks, dim {dim}); run "
-                f"`longtake calibrate MODEL --recipe {self.name}`: jobs find the file that it writes, enable_cache takes its path."
-            )
+            raise ValueError(no_fit(self.name, self.fits, model, dim, num_blocks))
         return replace(self, fits=())
 
     def check(self, shape: ModelShape, num_inference_steps: int) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..model.beside_others import check_others, check_unmarked
 from ..model.stack import num_blocks
+from ..recipe.fit import name_from_path
 from ..recipe.read import load_recipe
 from ..recipe.recipe import Recipe
 from ..state.storage import PLACES, Storage
@@ -27,6 +28,7 @@ def enable_cache(
     shards: Shards | None = None,
     replay: Replay | None = None,
     place: str = "device",
+    model_name: str = "",
 ) -> Cached:
     """Put a cache on a diffusers transformer, on several that take turns (Wan 2.2's experts), or on those of a pipeline.
 
@@ -35,8 +37,9 @@ def enable_cache(
 
     model: in a pipeline, each call's own schedule says how many steps it has; num_inference_steps is what a transformer alone is told.
     recipe: a name, a YAML path or a Recipe. shards: for sharded models. replay: make the decisions of a trace again instead of the
-    trigger's own. place: where features are kept, `device` or `host`. Raises ValueError, with the mend, for what does not fit: recipes,
-    pipelines, schedulers and transformers that the cache cannot work on, other caches that are on already.
+    trigger's own. place: where features are kept, `device` or `host`. model_name: what the model is called, by which numbers that were
+    published for it are known; the name of the folder or hub id that it was loaded from, if left out. Raises ValueError, with the mend,
+    for what does not fit: recipes, pipelines, schedulers and transformers that the cache cannot work on, other caches that are on already.
     """
     pipeline, transformers = _parts(model)
     if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
@@ -46,7 +49,7 @@ def enable_cache(
     for transformer in transformers:
         check_others(transformer)
         check_unmarked(transformer)
-    chosen = load_recipe(recipe).fitted(*_size(transformers[0]))
+    chosen = load_recipe(recipe).fitted(model_name or _name(transformers[0]), *_size(transformers[0]))
     chosen.check_steps(num_inference_steps)
     if pipeline is not None and chosen.branches == "joint":
         raise ValueError(BRANCH_BY_BRANCH.format(chosen.name))
@@ -72,8 +75,13 @@ def _parts(model: Any) -> tuple[Any, list[Any]]:
     return pipeline, transformers
 
 
+def _name(transformer: Any) -> str:
+    """Of where diffusers loaded it from; empty for a model that was made from a config."""
+    return name_from_path(str(getattr(transformer.config, "_name_or_path", "")))
+
+
 def _size(transformer: Any) -> tuple[int, int]:
-    """Width and number of blocks, by which recipes know their models; zeros for models whose blocks are not known."""
+    """Width and number of blocks; zeros for models whose blocks are not known."""
     try:
         count = num_blocks(transformer)
     except ValueError:

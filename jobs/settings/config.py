@@ -81,12 +81,14 @@ class ParallelConfig:
 
 @dataclass
 class ModelConfig:
-    """path: `demo`, or a checkpoint's folder. shard: `gang` keeps a part of the weights on each rank that shares tokens, `none` all.
-
-    offload: `blocks` keeps the blocks' weights off the accelerator while they are not used (on CPU: in files), `none` does not.
+    """path: `demo`, or a checkpoint's folder. name: what the model is called, by which numbers that were published for it are known; what
+    its README.md states, or else its folder's name, if left out. shard: `gang` keeps a part of the weights on each rank that shares
+    tokens, `none` all. offload: `blocks` keeps the blocks' weights off the accelerator while they are not used (on CPU: in files), `none`
+    does not.
     """
 
     path: str = ""
+    name: str = ""
     dtype: str = "float32"
     shard: str = "none"
     offload: str = "none"

@@ -106,7 +106,7 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
         raise ValueError("The job names no output folder; set `output: ...`.")
     options = check_options(job)
     degrees = check_parallel(job.parallel)
-    card = read_card(job.model.path)
+    card = read_card(job.model.path, job.model.name)
     takes = resolve_takes(job, card)
     fps = frame_rate(card.fps if job.fps is None else job.fps)
     # What can be said without the model's hash comes first: that may take minutes the first time.

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ...cache.recipe.fit import name_from_path
 from .support import SUPPORT, calls_a_step, check_configs, check_index, moves_by_velocity
 
 _WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
@@ -28,7 +29,8 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class ModelCard:
-    """family: how it is called. Sizes in pixels and frames; strides in pixels (or frames) a latent cell.
+    """name: what the model is called, by which numbers that were published for it are known. family: how its parts are called. Sizes in
+    pixels and frames; strides in pixels (or frames) a latent cell.
 
     size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for.
     num_layers: blocks in all; num_joint_layers: those that keep the text beside the video (HunyuanVideo's first list; 0 where blocks
@@ -38,6 +40,7 @@ class ModelCard:
     """
 
     path: Path
+    name: str
     family: str
     num_heads: int
     num_layers: int
@@ -77,8 +80,11 @@ def model_folder(model: str) -> Path:
     return Path(str(resources.files("longtake.pipeline.demo") / "model")) if model == "demo" else Path(model).expanduser().absolute()
 
 
-def read_card(model: str) -> ModelCard:
-    """Raises ValueError, with the missing part and the mend, if the folder is no complete checkpoint of a known family."""
+def read_card(model: str, name: str = "") -> ModelCard:
+    """model: the folder's path, or `demo`. name: what the model is called; if left out, what its README.md states, or else its folder's name.
+
+    Raises ValueError, with the missing part and the mend, if the folder is no complete checkpoint of a known family.
+    """
     folder = model_folder(model)
     if not folder.is_dir():
         raise ValueError(f"There is no model folder '{model}'; give the path of a checkpoint in diffusers' format, or 'demo'.")
@@ -93,9 +99,12 @@ def read_card(model: str) -> ModelCard:
     vae = _read_json(folder / "vae" / "config.json", "the VAE's config")
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
     check_configs(model, support, transformer, vae, scheduler)
+    stated = _front_matter(folder / "README.md", _USUAL[support.family])
+    own_name = stated.pop("name", "")
     size = _sizes(folder / "transformer" / "config.json", transformer, support.family)
     return ModelCard(
         path=folder,
+        name=name or own_name or name_from_path(str(folder)),
         family=support.family,
         dim=size["num_heads"] * size.pop("head_dim"),
         **size,
@@ -105,7 +114,7 @@ def read_card(model: str) -> ModelCard:
         embeds_guidance=transformer.get("guidance_embeds", False),
         calls_a_step=calls_a_step(scheduler),
         moves_by_velocity=moves_by_velocity(scheduler),
-        **{**_USUAL[support.family], **_front_matter(folder / "README.md", _USUAL[support.family])},
+        **{**_USUAL[support.family], **stated},
     )
 
 
@@ -189,8 +198,11 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def _front_matter(path: Path, known: dict[str, int]) -> dict[str, Any]:
-    """The YAML between the `---` lines at the top of a model card, under its key `longtake`; empty where there is none."""
+def _front_matter(path: Path, usual: dict[str, int]) -> dict[str, Any]:
+    """The YAML between the `---` lines at the top of a model card, under its key `longtake`; empty where there is none.
+
+    usual: what may be stated besides the model's name.
+    """
     if not path.is_file():
         return {}
     try:
@@ -200,14 +212,22 @@ def _front_matter(path: Path, known: dict[str, int]) -> dict[str, Any]:
         raise ValueError(f"The front matter of '{path}' cannot be read ({' '.join(str(error).split())}); mend the YAML between its `---`.") from None
     stated = matter.get("longtake", {}) if isinstance(matter, dict) else {}
     where = f"'longtake' in the front matter of '{path}'"
+    known = (*usual, "name")
     if not isinstance(stated, dict):
         raise ValueError(f"{where} is {stated!r}; it must be a mapping of {', '.join(known)}.")
-    for name, value in stated.items():
-        if name not in known:
-            raise ValueError(f"{where} has no setting '{name}'. Known: {', '.join(known)}.")
-        if name == "fps":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 1):
-                raise ValueError(f"{where}: fps is {value!r}; it must be a number of at least 1.")
-        else:
-            _whole_number(path, f"longtake.{name}", value)
+    for key, value in stated.items():
+        if key not in known:
+            raise ValueError(f"{where} has no setting '{key}'. Known: {', '.join(known)}.")
+        _check_stated(path, where, key, value)
     return stated
+
+
+def _check_stated(path: Path, where: str, key: str, value: object) -> None:
+    if key == "name":
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{where}: name is {value!r}; it must be a text, Wan2.1-T2V-1.3B for example.")
+    elif key == "fps":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 1):
+            raise ValueError(f"{where}: fps is {value!r}; it must be a number of at least 1.")
+    else:
+        _whole_number(path, f"longtake.{key}", value)

@@ -19,6 +19,7 @@ license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-video
 longtake:
+  name: longtake-demo
   trained_frames: {frames}
   height: {size}
   width: {size}

@@ -48,7 +48,7 @@ def find_recipe(
                 f"There are numbers for recipe '{name}' beside the model ({', '.join(others)}), but none for {num_inference_steps} steps; run "
                 f"`longtake calibrate` with --steps {num_inference_steps}."
             )
-    return load_recipe(name, changes, dtype).fitted(card.dim, card.num_layers)
+    return load_recipe(name, changes, dtype).fitted(card.name, card.dim, card.num_layers)
 
 
 def default_recipe(
