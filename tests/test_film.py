@@ -19,7 +19,10 @@ import numpy as np
 import pytest
 from longtake.pipeline.film.compare import compare_films, compare_frames
 from longtake.pipeline.film.encoder import check_encoder
-from longtake.pipeline.film.film import SHORT_SIDE, ContactSheet, EncodingError, FilmWriter, probe, read_frames, retime
+from longtake.pipeline.film.read import probe, read_frames
+from longtake.pipeline.film.retime import retime
+from longtake.pipeline.film.stills import SHORT_SIDE, ContactSheet
+from longtake.pipeline.film.write import EncodingError, FilmWriter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -146,7 +149,7 @@ def test_exception_leaves_nothing(tmp_path: Path, error: type[BaseException], nu
 
 def test_interrupt_of_the_whole_group_leaves_nothing(tmp_path: Path) -> None:
     program = (
-        "import sys, numpy as np; from pathlib import Path; from longtake.pipeline.film import FilmWriter\n"
+        "import sys, numpy as np; from pathlib import Path; from longtake.pipeline.film.write import FilmWriter\n"
         "with FilmWriter(Path(sys.argv[1]), width=320, height=240, fps=16) as film:\n"
         "    while True: film.write(np.zeros((16, 240, 320, 3), np.uint8)); print('written', flush=True)\n"
     )
@@ -209,6 +212,12 @@ def test_what_is_no_film_gets_no_frame_rate(tmp_path: Path) -> None:
         retime(tmp_path / "film.mp4", tmp_path / "film.mp4", Fraction(24))
     assert (tmp_path / "film.mp4").read_bytes() == b"no film"
     assert os.listdir(tmp_path) == ["film.mp4"]
+
+
+def test_looking_for_an_encoder_imports_nothing_slow() -> None:
+    """Every job looks for one before it imports what renders it."""
+    program = "import sys; from longtake.pipeline.film import encoder; print({'av', 'numpy', 'PIL', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_a_missing_encoder_is_found_before_a_film_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +285,10 @@ def test_wrong_frames_are_refused(tmp_path: Path, frames: NDArray[np.uint8]) -> 
 
 
 def peak_memory(path: Path, num_frames: int) -> int:
-    """Bytes that a process of its own needs at most to write, probe and read a film and its contact sheet."""
+    """Bytes that a process of its own needs at most to write and read a film and its contact sheet."""
     program = (
-        "import sys, numpy as np; from pathlib import Path; from longtake.pipeline.film import ContactSheet, FilmWriter, probe, read_frames\n"
+        "import sys, numpy as np; from pathlib import Path; from longtake.pipeline.film.read import read_frames\n"
+        "from longtake.pipeline.film.stills import ContactSheet; from longtake.pipeline.film.write import FilmWriter\n"
         "path, num_frames = Path(sys.argv[1]), int(sys.argv[2])\n"
         "sheet = ContactSheet(num_frames)\n"
         "chunks = (np.full((8, 90, 160, 3), i % 200, np.uint8) for i in range(num_frames // 8))\n"

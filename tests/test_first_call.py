@@ -19,7 +19,7 @@ from longtake.jobs.settings.config import JobConfig, load_job
 from longtake.jobs.settings.plan import plan_job
 from longtake.jobs.settings.quick import num_frames, quick_job, take_name
 from longtake.pipeline.checkpoint.card import read_card
-from longtake.pipeline.film.film import probe
+from longtake.pipeline.film.read import probe
 from test_jobs import run_here
 
 PROMPT = "a red circle moves left over a grey background"

@@ -15,7 +15,8 @@ import pytest
 from longtake.jobs.folder.folder import FILM, JobRefused, Todo, deliver_again, locked, look, make_room, publish, stage, sweep
 from longtake.jobs.folder.manifest import Manifest, read_manifest
 from longtake.pipeline.files import partial_files, write_atomic
-from longtake.pipeline.film.film import FilmWriter, probe
+from longtake.pipeline.film.read import probe
+from longtake.pipeline.film.write import FilmWriter
 from longtake.pipeline.film_key import delivery_key
 from pydantic import ValidationError
 

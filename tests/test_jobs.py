@@ -26,7 +26,7 @@ from longtake.jobs.settings.config import load_job
 from longtake.jobs.settings.plan import Plan, plan_job
 from longtake.jobs.show.progress import BarReporter, LineReporter
 from longtake.parallel.groups.degrees import Degrees
-from longtake.pipeline.film.film import probe
+from longtake.pipeline.film.read import probe
 from longtake.pipeline.loop.render import Renderer
 from rich.console import Console
 from safetensors.torch import load_file

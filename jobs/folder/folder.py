@@ -131,7 +131,7 @@ def deliver_again(folder: Path, fps: Fraction, delivery_key: str) -> None:
 
     Raises ValueError, with the manifest as it is then, for a film that cannot be read.
     """
-    from ...pipeline.film.film import retime  # PyAV, which the checks of a job need not wait for
+    from ...pipeline.film.retime import retime  # PyAV, which the checks of a job need not wait for
 
     manifest = read_manifest(folder)
     assert manifest is not None, "only what is done is delivered again"

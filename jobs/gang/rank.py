@@ -25,8 +25,9 @@ from ...parallel.groups.mesh import Mesh, leave_gang, leaving_on_error
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.families import Family
 from ...pipeline.film.encoder import check_encoder
-from ...pipeline.film.film import ContactSheet, FilmWriter
 from ...pipeline.film.preview import Preview
+from ...pipeline.film.stills import ContactSheet
+from ...pipeline.film.write import FilmWriter
 from ...pipeline.loop.denoise import Step
 from ...pipeline.loop.render import Rendered, Renderer
 from ...pipeline.loop.timing import Timed, clock

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from .film import read_frames
+from .read import read_frames
 
 MIN_SIDE = 11  # pixels: SSIM's Gaussian window
 
