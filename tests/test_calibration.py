@@ -16,22 +16,23 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Recipe, load_recipe
-from longtake.cache.calibration.ertacache import harmful_steps
-from longtake.cache.calibration.lemica import plan_minimax
-from longtake.cache.calibration.magcache import magnitude_ratios
-from longtake.cache.calibration.meancache import GAMMA, error_weights, plan_mean_velocities
-from longtake.cache.calibration.planned import DAMPINGS, forecast_errors, plan_steps
-from longtake.cache.calibration.ra_cfgcache import fit_gain, guided_changes
-from longtake.cache.calibration.smoothcache import smooth_steps
-from longtake.cache.calibration.teacache import rescaling
 from longtake.cache.decision import Decision
 from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
 from longtake.cache.predictors.planned import Planned, PlannedConfig
 from longtake.jobs.cli.app import app
 from longtake.jobs.settings.config import load_job
 from longtake.jobs.settings.plan import plan_job
-from longtake.pipeline.calibration.calibrate import CALIBRATIONS, calibration_takes
+from longtake.pipeline.calibration.calibrate import calibration_takes
 from longtake.pipeline.calibration.measure import measure_skips, record_steps, record_take
+from longtake.pipeline.calibration.methods import CALIBRATIONS
+from longtake.pipeline.calibration.methods.ertacache import harmful_steps
+from longtake.pipeline.calibration.methods.lemica import plan_minimax
+from longtake.pipeline.calibration.methods.magcache import magnitude_ratios
+from longtake.pipeline.calibration.methods.meancache import GAMMA, error_weights, plan_mean_velocities
+from longtake.pipeline.calibration.methods.planned import DAMPINGS, forecast_errors, plan_steps
+from longtake.pipeline.calibration.methods.ra_cfgcache import fit_gain, guided_changes
+from longtake.pipeline.calibration.methods.smoothcache import smooth_steps
+from longtake.pipeline.calibration.methods.teacache import rescaling
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.checkpoint.model_hash import model_hash
 from longtake.pipeline.loop.denoise import Denoising, Step
@@ -91,7 +92,7 @@ def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
 
 
 def test_too_few_steps_are_no_plan() -> None:
-    with pytest.raises(ValueError, match="3 of 50 steps is no plan; compute between 5 and 50"):
+    with pytest.raises(ValueError, match="3 of 50 steps cannot be the computed ones; compute between 5 and 50"):
         plan_steps(np.eye(50), np.linspace(1, 0, 51), np.ones(50), 3)
 
 
@@ -330,7 +331,7 @@ def test_a_calibrated_recipe_serves_its_model_and_steps_alone(name: str, model: 
         ("fbcache", [], "Recipe 'fbcache' cannot be calibrated"),
         ("teacache", ["--computed", "4"], "--computed is for recipes that plan"),
         ("planned", ["--threshold", "0.1"], "--threshold is for recipes whose steps"),
-        ("lemica", ["--computed", "2"], "2 of 8 steps is no plan; compute between 3 and 8"),
+        ("lemica", ["--computed", "2"], "2 of 8 steps cannot be the computed ones; compute between 3 and 8"),
         ("smoothcache", ["--threshold", "0"], "nothing would be reused"),
         ("smoothcache", ["--threshold", "nan"], "--threshold is nan; give a finite number"),
         ("planned", ["--guidance-scale", "inf"], "guidance_scale is inf; it must be finite"),

@@ -1,1 +1,1 @@
-"""What recipes need to know of a model before it is cached: plans, ratios, coefficients. One file a method. Knows numbers, not models."""
+"""What a recipe's sites see of a model that is not cached: what calibrations are made from."""

@@ -1,6 +1,6 @@
-"""Follow the line through the last two computed velocities, damped gap by gap, and make up for it as soon as the next one is known.
+"""Follow the line through the last two computed velocities, damped gap by gap, and correct what that got wrong once the next one is known.
 
-methods.md, section 6, and a corrector. A reused velocity f_s moves the latents by f_s (sigma_{s+1} - sigma_s). Once step j is computed,
+Ours. A reused velocity f_s moves the latents by f_s (sigma_{s+1} - sigma_s). Once step j is computed,
 the steps that were skipped since step i are known better: they lie close to
 m_s = v_i + (v_j - v_i) (s - i) / (j - i) + b v[h, i, j] (s - i) (s - j),
 with h computed before i and v[h, i, j] the second divided difference: at b = 1 the parabola through all three, at b = 0 the line through

@@ -1,6 +1,6 @@
-"""Recompute at planned steps, and halve the gap that follows a worse forecast than the plan was made for (ours; methods.md, section 6).
+"""Recompute at steps that calibration chose, and halve the gap after a forecast that was worse than calibration saw there (ours).
 
-Takes differ in how hard they are to foretell, and one that is worse than expected now stays so for a while.
+Takes differ in how hard they are to forecast, and one that is harder than expected now stays so for a while.
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ...cache import Recipe, enable_cache
-from ...cache.calibration.path import Floats
 from ...cache.calibration.recorder import Key, Recorder, Sight
 from ...cache.run.sampler import velocity_sigmas
+from ...cache.sums import l1_sums, ratio
 from ..loop.denoise import Denoising
 from ..loop.render import Renderer
 from ..take import Take
+from .path import Floats
 
 Series = dict[Key, list[Sight]]
 _GROWTH_SHARES = (0.02, 0.06, 0.12, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)  # of a take's steps
@@ -100,6 +101,11 @@ def record_take(renderer: Renderer, take: Take, recipe: Recipe) -> Series:
         for key, sight in sights.items():
             series.setdefault(key, []).append(sight)
     return series
+
+
+def change(before: Sight, now: Sight, what: str) -> float:
+    """The relative L1 change of a sight's `probe` or `feature`."""
+    return ratio(l1_sums(getattr(now, what), getattr(before, what)))
 
 
 def measure_skips(renderer: Renderer, take: Take, recipe: Recipe, max_gap: int) -> Floats:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .path import Floats, Past, cheapest_path
+import numpy as np
+
+from ....cache import Recipe
+from ...loop.render import Renderer
+from ...take import Take
+from ..measure import measure_skips
+from ..method import Measured, Method
+from ..path import Floats, Past, cheapest_path
+
+MAX_GAP = 5
 
 
 def plan_minimax(errors: Floats, num_computed: int, *, max_gap: int) -> Past:
@@ -17,3 +26,11 @@ def plan_minimax(errors: Floats, num_computed: int, *, max_gap: int) -> Past:
 
     nothing: tuple[float, ...] = ()
     return cheapest_path(len(errors), num_computed, max_gap=max_gap, memory=1, nothing=nothing, extend=extend)[0]
+
+
+def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
+    errors = np.mean([measure_skips(renderer, take, recipe, MAX_GAP) for take in takes], axis=0)
+    return lambda setting: [{"trigger": {"computed": list(plan_minimax(errors, setting.computed, max_gap=MAX_GAP))}}]
+
+
+METHOD = Method(measure, max_gap=MAX_GAP)

@@ -16,8 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..predictors.predictor import damped_weights, difference_weights, lagrange_weights
-from .path import Floats, Past, cheapest_path
+from ....cache import Recipe
+from ....cache.predictors.predictor import damped_weights, difference_weights, lagrange_weights
+from ...loop.render import Renderer
+from ...take import Take
+from ..measure import measure_growth, measure_velocities, steps_by_velocity
+from ..method import Changes, Measured, Method, Setting
+from ..path import Floats, Past, cheapest_path
 
 MAX_GAP = 12
 _MAX_BENDING = 2.0
@@ -25,7 +30,7 @@ DAMPINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedSteps:
     """computed: steps, ascending, the first among them. damping: for each step of the take, the share of the slope to
     believe in the gap that starts there. bending: of the bend, once the gap is over. cost: mean squared error of the film before anything
     is made up for, all gaps' added up.
@@ -37,7 +42,7 @@ class Plan:
     cost: float
 
 
-def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, *, max_gap: int = MAX_GAP) -> Plan:
+def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, *, max_gap: int = MAX_GAP) -> PlannedSteps:
     """The cheapest plan that computes `num_computed` of the steps.
 
     gram: [steps, steps], mean products of the velocities of two steps, per latent value. sigmas: [steps + 1]. growth: [steps], mean
@@ -57,7 +62,7 @@ def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, 
         damping[past[-1]] = costs.least(past, there)[1]
         if there < num_steps:  # the take's end is no step that could make up for the last gap
             bending[past[-1]] = _bending(past, there, gram, np.diff(sigmas))
-    return Plan(computed, tuple(damping), tuple(bending), cost)
+    return PlannedSteps(computed, tuple(damping), tuple(bending), cost)
 
 
 class _EdgeCosts:
@@ -101,7 +106,7 @@ def _forecast_error(past: Past, at: int, damping: float, num_steps: int) -> Floa
     return weights
 
 
-def forecast_errors(grams: Floats, plan: Plan) -> list[float]:
+def forecast_errors(grams: Floats, plan: PlannedSteps) -> list[float]:
     """For each step, the relative error (root mean square) of the forecast that a computed one finds; 0 for others and the first.
 
     grams: [branches, steps, steps], mean products of each branch's velocities; the branches' errors are averaged.
@@ -112,3 +117,24 @@ def forecast_errors(grams: Floats, plan: Plan) -> list[float]:
         weights = _forecast_error(past, there, plan.damping[past[-1]], len(errors))
         errors[there] = float(np.mean([np.sqrt(weights @ gram @ weights / gram[there, there]) for gram in grams]))
     return errors
+
+
+def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
+    velocities = measure_velocities(renderer, takes, recipe)
+    growth = measure_growth(renderer, takes)
+    sigmas = velocities.sigmas.tolist() if steps_by_velocity(renderer, takes[0]) else []
+
+    def numbers(setting: Setting) -> Changes:
+        plan = plan_steps(velocities.guided, velocities.sigmas, growth, setting.computed)
+        errors = forecast_errors(velocities.branches, plan)
+        return [
+            {
+                "trigger": {"computed": list(plan.computed), "expected_errors": errors},
+                "predictor": {"damping_by_step": list(plan.damping), "bending_by_step": list(plan.bending), "sigmas": sigmas},
+            }
+        ]
+
+    return numbers
+
+
+METHOD = Method(measure, max_gap=MAX_GAP, free_end=True)

@@ -1,4 +1,4 @@
-"""The cheapest way through a take that computes so many of its steps: dynamic programming, whatever a gap costs."""
+"""Which steps of a take to compute, given how many, so that skipping the rest costs least: dynamic programming, for any cost of a gap."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_budget(num_steps: int, num_computed: int, max_gap: int, *, free_end: b
     """Raise ValueError, with the mend, if so few computed steps cannot be spread over a take. free_end: as in `cheapest_path`."""
     fewest = -(-num_steps // max_gap) if free_end else 1 + -(-(num_steps - 1) // max_gap)
     if not fewest <= num_computed <= num_steps:
-        raise ValueError(f"{num_computed} of {num_steps} steps is no plan; compute between {fewest} and {num_steps}.")
+        raise ValueError(f"{num_computed} of {num_steps} steps cannot be the computed ones; compute between {fewest} and {num_steps}.")
 
 
 def cheapest_path(

@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .path import Floats, Past, cheapest_path
+from ....cache import Recipe
+from ...loop.render import Renderer
+from ...take import Take
+from ..measure import measure_velocities
+from ..method import Changes, Measured, Method, Setting
+from ..path import Floats, Past, cheapest_path
 
 MAX_GAP = 9
 GAMMA = 5
@@ -49,3 +54,17 @@ def error_weights(past: Past, there: int, sigmas: Floats) -> Floats:
         weights[before:here] += share * strides[before:here]
         weights[before] -= share * way
     return weights
+
+
+def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
+    states_back = recipe.parts[0].predictor.config.states_back
+    velocities = measure_velocities(renderer, takes, recipe)
+
+    def numbers(setting: Setting) -> Changes:
+        computed = plan_mean_velocities(velocities.guided, velocities.sigmas, setting.computed, states_back=states_back)
+        return [{"trigger": {"computed": list(computed)}}]
+
+    return numbers
+
+
+METHOD = Method(measure, max_gap=MAX_GAP)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
-from .path import Floats
+from ....cache import Recipe
+from ...loop.render import Renderer
+from ...take import Take
+from ..measure import change, record_take
+from ..method import Measured, Method
+from ..path import Floats
 
 DEGREE = 4
 
@@ -19,3 +26,13 @@ def rescaling(probes: Floats, features: Floats) -> list[float]:
     if degree < 1:
         raise ValueError("The probe's change is the same at every step, so that nothing follows from it; calibrate with more steps or another probe.")
     return [float(coefficient) for coefficient in np.polyfit(probes, features, degree)]
+
+
+def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
+    pairs = [pair for take in takes for sights in record_take(renderer, take, recipe).values() for pair in pairwise(sights)]
+    probes, features = ([change(before, now, what) for before, now in pairs] for what in ("probe", "feature"))
+    coefficients = rescaling(np.array(probes), np.array(features))
+    return lambda _: [{"trigger": {"rescale": coefficients}}]
+
+
+METHOD = Method(measure, any_steps=True)
