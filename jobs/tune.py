@@ -19,7 +19,8 @@ from ..cache.recipe.knobs import describe_knobs
 from ..cache.recipe.read import recipe_names
 from ..pipeline.files import check_target, write_atomic
 from ..pipeline.options import ModelOptions
-from ..pipeline.recipes.caching import check_recipe, find_recipe
+from ..pipeline.recipes.check import check_recipe
+from ..pipeline.recipes.choose import find_recipe
 from ..pipeline.take import Take
 from ..pipeline.tuning.search import Goal, Trial, confirm, search
 from .settings.config import CacheConfig, expanded, load_job

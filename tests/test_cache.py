@@ -22,7 +22,8 @@ from longtake.jobs.cli.app import app
 from longtake.parallel.groups.degrees import Degrees
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.loop.render import Renderer
-from longtake.pipeline.recipes.caching import cache_bytes, check_recipe
+from longtake.pipeline.recipes.check import check_recipe
+from longtake.pipeline.recipes.memory import cache_bytes
 from typer.testing import CliRunner
 
 from same import MARGIN, assert_same, assert_same_decisions

@@ -37,7 +37,7 @@ from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.checkpoint.model_hash import model_hash
 from longtake.pipeline.loop.denoise import Denoising, Step
 from longtake.pipeline.loop.render import Renderer
-from longtake.pipeline.recipes.caching import check_recipe
+from longtake.pipeline.recipes.check import check_recipe
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner

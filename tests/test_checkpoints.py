@@ -15,7 +15,7 @@ from diffusers import WanPipeline
 from longtake.cache import load_recipe
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.loop.render import Renderer
-from longtake.pipeline.recipes.caching import check_recipe
+from longtake.pipeline.recipes.check import check_recipe
 from safetensors.torch import load_file, save_file
 
 from same import assert_same

@@ -18,7 +18,7 @@ from longtake.jobs.settings.plan import Plan, plan_job
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.checkpoint.model_hash import model_hash
 from longtake.pipeline.options import ModelOptions
-from longtake.pipeline.recipes.caching import numbers_path
+from longtake.pipeline.recipes.choose import numbers_path
 
 JOB: dict[str, Any] = {
     "num_inference_steps": 6,

@@ -27,7 +27,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
 ) -> None:
     """Measure a model on a few full takes and write a recipe that was made for it."""
     from ...pipeline.checkpoint.card import read_card
-    from ...pipeline.recipes.caching import numbers_path
+    from ...pipeline.recipes.choose import numbers_path
 
     card = checked(read_card, str(given_path(Path(model))))
 

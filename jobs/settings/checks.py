@@ -17,7 +17,8 @@ from ...cache import Recipe, Replay, Trace
 from ...parallel.groups.degrees import Degrees, Demand
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
-from ...pipeline.recipes.caching import check_gang, check_recipe, default_recipe, derives_branch, find_recipe
+from ...pipeline.recipes.check import check_gang, check_recipe, derives_branch
+from ...pipeline.recipes.choose import default_recipe, find_recipe
 from ...pipeline.take import Take
 from .config import JobConfig, ParallelConfig
 

@@ -16,7 +16,7 @@ from ...pipeline.film.encoder import check_encoder
 from ...pipeline.film.frame_rate import frame_rate
 from ...pipeline.film_key import delivery_key, film_key
 from ...pipeline.options import ModelOptions
-from ...pipeline.recipes.caching import Budget, choose_place
+from ...pipeline.recipes.memory import Budget, choose_place
 from ...pipeline.take import Take
 from ..folder.folder import JobRefused, Todo, look
 from .checks import check_degrees, check_device, check_options, check_parallel, check_replay, check_writable, choose_recipe, demand, named_recipe

@@ -12,7 +12,7 @@ from ...cache.recipe.config import suggestion
 from ..checkpoint.card import ModelCard
 from ..checkpoint.model_hash import model_hash
 from ..loop.render import Renderer
-from ..recipes.caching import check_recipe
+from ..recipes.check import check_recipe
 from ..take import Take
 from .method import Method, Setting
 from .methods import CALIBRATIONS

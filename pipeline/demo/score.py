@@ -20,7 +20,7 @@ from PIL import Image
 from ...cache import Recipe
 from ..checkpoint.card import read_card
 from ..loop.render import Renderer
-from ..recipes.caching import find_recipe
+from ..recipes.choose import find_recipe
 from ..take import Take
 from .analyse import Verdict, judge
 from .scene import sample_scene, sentence

@@ -1,0 +1,54 @@
+"""Whether a recipe can work on a model, a take and a gang. Knows cards and takes; loads no model."""
+
+from __future__ import annotations
+
+from ...cache import Recipe
+from ...parallel.groups.degrees import Degrees
+from ..checkpoint.card import ModelCard
+from ..take import Take
+from .memory import model_shape
+
+
+def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degrees: Degrees | None = None) -> None:
+    """Raise ValueError, with the mend, if a recipe cannot work on this model, take or gang. model: the model's hash."""
+    num_calls = card.num_calls(take.num_inference_steps)
+    if card.calls_a_step > 1 and (recipe.calibrated or recipe.calibration or recipe.abscissa == "sigma"):
+        raise ValueError(
+            f"Recipe '{recipe.name}' counts steps of one model call each, and this model's scheduler makes {card.calls_a_step} a step; use another "
+            f"recipe (interval, fbcache), or save the model with FlowMatchEulerDiscreteScheduler."
+        )
+    if recipe.calibration:
+        recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
+    if recipe.calibration or not recipe.calibrated:  # a form that is to be calibrated says nothing yet
+        _check_guidance(recipe, take)
+    recipe.check(model_shape(card, take), num_calls)
+    if not card.moves_by_velocity:
+        for part in recipe.parts:
+            part.predictor.build().check_sampler(None)
+    if (derives_branch(recipe) or recipe.branches == "joint") and not take.is_guided(card):
+        raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
+    if degrees is not None:
+        check_gang(recipe, degrees)
+
+
+def derives_branch(recipe: Recipe) -> bool:
+    """Whether it takes one guidance branch from the other, so that there is but one to run."""
+    return any(part.site.name == "guidance" for part in recipe.parts)
+
+
+def check_gang(recipe: Recipe, degrees: Degrees) -> None:
+    """Raise ValueError, with the mend, if a recipe cannot work on a gang of that shape."""
+    if derives_branch(recipe) and degrees.cfg_degree > 1:
+        raise ValueError(
+            f"Recipe '{recipe.name}' derives one guidance branch from the other, which saves nothing while both run at once; set "
+            f"parallel.cfg_degree to 1."
+        )
+
+
+def _check_guidance(recipe: Recipe, take: Take) -> None:
+    scales = [scale for part in recipe.parts if (scale := getattr(part.trigger.config, "guidance_scale", None)) is not None]
+    if scales not in ([], [take.guidance_scale]):
+        raise ValueError(
+            f"Recipe '{recipe.name}' was calibrated at guidance_scale {scales[0]:g}, take '{take.name}' has {take.guidance_scale:g}; make them "
+            f"equal, or run `longtake calibrate` with --guidance-scale {take.guidance_scale:g}."
+        )

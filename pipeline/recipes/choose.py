@@ -1,0 +1,61 @@
+"""Which recipe a take is rendered with, and where a recipe's numbers for a model come from. Knows cards and takes; loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...cache import Recipe, load_recipe
+from ..checkpoint.card import ModelCard
+from ..take import Take
+from .check import check_recipe
+
+
+def numbers_path(card: ModelCard, name: str, num_inference_steps: int) -> Path:
+    """Where a recipe lies that was calibrated on this model; num_inference_steps: 0 for one that fits any."""
+    return card.path / "longtake" / (f"{name}-{num_inference_steps}-steps.yaml" if num_inference_steps else f"{name}.yaml")
+
+
+def find_recipe(
+    name: str, card: ModelCard, num_inference_steps: int, changes: Mapping[str, Mapping[str, Any]] | None = None, dtype: str | None = None
+) -> Recipe:
+    """A recipe by name or YAML path, with the model's numbers: those beside the model, or else published ones.
+
+    Raises ValueError, with the mend, for a recipe that needs numbers and finds none.
+    """
+    recipe = load_recipe(name)
+    if recipe.calibrated and recipe.calibration is None:
+        there = [path for steps in (num_inference_steps, 0) if (path := numbers_path(card, name, steps)).is_file()]
+        if there:
+            return load_recipe(there[0], changes, dtype)
+        others = sorted(path.stem for path in card.path.glob(f"longtake/{name}-*-steps.yaml"))
+        if others:
+            raise ValueError(
+                f"There are numbers for recipe '{name}' beside the model ({', '.join(others)}), but none for {num_inference_steps} steps; run "
+                f"`longtake calibrate` with --steps {num_inference_steps}."
+            )
+    return load_recipe(name, changes, dtype).fitted(card.name, card.dim, card.num_layers)
+
+
+def default_recipe(
+    card: ModelCard, takes: Sequence[Take], model: str, changes: Mapping[str, Mapping[str, Any]], dtype: str | None
+) -> tuple[Recipe | None, str]:
+    """What a job uses that names no cache: `planned` where it was calibrated on this model for such takes; else none, and why.
+
+    model: the model's hash. Raises ValueError for changes that do not belong to `planned`.
+    """
+    kinds = {(take.num_inference_steps, take.flow_shift) for take in takes}
+    steps = takes[0].num_inference_steps
+    path = numbers_path(card, "planned", steps)
+    if len(kinds) > 1:
+        return None, "takes of several num_inference_steps or flow_shift have no plan in common"
+    if not path.is_file():
+        return None, f"`longtake calibrate {card.path} --steps {steps} --prompt ...` makes one for this model"
+    try:
+        recipe = load_recipe(path)
+        for take in takes:
+            check_recipe(recipe, card, take, model)
+    except ValueError as error:
+        return None, f"the numbers beside the model do not serve: {error}"
+    return load_recipe(path, changes, dtype), ""
