@@ -24,7 +24,7 @@ from ..cache import Recipe
 from ..jobs.settings.config import load_job
 from ..jobs.settings.plan import plan_job
 from ..pipeline.demo.score import Score, save_sheet, score_clips
-from ..pipeline.demo.train_vae import held_out_psnr
+from ..pipeline.demo.training.vae import held_out_psnr
 from ..pipeline.film.compare import compare_frames
 from ..pipeline.loop.render import Rendered, Renderer
 from ..pipeline.take import Take

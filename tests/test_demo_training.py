@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from longtake.pipeline.demo import scene as world
 from longtake.pipeline.demo.nets import build_text_encoder, build_tokenizer
-from longtake.pipeline.demo.train_text import NO_ANSWER, answers_of
+from longtake.pipeline.demo.training.text import NO_ANSWER, answers_of
 
 pytestmark = pytest.mark.numerical
 

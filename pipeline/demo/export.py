@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLWan, WanPipeline
 
 from .nets import MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_scheduler
 from .scene import FPS, SIZE
-from .train_dit import DenoiserWithText
-from .training import LOG
+from .training.dit import DenoiserWithText
+from .training.trainer import LOG
 
 _CARD = """---
 license: apache-2.0

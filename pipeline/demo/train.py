@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .training import Schedule, log_command
+from .training.trainer import Schedule, log_command
 
 _LEARNING_RATES = {"vae": (2e-3, 5e-5), "decoder": (7e-4, 2e-5), "text": (1e-3, 2e-5), "dit": (1.2e-3, 2e-5)}  # first and last
 
@@ -33,22 +33,22 @@ def main() -> None:
         arguments = f"--minutes {schedule.minutes:g} --since {schedule.since:g} --peak-lr {schedule.peak_lr:g}"
         log_command(options.work, f"{options.part} {arguments}")
     if options.part in ("vae", "decoder"):
-        from .train_vae import held_out_psnr, train_decoder, train_vae
+        from .training.vae import held_out_psnr, train_decoder, train_vae
 
         vae = (train_vae if options.part == "vae" else train_decoder)(options.work, schedule, device)
         vae.save_pretrained(options.work / "vae")
         print(f"held-out clips reconstruct at {held_out_psnr(vae):.2f} dB")
     elif options.part == "latents":
-        from .train_dit import encode_clips
+        from .training.dit import encode_clips
 
         log_command(options.work, f"latents --clips {options.clips}")
         encode_clips(options.work, options.clips, device)
     elif options.part == "text":
-        from .train_text import train_text
+        from .training.text import train_text
 
         train_text(options.work, schedule, device)
     elif options.part == "dit":
-        from .train_dit import train_dit
+        from .training.dit import train_dit
 
         train_dit(options.work, schedule, device)
     else:

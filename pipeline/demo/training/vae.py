@@ -12,9 +12,9 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
-from .nets import build_vae
-from .scene import SIZE, draw, sample_scene
-from .training import Loss, Schedule, Trainer
+from ..nets import build_vae
+from ..scene import SIZE, draw, sample_scene
+from .trainer import Loss, Schedule, Trainer
 
 _LATENT_NOISE = 0.05  # a fixed posterior spread: latents that are a little off, as a DiT's are, still decode well
 # Crop in pixels, frames, clips a step. The long ones matter: a causal VAE trained on short clips alone drifts beyond their length.

@@ -15,9 +15,9 @@ from numpy.random import Generator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, clauses, join_clauses, sample_scene
-from .train_dit import DenoiserWithText
-from .training import Schedule, Trainer
+from ..scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, clauses, join_clauses, sample_scene
+from .dit import DenoiserWithText
+from .trainer import Schedule, Trainer
 
 _ASKED: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS}
 _PROMPTS_A_STEP = 128

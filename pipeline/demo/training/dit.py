@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...parallel.attention.processors import with_attention
-from .nets import FLOW_SHIFT, LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
-from .scene import SIZE, draw, sample_scene, sentence
-from .train_vae import clip_to_tensor
-from .training import Schedule, Trainer
+from ....parallel.attention.processors import with_attention
+from ..nets import FLOW_SHIFT, LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
+from ..scene import SIZE, draw, sample_scene, sentence
+from .trainer import Schedule, Trainer
+from .vae import clip_to_tensor
 
 _SHARD = 100
 _LATEST_START = 150  # frames into a take, for clips from the middle
