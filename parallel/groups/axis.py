@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+
+Item = TypeVar("Item")
 
 
 class CollectiveError(RuntimeError):
@@ -97,11 +99,11 @@ class Axis:
         pieces = [piece[:count] for piece, count in zip(gathered.split(longest), counts, strict=True)]
         return torch.cat(pieces).movedim(0, dim)
 
-    def gather_objects(self, value: object) -> list[object]:
+    def gather_objects(self, value: Item) -> list[Item]:
         """Every rank's small picklable `value`, in order."""
         if self.group is None:
             return [value]
-        values: list[object] = [None] * self.size
+        values: list[Any] = [None] * self.size
         with self._exchange("gather", 0):
             dist.all_gather_object(values, value, group=self.group)
         return values

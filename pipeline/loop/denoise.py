@@ -14,6 +14,7 @@ from ...cache import Cached
 from ...parallel.groups.axis import CollectiveError
 from ...parallel.groups.mesh import Mesh
 from ..families import Family
+from ..families.family import Prompt
 from ..noise import NOISES
 from ..take import Take
 from .fuse import fuse
@@ -114,10 +115,15 @@ class Denoising:
         """One branch's velocity for the whole take, fused over its windows; a batch of both for branch `both`."""
 
         def call(window: Tensor, segment: int) -> Tensor:
-            prompt = {"cond": self._prompts[segment], "uncond": self._negative}.get(branch) or self._both[segment]
             frames = self.timeline.windows[segment].frames
             with self.cached.step(index, timestep, branch, segment, frames) if self.cached else nullcontext():
-                return self.family.velocity(window, timestep, prompt, self.take.guidance_scale)
+                return self.family.velocity(window, timestep, self._prompt(branch, segment), self.take.guidance_scale)
 
         latents = self.latents.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
         return fuse(self.timeline, latents, call, self.mesh.window)
+
+    def _prompt(self, branch: str, segment: int) -> Prompt:
+        """The encoded text that a window's call hears; for branch `both`, those of both branches in a batch."""
+        if branch == "both":
+            return self._both[segment]
+        return self._prompts[segment] if branch == "cond" else self._negative

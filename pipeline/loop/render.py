@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,8 +101,7 @@ class Renderer:
             mesh = self.mesh
             shards = Shards(mesh.sequence.sum, mesh.branches.sum if mesh.cfg.size == 2 else None, is_first=mesh.sequence.rank == 0)
             num_calls = self.family.card.num_calls(take.num_inference_steps)
-            options: dict[str, Any] = {"num_inference_steps": num_calls, "shards": shards, "replay": replay, "place": place}
-            cached = enable_cache(self.family.transformer, recipe, **options)
+            cached = enable_cache(self.family.transformer, recipe, num_inference_steps=num_calls, shards=shards, replay=replay, place=place)
         self.cached = cached
         try:
             denoising = Denoising(self.family, take, cached, self.mesh)
@@ -140,7 +138,7 @@ class Renderer:
 
     def _whole_trace(self, cached: Cached) -> Trace:
         """The take's trace, with the calls that other lines of the mesh made (other branches, other windows)."""
-        return Trace.joined([part for part in self.mesh.calls.gather_objects(cached.finish()) if isinstance(part, Trace)])
+        return Trace.joined(self.mesh.calls.gather_objects(cached.finish()))
 
     @property
     def decisions(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -33,8 +33,8 @@ class MeshRelay:
         self.mesh, self._tokens_a_frame = mesh, tokens_a_frame
 
     def gather(self, local: Tensor) -> Tensor:
-        counts = tuple(int(str(count)) for count in self.mesh.sequence.gather_objects(local.shape[1]))
-        return self.mesh.sequence.all_gather(local, counts, dim=1)
+        counts = self.mesh.sequence.gather_objects(local.shape[1])
+        return self.mesh.sequence.all_gather(local, tuple(counts), dim=1)
 
     def share(self, whole: Tensor) -> Tensor:
         ranks, num_tokens, each = self.mesh.sequence.size, whole.shape[1], self._tokens_a_frame
@@ -48,7 +48,7 @@ class MeshRelay:
         return self.mesh.sequence.rank == 0
 
     def collect(self, packed: Packed) -> list[Packed]:
-        return self.mesh.calls.gather_objects(packed)  # type: ignore[return-value]
+        return self.mesh.calls.gather_objects(packed)
 
     def runs_here(self, segment: int, branch: str) -> bool:
         its_branch = self.mesh.cfg.size == 1 or branch not in BRANCHES or BRANCHES.index(branch) == self.mesh.cfg.rank
@@ -65,10 +65,11 @@ class MeshRelay:
                 found = find()
             except ValueError as error:
                 found = error
-        answer: Any = self.mesh.gang.gather_objects(found)[0]
+        answer = self.mesh.gang.gather_objects(found)[0]
         if isinstance(answer, ValueError):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        assert answer is not None, "rank 0 writes"
+        return answer
 
 
 def save_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
