@@ -1,7 +1,8 @@
-"""Two forecasts of one past, the second to doubt the first by (RACER, arXiv 2608.01740; formula re-derived).
+"""Two forecasts from the same features; the farther they are apart, the less is believed of them (RACER, arXiv 2608.01740; re-derived).
 
 Chebyshev's forecast h and Taylor's g disagree by r = ||h - g||_1 / ||h||_1. What is used is a + kappa (h - a), a the last computed feature,
-with kappa = 1 / (1 + caution r k), k steps ahead: the less, the farther and the more in doubt. r is the forecast's risk, for guards.
+with kappa = 1 / (1 + caution r k), k steps ahead: the farther ahead and the larger r, the closer to plain reuse. r is what guards call the
+forecast's risk.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RacerConfig:
-    """degree, window, ridge: Chebyshev's. order: Taylor's. caution: how fast doubt shortens the forecast; 0 never does."""
+    """degree, window, ridge: Chebyshev's. order: Taylor's. caution: how much the forecasts' disagreement counts; 0: not at all."""
 
     degree: int = 2
     window: int = 5

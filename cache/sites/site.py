@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a cache's size follows from. tokens: of one model call, this shard's; text_tokens: those that joint blocks carry beside them.
+    """The sizes of a model and its calls, which say how much a cache holds.
 
-    dim: width of the hidden states. latents: values of the model's input. num_joint: of the `num_blocks`, how many keep the text apart
-    (HunyuanVideo's first list); all others of a text-carrying model join it. batch: samples of a call.
+    tokens: of one model call, this shard's; text_tokens: those that joint blocks carry beside them. dim: width of the hidden states.
+    latents: values of the model's input. num_joint: of the `num_blocks`, how many keep the text apart (HunyuanVideo's first list); all
+    others of a text-carrying model join it. batch: samples of a call.
     """
 
     tokens: int

@@ -1,9 +1,9 @@
 """Reuse each part of the model for as long as its own change allows (AdaCache, arXiv 2411.02397; Foresight, arXiv 2506.00329; BWCache,
 arXiv 2509.13789): a vector of signals, one entry a unit, in one collective.
 
-When a unit is computed, its change against what was kept of it says, through a codebook, after how many steps it is due again. AdaCache
-takes the mean over the units, by the gap, and a codebook of many rungs; BWCache the mean and one rung; Foresight each unit for itself,
-its mean square change as a multiple of the one that the unit showed in a warm-up.
+When a unit is computed, its change since it was last computed is looked up in a codebook, which says after how many steps it is to be
+computed again. AdaCache takes the mean change of all units, divided by the steps that it took, and a codebook of many entries; BWCache the
+mean and one entry; Foresight each unit's own mean square change, as a multiple of its change in the first steps.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerwiseConfig:
-    """codebook: [bound, interval] pairs, bounds ascending: a change of at most `bound` makes the unit due after `interval` steps (1: the
-    next one, as beyond the last bound).
+    """codebook: [bound, interval] pairs, bounds ascending: after a change of at most `bound` the unit is computed again `interval` steps
+    later; after a change above the last bound, at the next step.
 
     measure: `l1` (relative L1) or `mse` of a unit's change. aggregate: `each` unit for itself or all by their `mean`. per_gap: divide the
     change by the steps that it took. warmup: share of first steps that are computed. relative: bounds are multiples of the change in the
     warm-up (the sum of its MSEs, each weighted a tenth of the next; from the last two steps on down that is Foresight's lambda).
-    tail: once something was reused with k steps to go, the last `tail` k steps are computed.
+    tail: if the take's first reuse comes with k steps to go, the last `tail` times k steps are computed; 0 for none.
     """
 
     codebook: list[list[float]] = MISSING
@@ -99,7 +99,7 @@ class Layerwise(Trigger):
         return Decision.REUSE if len(self._reused) == self.num_units else Decision.PARTIAL
 
     def _warms_up(self, moment: Moment, steps_ago: int) -> bool:
-        """A usual change takes three steps to know."""
+        """Whether the step so many before this one belongs to the warm-up, of at least three where bounds are multiples of the change in it."""
         steps = max(int(self.config.warmup * moment.num_inference_steps), 3 if self.config.relative else 0)
         return moment.step - steps_ago < steps
 

@@ -1,7 +1,7 @@
 """Recompute when calibrated ratios of residual norms have drifted too far (MagCache, arXiv 2506.09045): a schedule, no collective.
 
 With gamma_s = mean over tokens of |r_s| / |r_(s-1)|, measured once for a model: at each step ratio *= gamma_s, error += |1 - ratio|; reuse
-while the error stays below the threshold and the run is no longer than `max_reused_steps`; computing starts all three again.
+while the error stays below the threshold and no more than `max_reused_steps` were reused in a row. A computed step resets all three.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .trigger import Moment, Trigger
 class MagnitudeConfig:
     """ratios: gamma of each step of the calibration, first to last; read at the nearest step for takes of another number of steps.
 
-    threshold: error from which a step is computed. max_reused_steps: longest run. retention: share of first steps that are computed.
+    threshold: error from which a step is computed. max_reused_steps: the most in a row. retention: share of first steps that are computed.
     """
 
     ratios: list[float] = MISSING
