@@ -12,7 +12,7 @@ import yaml
 from diffusers import WanPipeline, WanTransformer3DModel
 from longtake.cache import Recipe, enable_cache, load_recipe
 from longtake.cache.recipe.fit import is_called, name_from_path
-from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.recipe.read import recipe_names
 from longtake.jobs.settings.config import load_job
 from longtake.jobs.settings.plan import plan_job
 from longtake.pipeline.checkpoint.card import read_card

@@ -104,7 +104,7 @@ def test_what_is_no_mapping_is_refused_where_a_job_changes_it_too(broken: dict[s
 
 
 def _assert_well_formed(trace: Trace) -> None:
-    places = [entry.place for entry in trace.entries]
+    places = [entry.key for entry in trace.entries]
     assert len(set(places)) == len(places)
     for _, branch, site in {(segment, branch, site) for segment, _, branch, site in places}:
         steps = [entry.step for entry in trace.entries if (entry.branch, entry.site) == (branch, site)]

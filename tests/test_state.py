@@ -11,7 +11,7 @@ import pytest
 import torch
 from longtake.cache import Cached, enable_cache
 from longtake.cache.predictors import PREDICTORS
-from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.recipe.read import recipe_names
 from longtake.cache.state.holds import declared
 from longtake.cache.state.storage import Kept
 from longtake.cache.state.values import leaves, pack, restore, unpack
