@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import DiffusionPipeline, WanPipeline
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.demo.scene import draw, sample_scene
 from longtake.pipeline.film.preview import Preview
 from longtake.pipeline.loop.render import Renderer
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from same import assert_same, slope
 from takes import stock_latents, stock_take
@@ -30,6 +33,29 @@ def test_one_rank_equals_the_stock_pipeline(tiny_wan: Path) -> None:
     ours = Renderer(card).render(take, None).latents
     theirs = stock_latents(WanPipeline.from_pretrained(tiny_wan), take, card.max_sequence_length)
     assert_same(ours, theirs)
+
+
+def _settings() -> tuple[object, ...]:
+    logs = (diffusers_logging, transformers_logging)
+    return (are_progress_bars_disabled(), *(log.is_progress_bar_enabled() for log in logs), *(log.get_verbosity() for log in logs))
+
+
+@pytest.mark.parametrize("model", ["tiny_wan", "tiny_hunyuan"])
+def test_loading_prints_nothing_and_leaves_the_libraries_as_they_were(
+    model: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = request.getfixturevalue(model)
+    capsys.readouterr()
+    before = _settings()
+    for hub_is_quiet in (False, True):
+        if hub_is_quiet:
+            disable_progress_bars()
+        Renderer(read_card(str(folder)))
+        assert capsys.readouterr() == ("", "")
+        assert _settings() == (hub_is_quiet, *before[1:])
+    enable_progress_bars()
+    DiffusionPipeline.from_pretrained(folder)
+    assert "Loading weights" in capsys.readouterr().err, "a studio's own loading shows its bars"
 
 
 def test_texts_are_encoded_once_and_the_last_32_are_kept(tiny_wan: Path) -> None:

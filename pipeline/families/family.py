@@ -21,6 +21,7 @@ from ...parallel.groups.mesh import Mesh
 from ...parallel.rows import RowShards
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
+from .quiet import quiet_loading
 
 Prompt = dict[str, Tensor]
 _KEPT_PROMPTS = 32
@@ -41,9 +42,14 @@ class Family(ABC):
     _bound: ExitStack | None = None
 
     @classmethod
-    @abstractmethod
     def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Family:
         """Load all parts; transformer and text encoders in `dtype`, the VAE in fp32. held: where the transformer's weights go first."""
+        with quiet_loading():
+            return cls._load(card, dtype, device, held)
+
+    @classmethod
+    @abstractmethod
+    def _load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Family: ...
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Prompt:

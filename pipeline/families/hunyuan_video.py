@@ -26,7 +26,7 @@ class HunyuanVideo(Family):
         self.transformer, self.vae = stock.transformer, stock.vae
 
     @classmethod
-    def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> HunyuanVideo:
+    def _load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> HunyuanVideo:
         # A second of imports that other families do without.
         from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
         from transformers import CLIPTextModel, LlamaModel

@@ -31,7 +31,7 @@ class Wan(Family):
         self.device = vae.device
 
     @classmethod
-    def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Wan:
+    def _load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Wan:
         transformer = read_part(WanTransformer3DModel, card.path / "transformer", torch_dtype=dtype)
         vae = read_part(AutoencoderKLWan, card.path / "vae", torch_dtype=torch.float32)
         text_encoder = read_part(UMT5EncoderModel, card.path / "text_encoder", dtype=dtype)
