@@ -172,7 +172,9 @@ def test_what_cannot_be_written_fails_the_take(ray_driver: str, tiny_wan: Path, 
 
 
 class _FailingRank(Rank):
-    """Counts how often it loads; raises on rank 1, in the midst of a step, for takes of that name."""
+    """Counts how often it loads. In the midst of a step of a take of that name, rank 1 `raises`; where the take `lingers`, rank 0 raises and
+    the others stay in that step until rank 0 has left the process group.
+    """
 
     def load(self, *args: Any) -> Loaded:
         self._loads = getattr(self, "_loads", 0) + 1
@@ -185,14 +187,24 @@ class _FailingRank(Rank):
         calls, block = count(), self._renderer.family.transformer.blocks[1]
 
         def fail(*_: object) -> None:
-            if next(calls) == 2 and self.rank == 1 and order.take.name == "raises":
+            if next(calls) != 2:
+                return
+            if (order.take.name, self.rank) in (("raises", 1), ("lingers", 0)):
                 raise ZeroDivisionError("in a block")
+            while order.take.name == "lingers" and not self._left.exists():
+                time.sleep(0.05)
 
+        self._left = order.folder / "left"
         hook = block.register_forward_pre_hook(fail)
         try:
             yield from super().render(order)
         finally:
             hook.remove()
+
+    def leave(self) -> None:
+        super().leave()
+        if self.rank == 0:
+            self._left.touch()
 
 
 @pytest.mark.ray
@@ -200,12 +212,20 @@ class _FailingRank(Rank):
 def test_a_gang_goes_on_after_a_failed_take(
     ray_driver: str, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, degrees: Degrees
 ) -> None:
-    """On one rank, on all of them and on rank 0 alone, behind the last collective; the next film is that of a fresh gang, without loading."""
+    """Failed on one rank, on all of them, on rank 0 alone behind the last collective, and on rank 0 while the others are still at it; the next
+    film is that of a fresh gang, without loading.
+    """
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr("longtake.jobs.gang.gang.Rank", _FailingRank)
     films = []
     with _loaded(tiny_wan, ParallelConfig(threads=1), degrees) as gang:
-        for failing, said in (("raises", "ZeroDivisionError: in a block"), ("diverges", "not finite"), ("written", "IsADirectoryError"), (None, "")):
+        for failing, said in (
+            ("raises", "Rank 1 failed after step .: ZeroDivisionError: in a block"),
+            ("diverges", "not finite"),
+            ("written", "Rank 0 failed after step 6: IsADirectoryError"),
+            ("lingers", "Rank 0 failed after step .: ZeroDivisionError: in a block"),
+            (None, ""),
+        ):
             folder = tmp_path / str(failing)
             folder.mkdir()
             assert isinstance(list(gang.render(_order(folder, guidance_scale=4.0)))[-1], TakeReport)
@@ -219,7 +239,7 @@ def test_a_gang_goes_on_after_a_failed_take(
             assert gang.can_reform
             gang.reform()
         assert ray.get([actor.loads.remote() for actor in gang._ranks]) == [1] * degrees.num_ranks
-        assert films == films[:1] * 4
+        assert films == films[:1] * 5
         ray.kill(gang._ranks[1])
         with pytest.raises(GangError, match="Rank 1 died while leaving") as died:
             gang.reform()

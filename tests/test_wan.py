@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.demo.scene import draw, sample_scene
 from longtake.pipeline.film.preview import Preview
