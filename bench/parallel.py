@@ -121,7 +121,7 @@ def _shard_as_diffusers_does(transformer: Any, mesh: Mesh) -> None:
 def _bytes_over_formula(mesh: Mesh) -> float:
     tokens, heads, head_dim, ranks = 1536, 12, 64, mesh.size
     shards = TokenShards(mesh)
-    shards.enter(tokens)
+    shards.begin_call(tokens)
     query, key, value = (shards.shard(torch.randn(1, tokens, heads, head_dim), dim=1) for _ in range(3))
     before = mesh.traffic.sent_bytes
     SequenceAttention(shards, NativeKernel())(query, key, value)

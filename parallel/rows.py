@@ -35,14 +35,14 @@ class RowShards:
         """Give all modules of the decoder their own forwards back."""
         self._replaced.close()
 
-    def enter(self, latents: Tensor) -> Tensor:
-        """This rank's rows of `latents`, whose rows are the last dim but one."""
+    def shard(self, latents: Tensor) -> Tensor:
+        """This rank's rows of `latents`, whose rows are the last dim but one; decoding of these starts with it."""
         num_rows = latents.shape[-2]
         self._layout = Layout.even(num_rows, self._axis.size) if num_rows >= self._axis.size else None
         return latents if self._layout is None else self._layout.shard(latents, self._axis.rank, dim=latents.ndim - 2)
 
     def gather(self, frames: Tensor) -> Tensor:
-        """All rows of what became of this rank's, at any whole multiple of the latents' size."""
+        """The rows of all ranks, of what the decoder made of this rank's; it may be any whole multiple of the latents' size."""
         return frames if self._layout is None else self._axis.all_gather(frames, self._scaled(frames).counts, dim=frames.ndim - 2)
 
     def _scaled(self, frames: Tensor) -> Layout:
@@ -68,7 +68,9 @@ class RowShards:
         return output if self._layout is None else self._scaled(rows).shard(output, self._axis.rank, dim=output.ndim - 2)
 
     def _convolve(self, module: nn.Conv2d | nn.Conv3d, forward: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x carries its padding already (causal video convolutions pad themselves), or the convolution pads it with zeros."""
+        """x: padded already, as causal video convolutions pad their own inputs, or to be padded with zeros here. Its outermost rows, which
+        are padding, become the edges of the neighbours' rows.
+        """
         if self._layout is None:
             return forward(x, weight, bias)
         padding = list(module.padding)

@@ -90,7 +90,7 @@ def test_shard_refuses_a_tensor_of_another_length() -> None:
 
 def test_too_few_tokens_for_the_ranks() -> None:
     with pytest.raises(ValueError, match="0 tokens cannot be shared"):
-        TokenShards(Mesh()).enter(0)
+        TokenShards(Mesh()).begin_call(0)
 
 
 def test_degrees_must_multiply_to_the_ranks(gloo_pool: GlooPool) -> None:
@@ -200,7 +200,7 @@ def test_a_lost_rank_is_heard_of_on_every_axis(gloo_pool: GlooPool, tmp_path: Pa
 def _run_out_of_memory(mesh: Mesh) -> tuple[str, str]:
     """The last rank cannot hold its part of the ring; what it says, and what this mesh says once its rank has left."""
     shards = TokenShards(mesh)
-    shards.enter(6)
+    shards.begin_call(6)
     local = [shards.shard(tensor, dim=1) for tensor in _inputs(6, 0)]
 
     class Full(NativeKernel):
@@ -226,7 +226,7 @@ def test_running_out_of_memory_in_a_ring_is_no_failed_exchange(gloo_pool: GlooPo
 
 def _round_trip(mesh: Mesh, num_frames: int, tokens_a_frame: int, by_frames: bool) -> bool:
     shards = TokenShards(mesh, by_frames=by_frames)
-    shards.enter(num_frames * tokens_a_frame, num_frames)
+    shards.begin_call(num_frames * tokens_a_frame, num_frames)
     tokens = torch.arange(shards.layout.num_tokens * 6.0).view(1, -1, 2, 3)
     return torch.equal(shards.gather(shards.shard(tokens, dim=1), dim=1), tokens)
 
@@ -241,7 +241,7 @@ def test_gather_undoes_shard(gloo_pool: GlooPool, num_ranks: int, by_frames: boo
 def _compact(mesh: Mesh, chosen: list[int], num_tokens: int) -> tuple[Tensor, Tensor]:
     """The compacted tokens, and all tokens after the chosen ones were negated."""
     shards = TokenShards(mesh)
-    shards.enter(num_tokens)
+    shards.begin_call(num_tokens)
     whole = torch.zeros(num_tokens, dtype=torch.bool)
     whole[chosen] = True
     tokens = shards.shard(torch.arange(1.0, num_tokens + 1).view(1, -1, 1), dim=1)
@@ -291,7 +291,7 @@ def _mask(num_tokens: int, num_text: int) -> Tensor:
 def _attend(mesh: Mesh, num_tokens: int, num_text: int, masked: bool, by_frames: bool) -> tuple[Tensor, Tensor]:
     """The whole video's part of the result, and the text's as this rank has it."""
     shards = TokenShards(mesh, by_frames=by_frames)
-    shards.enter(num_tokens, 3 if by_frames else 1)
+    shards.begin_call(num_tokens, 3 if by_frames else 1)
 
     def local(whole: Tensor) -> Tensor:
         return torch.cat((shards.shard(whole[:, :num_tokens], dim=1), whole[:, num_tokens:]), dim=1)
@@ -314,7 +314,7 @@ def test_sequence_parallel_attention_equals_plain_attention(
 
 def _attend_with_context(mesh: Mesh, num_tokens: int, kept: tuple[int, ...]) -> Tensor:
     shards = TokenShards(mesh)
-    shards.enter(num_tokens)
+    shards.begin_call(num_tokens)
     layout = Layout(kept)
     key, value = (layout.shard(_draw(2, sum(kept), 6, 8, seed=seed), mesh.sequence.rank, dim=1) for seed in (7, 8))
     local = [shards.shard(tensor, dim=1) for tensor in _inputs(num_tokens, 0)]
@@ -358,7 +358,7 @@ def test_merged_halves_equal_the_whole(split: int, seed: int) -> None:
 
 def _sent_bytes(mesh: Mesh, num_tokens: int) -> int:
     shards = TokenShards(mesh)
-    shards.enter(num_tokens)
+    shards.begin_call(num_tokens)
     local = [shards.shard(tensor, dim=1) for tensor in _inputs(num_tokens, 0)]
     before = mesh.traffic.sent_bytes
     SequenceAttention(shards, NativeKernel())(*local)

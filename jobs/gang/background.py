@@ -17,9 +17,9 @@ class BackgroundFiles:
         self._pending: dict[Path, Future[None]] = {}
 
     def write(self, path: Path, make: Callable[[], str | bytes]) -> None:
-        """Write what `make` returns in that thread. Where an earlier `path` is not written yet, the newer one is left out.
+        """Write what `make` returns, which is called in that thread. Where the same `path` waits to be written from before, this is left out.
 
-        Raises what went wrong with any file that was to be written before.
+        Raises what went wrong with any file before.
         """
         for written in [path for path, future in self._pending.items() if future.done()]:
             self._pending.pop(written).result()

@@ -61,7 +61,7 @@ class Gang:
         self.close()
 
     def close(self) -> None:
-        """End every rank, give the resources back and wait until the ranks are gone: what they left half-written stays as it is then."""
+        """End every rank, give the resources back and wait until the ranks are gone: none of them writes anything after that."""
         with uninterrupted():
             for rank, actor in enumerate(self._ranks):
                 try:
@@ -74,7 +74,7 @@ class Gang:
             self._ranks, self._seats, self._group = [], [], None
 
     def _wait_for_the_end(self) -> None:
-        """Ray knows that an actor is dead a little before its process is gone; of the processes on this node we see more."""
+        """Ray calls an actor dead a little before its process is gone, so the processes on this node are waited for as well."""
         if not self._ranks:
             return
         deadline = time.monotonic() + _END_SECONDS
@@ -84,7 +84,7 @@ class Gang:
             time.sleep(0.05)
 
     def load(self, card: ModelCard, options: ModelOptions, *, with_preview: bool) -> list[Loaded]:
-        """Every rank loads the model; returns what each has to say, in rank order. with_preview: takes are to be previewed."""
+        """Every rank loads the model; returns their reports in rank order. with_preview: takes are to be previewed."""
         self._options = options
         return self._all([actor.load.remote(card, options, with_preview) for actor in self._ranks], "while loading the model")
 
@@ -126,7 +126,7 @@ class Gang:
 
     def _place(self) -> None:
         needed = {"GPU": 1.0, "CPU": 1.0} if self.device == "cuda" else {"CPU": 1.0}
-        # A node has room if it has it now: its totals say nothing of other jobs, and STRICT_PACK would wait for these.
+        # What is free now counts: a node's totals say nothing of other jobs, and STRICT_PACK would wait for these to end.
         free = ray._private.state.available_resources_per_node().values()
         has_room = any(all(node.get(name, 0) >= self.num_ranks * count for name, count in needed.items()) for node in free)
         self._group = placement_group([needed] * self.num_ranks, strategy="STRICT_PACK" if has_room else "PACK")
@@ -148,7 +148,7 @@ class Gang:
             self._ranks.append(ray.remote(Rank).options(**options).remote(rank, self.num_ranks, self.device))
 
     def _share_cores(self) -> None:
-        """Each rank gets its share of the cores of the node that it came to lie on, or what the job says."""
+        """Each rank gets its share of the cores of the node that Ray placed it on, or as many threads as the job says."""
         self._seats = self._all([actor.seat.remote() for actor in self._ranks], "while starting")
         neighbours = Counter(seat.node for seat in self._seats)
         self.threads = tuple(self._config.threads or max(1, seat.cores // neighbours[seat.node]) for seat in self._seats)
@@ -171,7 +171,9 @@ class Gang:
         return results
 
     def _hear(self, waiting: dict[Any, int], when: str, step: int | None = None) -> tuple[int, Any]:
-        """The next answer of any rank, None at the end of a stream; what has nothing more to say is waited for no more."""
+        """The rank that answers next, and its answer; None at the end of its stream. waiting: a reference or stream a rank, without those that
+        have ended. Raises GangError where it failed or died. when, step: what the gang was doing, for that error.
+        """
         source = _ready(waiting, None)
         assert source is not None
         rank = waiting[source]
@@ -201,13 +203,13 @@ def _failures(first: Failure, waiting: dict[Any, int]) -> list[Failure]:
 
 
 def _ready(waiting: dict[Any, int], timeout: float | None) -> Any | None:
-    """A reference or stream that has something to say, or None where none has within `timeout` seconds."""
+    """A reference or stream with an answer that has arrived, or None where none arrives within `timeout` seconds."""
     ready, _ = ray.wait(list(waiting), num_returns=1, timeout=timeout)
     return ready[0] if ready else None
 
 
 def _answer(source: Any, waiting: dict[Any, int]) -> Any:
-    """What it has to say; a stream stays in `waiting` until it ends. Raises RayError, after which nothing more comes."""
+    """The answer that has arrived; a stream stays in `waiting` until it ends. Raises RayError, after which nothing more comes."""
     if not isinstance(source, ray.ObjectRefGenerator):
         del waiting[source]
         return ray.get(source)

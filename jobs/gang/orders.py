@@ -12,8 +12,9 @@ from ...pipeline.take import Take
 
 @dataclass(frozen=True)
 class Order:
-    """One take to render, as every rank gets it. place: where the cache keeps what it keeps; model: its hash; folder: where rank 0 writes,
-    hidden until all of it is whole; preview: the picture that it shows meanwhile; metadata: what goes into the film's container.
+    """One take to render, as every rank gets it. place: where the cache keeps features, `device` or `host`; model: its hash; folder: where
+    rank 0 writes, hidden until the take is whole; preview: the picture file that it shows meanwhile; preview_every: so many steps, 0 for no
+    previews; metadata: what goes into the film's container.
     """
 
     take: Take

@@ -65,7 +65,7 @@ class Rank:
         torch.set_num_threads(count)
 
     def open_store(self, timeout: float) -> tuple[str, int]:
-        """Rank 0: bind the gang's rendezvous on this node and say where. timeout in seconds, for every collective as well."""
+        """On rank 0: open the store through which the ranks find each other; returns its address and port. timeout: in seconds."""
         address = ray.util.get_node_ip_address()
         self._store = TCPStore(address, 0, self.num_ranks, is_master=True, timeout=timedelta(seconds=timeout), wait_for_workers=False)
         return address, self._store.port
@@ -93,8 +93,8 @@ class Rank:
 
     @leaving_on_error()
     def load(self, card: ModelCard, options: ModelOptions, with_preview: bool) -> Loaded:
-        """Load the model and, on rank 0, what previews need; raises ValueError where this node does not see the folder that the driver saw,
-        or cannot encode its films.
+        """Load the model and, on rank 0, what previews need. Raises ValueError where this node does not see the folder that the driver saw,
+        or cannot encode films.
         """
         if not card.path.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the model folder '{card.path}'; put it on storage that all nodes share.")

@@ -1,4 +1,4 @@
-"""What a rank tells the driver: where it lies, what it loaded, how far it is. Small: large tensors never go through the driver."""
+"""What a rank tells the driver: where it runs, what it loaded, how far it is. Small: large tensors never go through the driver."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a rank came to lie. node: Ray's id of it; process: the rank's number there; cores: that it may use, shared with its neighbours."""
+    """Where Ray placed a rank. node: Ray's id of it; process: its process number there; cores: those that processes on that node may use,
+    shared by all ranks there.
+    """
 
     node: str
     process: int

@@ -40,7 +40,7 @@ class Traffic:
 class Axis:
     """Some ranks of a gang, in order, as one of them sees them. An axis of one has no group and exchanges nothing.
 
-    held: the process group, which torch keeps until it is destroyed and the axis does not: its connections close with the last
+    held: a weak reference to the process group, which torch keeps until it is destroyed. Its connections close with the last strong
     reference, and that is how the other ranks hear that this one has left.
     """
 
@@ -151,7 +151,7 @@ class Axis:
 
 
 def _end_to_end(parts: list[Tensor], sizes: list[int]) -> Tensor:
-    """All parts in one flat tensor: a view if they lie like that in memory, a copy otherwise."""
+    """All parts in one flat tensor: a view if they lie end to end in memory already, a copy otherwise."""
     first = parts[0]
     places = [first.data_ptr() + first.element_size() * offset for offset in accumulate(sizes[:-1], initial=0)]
     storages = {part.untyped_storage().data_ptr() for part in parts}

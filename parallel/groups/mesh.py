@@ -21,8 +21,9 @@ class Mesh:
     """A gang as one of its ranks sees it: cfg x window x ring x ulysses, neighbours on the last axis next to each other.
 
     There is no module-level state: drop a mesh and build another one in the same process. The groups of its axes have the gang's
-    timeout and end with the default process group, all at once (destroying one earlier would let torch give its name to the next,
-    which then hangs).
+    timeout. They are destroyed with the default process group, all at once: were one destroyed earlier, torch would give its name to the
+    next group that is made, whose ranks would then wait for each other for ever.
+
     gang: all ranks; cfg, window, ring, ulysses: this rank's own line along each axis; sequence: ring and ulysses together, over
     which the tokens of a model call are sharded; branches: these and cfg, both branches of one window; calls: cfg and window together,
     over which different model calls are spread.
@@ -54,7 +55,7 @@ class Mesh:
         return self.gang.size
 
     def _line(self, name: str, along: tuple[int, ...]) -> Axis:
-        """This rank's line along some axes of the grid. Ranks of a line build its group together; others need not take part."""
+        """The ranks that differ from this one along some axes of the grid alone. They build their group together, without the others."""
         place = [int(i) for i in (self._grid == self.rank).nonzero()[0]]
         index = tuple(slice(None) if axis in along else place[axis] for axis in range(len(AXES)))
         members: list[int] = self._grid[index].flatten().tolist()
@@ -70,7 +71,7 @@ class Mesh:
 
 
 def _timeout(group: dist.ProcessGroup) -> timedelta:
-    """Of a group's collectives. torch hands it to no group of some of its ranks: these would wait for half an hour."""
+    """Of a group's collectives. torch does not pass it on to groups of some of its ranks, which would have its default of half an hour."""
     return group._get_backend(group._device_types[0]).options._timeout
 
 

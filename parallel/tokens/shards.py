@@ -10,10 +10,10 @@ from .layout import Layout
 
 
 class TokenShards:
-    """Shards and gathers the tokens of one model call after another over the mesh's sequence axis; each call starts with `enter`.
+    """Shards and gathers the tokens of one model call after another over the mesh's sequence axis; each call starts with `begin_call`.
 
-    `layout` belongs to the running call, because windows of different sizes may follow each other. by_frames: shard whole frames
-    only (layout `frames`) instead of evenly (layout `even`); the film is the same.
+    layout: of the running call, as windows of different sizes may follow each other. by_frames: shard whole frames only (layout
+    `frames`) instead of evenly (layout `even`); the film is the same.
     """
 
     def __init__(self, mesh: Mesh, *, by_frames: bool = False) -> None:
@@ -24,15 +24,17 @@ class TokenShards:
 
     @property
     def layout(self) -> Layout:
-        assert self._layout is not None, "a shard point was reached before enter()"
+        assert self._layout is not None, "a shard point was reached before begin_call()"
         return self._layout
 
     @property
     def num_local(self) -> int:
         return self.layout.counts[self.mesh.sequence.rank]
 
-    def enter(self, num_tokens: int, num_frames: int = 1) -> None:
-        """Start a model call over `num_tokens` tokens in all, in `num_frames` (latent) frames."""
+    def begin_call(self, num_tokens: int, num_frames: int = 1) -> None:
+        """Share out the tokens of a model call: `num_tokens` on all ranks together, in `num_frames` latent frames. Raises ValueError where
+        there are fewer tokens than ranks.
+        """
         ranks = self.mesh.sequence.size
         if num_tokens < ranks:
             raise ValueError(f"{num_tokens} tokens cannot be shared by {ranks} ranks; render a larger take or use fewer ranks.")

@@ -53,8 +53,8 @@ class Family(ABC):
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Prompt:
-        """A text as the stock pipeline encodes it: inputs of the transformer by name. The last 32 texts are kept, for windows and takes
-        that share them: megabytes each on large models.
+        """A text as the stock pipeline encodes it: inputs of the transformer by name. The 32 texts that were used last are kept, as windows
+        and takes share them; they are megabytes each on large models.
         """
         encoded = self._encoded.pop(prompt, None) or self._encode_prompt(prompt)
         self._encoded[prompt] = encoded

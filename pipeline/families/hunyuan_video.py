@@ -92,7 +92,7 @@ class HunyuanVideo(Family):
 
     def _decode_tile(self, latents: Tensor) -> Tensor:
         latents = latents.to(self.device, torch.float32)
-        local = self._rows.enter(latents) if self._rows else latents
+        local = self._rows.shard(latents) if self._rows else latents
         decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(local))
         return self._rows.gather(decoded) if self._rows else decoded
 
@@ -102,7 +102,7 @@ class HunyuanVideo(Family):
         patch_frames = transformer.config.patch_size_t
 
         def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-            shards.enter(output[0].shape[0], args[0].shape[2] // patch_frames)
+            shards.begin_call(output[0].shape[0], args[0].shape[2] // patch_frames)
             return tuple(shards.shard(table, dim=0) for table in output)
 
         def shard_tokens(module: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Wan(Family):
         for index in range(latents.shape[2]):
             latent = latents[:, :, index : index + 1].to(self.device, torch.float32) * std + mean
             vae._conv_idx = [0]
-            local = rows.enter(latent) if rows else latent
+            local = rows.shard(latent) if rows else latent
             chunk = vae.decoder(vae.post_quant_conv(local), feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
             if vae.config.patch_size is not None:
                 chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
@@ -87,7 +87,7 @@ class Wan(Family):
         patch_frames = transformer.config.patch_size[0]
 
         def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-            shards.enter(output[0].shape[1], args[0].shape[2] // patch_frames)
+            shards.begin_call(output[0].shape[1], args[0].shape[2] // patch_frames)
             return tuple(shards.shard(table, dim=1) for table in output)
 
         def shard_tokens(module: nn.Module, args: Any, output: Tensor) -> Tensor:

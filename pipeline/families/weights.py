@@ -13,7 +13,7 @@ from ...parallel.groups.axis import Axis
 
 
 def shard_weights(transformer: Any, axis: Axis, device: torch.device) -> None:
-    """Keep 1 / axis.size of the weights on each rank (FSDP2); a block's weights are gathered while it runs.
+    """Keep 1 / axis.size of the weights on each rank for good (FSDP2); a block's weights are gathered while it runs.
 
     The axis must be one whose ranks run the same blocks at the same time: the sequence axis, not guidance branches or windows, as a
     cache may decide differently for these.
