@@ -18,12 +18,13 @@ from .doctor import doctor
 from .new import new
 from .recipes import recipes
 from .render import render
+from .report import report
 from .said import say
 from .trace import traces
 from .tune import tune
 
 app = typer.Typer(name="longtake", help="Render long video clips with diffusion transformers on Ray clusters.", no_args_is_help=True)
-for verb in (render, new, compare, recipes, calibrate, tune, doctor):
+for verb in (render, new, report, compare, recipes, calibrate, tune, doctor):
     app.command()(verb)
 app.add_typer(traces, name="trace")
 

@@ -1,0 +1,139 @@
+"""What became of a job and of its takes, told by the events of all runs in its folder. Pure: events in, states out.
+
+A run is one call of `longtake render`. Several may follow each other in one folder, or render different takes of it at the same time; one
+that was killed ends without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any, TypeVar
+
+from ..events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
+
+_Kind = TypeVar("_Kind", bound=Event)
+
+
+class Standing(Enum):
+    """How a run or a take stands, as the page says it. KILLED: a run whose end was never written."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    KILLED = "killed"
+
+
+_ENDS = {JobState.DONE: Standing.DONE, JobState.FAILED: Standing.FAILED, JobState.STOPPED: Standing.STOPPED}
+_TAKES = {
+    TakeState.WAITING: Standing.WAITING,
+    TakeState.RUNNING: Standing.RUNNING,
+    TakeState.DONE: Standing.DONE,
+    TakeState.FAILED: Standing.FAILED,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """started: None, and nothing known of the job, where its first line is missing. last: the time of its last line."""
+
+    job: str
+    standing: Standing
+    cause: str
+    began: datetime
+    last: datetime
+    started: JobStarted | None
+    gang: GangFormed | None
+    load_seconds: float | None
+    notes: tuple[Note, ...]
+
+    @property
+    def is_going_on(self) -> bool:
+        return self.standing is Standing.RUNNING
+
+    @property
+    def takes(self) -> list[str]:
+        return self.started.takes if self.started else []
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.started.config if self.started else {}
+
+
+@dataclass(frozen=True)
+class TakeHistory:
+    """since: when the take came to stand so. progress: the last step or frame of the run that renders it."""
+
+    standing: Standing
+    cause: str
+    since: datetime
+    progress: Stepped | Decoded | None
+
+
+def runs_of(events: Sequence[Event]) -> list[Run]:
+    """In the order of their beginnings."""
+    lines: dict[str, list[int]] = {}
+    for number, event in enumerate(events):
+        lines.setdefault(event.job, []).append(number)
+    newest = max((numbers[0] for numbers in lines.values()), default=0)
+    return [_run([events[number] for number in numbers], is_heard=numbers[-1] >= newest) for numbers in lines.values()]
+
+
+def _run(events: Sequence[Event], *, is_heard: bool) -> Run:
+    """is_heard: it wrote a line after every other run had begun, so that without an end it is going on as far as anybody can tell."""
+    end = _last(events, JobEnded)
+    load = _last(events, ModelLoaded)
+    standing = _ENDS[end.state] if end else Standing.RUNNING if is_heard else Standing.KILLED
+    return Run(
+        job=events[0].job,
+        standing=standing,
+        cause=end.cause if end else "" if is_heard else "It ended without a word: it was killed, or its machine went down.",
+        began=events[0].time,
+        last=events[-1].time,
+        started=_last(events, JobStarted),
+        gang=_last(events, GangFormed),
+        load_seconds=load.seconds if load else None,
+        notes=tuple(event for event in events if isinstance(event, Note)),
+    )
+
+
+def current_run(runs: Sequence[Run]) -> Run | None:
+    """The run that the page speaks of: the one that is going on and was heard of last, or else the newest."""
+    going_on = [run for run in runs if run.is_going_on]
+    return max(going_on, key=lambda run: run.last) if going_on else runs[-1] if runs else None
+
+
+def takes_of(events: Iterable[Event], runs: Sequence[Run]) -> dict[str, TakeHistory]:
+    """By name: how each take stands that an event tells of."""
+    by_job = {run.job: run for run in runs}
+    changes: dict[str, list[TakeChanged]] = {}
+    progress: dict[tuple[str, str], Stepped | Decoded] = {}
+    for event in events:
+        if isinstance(event, TakeChanged):
+            changes.setdefault(event.take, []).append(event)
+            progress.pop((event.job, event.take), None)
+        elif isinstance(event, Stepped | Decoded):
+            progress[event.job, event.take] = event
+    return {name: _take(told, by_job, lambda job, name=name: progress.get((job, name))) for name, told in changes.items()}
+
+
+def _take(told: Sequence[TakeChanged], runs: dict[str, Run], progress: Callable[[str], Stepped | Decoded | None]) -> TakeHistory:
+    last = told[-1]
+    run = runs[last.job]
+    standing, cause = _TAKES[last.state], last.cause
+    if last.state is TakeState.RUNNING and not run.is_going_on:
+        standing, cause = Standing.STOPPED, run.cause
+    elif last.state is TakeState.WAITING and any(one.state is TakeState.RUNNING and one.job == last.job for one in told):
+        standing = Standing.STOPPED
+    is_wanted_again = any(one.is_going_on and one.job != last.job and last.take in one.takes for one in runs.values())
+    if is_wanted_again and standing in (Standing.FAILED, Standing.STOPPED):
+        standing, cause = Standing.WAITING, ""
+    return TakeHistory(standing, cause, last.time, progress(last.job) if standing is Standing.RUNNING else None)
+
+
+def _last(events: Sequence[Event], kind: type[_Kind]) -> _Kind | None:
+    return next((event for event in reversed(events) if isinstance(event, kind)), None)

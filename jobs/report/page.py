@@ -1,0 +1,275 @@
+"""What the page shows, as plain data. Pure: events and folders in, words and numbers out; how they are laid out is the template's matter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..events import Event, Stepped
+from .history import Run, Standing, TakeHistory, current_run, runs_of, takes_of
+from .reading import TakeFolder
+
+STAGES = ("encode", "denoise", "decode", "write")  # of a take; the model is loaded once for all takes of a run
+_OLD_NAMES = {"denoise": "denoising", "decode": "decoding", "load": "loading"}  # of manifests from before stages had the names above
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """frame: the first one that it holds for."""
+
+    frame: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """share: of the take's own stages together, in percent; None for what is not the take's alone."""
+
+    name: str
+    seconds: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    text: str
+    value: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """How many calls of the model were decided which way, and what that saved, where it was measured."""
+
+    counts: Mapping[str, int]
+    speedup: float | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def percent(self, kind: str) -> float:
+        return 100 * self.counts.get(kind, 0) / self.total
+
+    @property
+    def text(self) -> str:
+        words = {"compute": "computed", "partial": "computed in part", "reuse": "reused"}
+        return ", ".join(f"{count} {words.get(kind, kind)}" for kind, count in self.counts.items())
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A take. All links are relative to the page; empty where there is no such file. path: of the film, absolute. width, height: in
+    pixels, 0 where they are not known. seconds: of the whole take.
+    """
+
+    name: str
+    standing: Standing
+    cause: str
+    prompts: tuple[Prompt, ...]
+    facts: tuple[tuple[str, str], ...]
+    width: int
+    height: int
+    progress: Progress | None
+    film: str
+    path: str
+    thumbnail: str
+    sheet: str
+    preview: str
+    picture: str
+    manifest: str
+    decisions: Decisions | None
+    stages: tuple[Stage, ...]
+    seconds: float | None
+    config: str
+    earlier: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """title: the folder's name. run: the one that the page speaks of; None where takes were rendered before jobs wrote down what happened."""
+
+    title: str
+    folder: str
+    standing: Standing
+    run: Run | None
+    seconds: float | None
+    machine: str
+    model: str
+    longtake: str
+    config: str
+    takes: tuple[Shown, ...]
+    runs: tuple[Run, ...]
+    written: datetime
+
+    @property
+    def counts(self) -> dict[Standing, int]:
+        """Of those that there are, in the order of importance."""
+        found = [take.standing for take in self.takes]
+        return {standing: found.count(standing) for standing in _ORDER if standing in found}
+
+    def those(self, *standings: Standing) -> list[Shown]:
+        return [take for take in self.takes if take.standing in standings]
+
+
+_ORDER = (Standing.RUNNING, Standing.FAILED, Standing.STOPPED, Standing.WAITING, Standing.DONE)
+
+
+def page_of(output: Path, events: Sequence[Event], folders: Mapping[str, TakeFolder], written: datetime) -> Page:
+    """output: the job's folder, absolute."""
+    runs = runs_of(events)
+    histories = takes_of(events, runs)
+    run = current_run(runs)
+    takes = tuple(_take(output, name, folders.get(name), histories.get(name), runs) for name in _names(run, runs, histories, folders))
+    manifests = [folder.manifest for folder in folders.values() if folder.manifest]
+    newest = max(manifests, key=lambda one: one.finished, default=None)
+    started = run.started if run else None
+    return Page(
+        title=output.name,
+        folder=str(output),
+        standing=run.standing if run else Standing.DONE,
+        run=run,
+        seconds=(run.last - run.began).total_seconds() if run else None,
+        machine=_machine(run) or (_shape(newest.device, newest.ranks, "", str(newest.threads)) if newest else ""),
+        model=started.model if started else newest.config.get("model", {}).get("path", "") if newest else "",
+        longtake=started.longtake if started else newest.versions.get("longtake", "") if newest else "",
+        config=_lines({key: value for key, value in started.config.items() if key != "takes"}) if started else "",
+        takes=takes,
+        runs=tuple(reversed(runs)),
+        written=written,
+    )
+
+
+def _machine(run: Run | None) -> str:
+    if run is None or run.gang is None:
+        return ""
+    gang = run.gang
+    degrees = ", ".join(f"{name.removesuffix('_degree')} {degree}" for name, degree in gang.degrees.items() if degree > 1)
+    return _shape(gang.device, gang.num_ranks, degrees, " or ".join(map(str, sorted(set(gang.threads)))))
+
+
+def _shape(device: str, num_ranks: int, degrees: str, threads: str) -> str:
+    ranks = f"{num_ranks} rank{'' if num_ranks == 1 else 's'}{f' ({degrees})' if degrees else ''}"
+    return f"{device}, {ranks}, {threads} CPU thread{'' if threads == '1' else 's'} a rank"
+
+
+def _names(run: Run | None, runs: Sequence[Run], histories: Mapping[str, TakeHistory], folders: Mapping[str, TakeFolder]) -> list[str]:
+    """In the order of the current run, then those of others, newest first, then what lies in the folder."""
+    told = [name for one in (run, *reversed(runs)) if one for name in one.takes]
+    lying = [name for name, folder in folders.items() if folder.manifest or folder.unreadable]
+    return list(dict.fromkeys([*told, *histories, *lying]))
+
+
+def _take(output: Path, name: str, folder: TakeFolder | None, history: TakeHistory | None, runs: Sequence[Run]) -> Shown:
+    folder = folder or TakeFolder(None, "", {})
+    manifest = folder.manifest
+    standing, cause = _standing(folder, history)
+    config = manifest.config if manifest else _job_config(name, runs)
+    take = config.get("take", {})
+    decisions = Decisions(manifest.decisions, manifest.speedup) if manifest and any(manifest.decisions.values()) else None
+    progress = history.progress if history and standing is Standing.RUNNING else None
+    if progress is not None and isinstance(progress, Stepped) and any(progress.decisions.values()):
+        decisions = Decisions(progress.decisions, None)
+
+    def link(file: str) -> str:
+        return f"{quote(f'../{name}/{file}')}?{folder.files[file]}" if file in folder.files else ""
+
+    film = link("film.mp4")
+    return Shown(
+        name=name,
+        standing=standing,
+        cause=cause,
+        prompts=tuple(_prompts(take)),
+        facts=tuple(_facts(take, config.get("fps"))),
+        width=int(take.get("width") or 0),
+        height=int(take.get("height") or 0),
+        progress=_progress(progress),
+        film=film,
+        path=str(output / name / "film.mp4") if film else "",
+        thumbnail=link("thumbnail.jpg"),
+        sheet=link("contact_sheet.jpg"),
+        preview="" if film else link("preview.jpg"),
+        picture=link("decisions.png"),
+        manifest=link("manifest.json") if manifest else "",
+        decisions=decisions,
+        stages=tuple(_stages(manifest.seconds)) if manifest else (),
+        seconds=manifest.seconds.get("take") if manifest else None,
+        config=_lines(config),
+        earlier=tuple((one, quote(f"../{one}/film.mp4")) for one in folder.earlier),
+    )
+
+
+def _standing(folder: TakeFolder, history: TakeHistory | None) -> tuple[Standing, str]:
+    if folder.unreadable:
+        return Standing.FAILED, folder.unreadable
+    if history is None:
+        return (Standing.DONE if folder.manifest else Standing.WAITING), ""
+    if history.standing is Standing.STOPPED and folder.manifest and datetime.fromisoformat(folder.manifest.finished) >= history.since:
+        return Standing.DONE, ""  # the job was killed between the manifest and the event that tells of it
+    return history.standing, history.cause
+
+
+def _job_config(name: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """What the newest job that names the take sets for it: the job's own settings, and under `take` those of the take."""
+    for run in reversed(runs):
+        for take in run.config.get("takes") or ():
+            if take.get("name") == name:
+                shared = {key: value for key, value in run.config.items() if key != "takes"}
+                own = {key: value for key, value in take.items() if value is not None}
+                return {**shared, "take": {**{key: shared[key] for key in shared.keys() & take.keys()}, **own}}
+    return {}
+
+
+def _prompts(take: Mapping[str, Any]) -> Iterator[Prompt]:
+    if take.get("prompt"):
+        yield Prompt(0, str(take["prompt"]))
+    for one in take.get("prompts") or ():
+        yield Prompt(int(one["frame"]), str(one["text"]))
+
+
+def _facts(take: Mapping[str, Any], fps: Any) -> Iterator[tuple[str, str]]:
+    """What is known of a take that may still have to be resolved."""
+    frames, rate = take.get("num_frames"), float(Fraction(str(fps))) if fps else 0.0
+    if take.get("width") and take.get("height"):
+        yield "Size", f"{take['width']}x{take['height']}"
+    if frames and rate:
+        yield "Length", f"{frames / rate:.1f} s"
+    if frames:
+        yield "Frames", f"{frames} at {rate:.5g} a second" if rate else str(frames)
+    if take.get("num_inference_steps"):
+        yield "Steps", str(take["num_inference_steps"])
+    if take.get("seed") is not None:
+        yield "Seed", str(take["seed"])
+
+
+def _progress(event: Any) -> Progress | None:
+    if event is None:
+        return None
+    if isinstance(event, Stepped):
+        return Progress(f"step {event.step} of {event.num_inference_steps}", event.step, event.num_inference_steps)
+    return Progress(f"frame {event.frames} of {event.num_frames} written", event.frames, event.num_frames)
+
+
+def _stages(seconds: Mapping[str, float]) -> Iterator[Stage]:
+    known = {name: seconds.get(name, seconds.get(_OLD_NAMES.get(name, name))) for name in ("load", *STAGES)}
+    own = sum(known[name] or 0.0 for name in STAGES) or 1.0
+    for name, value in known.items():
+        if value is not None:
+            yield Stage(name, value, None if name == "load" else 100 * value / own)
+
+
+def _lines(config: Mapping[str, Any], prefix: str = "") -> str:
+    """Settings one a line, by the dotted names that change them on the command line."""
+    lines = []
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            lines.append(_lines(value, f"{prefix}{key}."))
+        else:
+            lines.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)}")
+    return "\n".join(lines)

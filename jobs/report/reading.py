@@ -1,0 +1,101 @@
+"""What a job's folder tells: its events, and each take's manifest and files. Knows nothing of how it is shown.
+
+Reads while others write: a last line that is half there, and kinds of events that this version does not know, are passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .. import events as kinds
+from ..events import Event, JobState, TakeState
+from ..folder.journal import JOURNAL
+from ..folder.manifest import Manifest, read_manifest
+
+_MANIFEST = "manifest.json"
+_BY_NAME = {
+    re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower(): kind
+    for name, kind in vars(kinds).items()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+}
+_FIELDS = {kind: {one.name for one in fields(kind)} for kind in _BY_NAME.values()}
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of a job's folder in the order of writing; none where there is no such file. What cannot be read is left out."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    return [event for line in lines if (event := _event(line)) is not None]
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        values = json.loads(line)
+        kind = _BY_NAME[values.pop("event")]
+        known = {name: value for name, value in values.items() if name in _FIELDS[kind]}
+        return kind(**{**known, **_typed(kind, known)})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _typed(kind: type[Event], values: dict[str, Any]) -> dict[str, Any]:
+    """What JSON has no types for. Raises ValueError for a time or a state that is none."""
+    typed: dict[str, Any] = {"time": datetime.fromisoformat(values["time"])}
+    if typed["time"].tzinfo is None:
+        raise ValueError("a time without a zone cannot be compared")
+    if kind is kinds.TakeChanged:
+        typed["state"] = TakeState(values["state"])
+    if kind is kinds.JobEnded:
+        typed["state"] = JobState(values["state"])
+    return typed
+
+
+@dataclass(frozen=True)
+class TakeFolder:
+    """manifest: None while there is none. unreadable: why not, where there is one that cannot be read. files: times of change, in ns, by
+    name. earlier: names of the folders that hold the take's earlier films, moved aside.
+    """
+
+    manifest: Manifest | None
+    unreadable: str
+    files: dict[str, int]
+    earlier: tuple[str, ...] = ()
+
+
+def read_folders(output: Path) -> dict[str, TakeFolder]:
+    """By take, in the order of names: every folder that is a take's or may become one."""
+    names = sorted(entry.name for entry in os.scandir(output) if entry.is_dir() and not entry.name.startswith("."))
+    aside: dict[str, list[str]] = {}
+    for name in names:
+        if "@" in name and (output / name / "film.mp4").is_file():
+            aside.setdefault(name.partition("@")[0], []).append(name)
+    return {name: _folder(output / name, tuple(aside.get(name, ()))) for name in names if "@" not in name}
+
+
+def _folder(path: Path, earlier: tuple[str, ...]) -> TakeFolder:
+    try:
+        files = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith(".")}
+        return TakeFolder(read_manifest(path) if _MANIFEST in files else None, "", files, earlier)
+    except ValueError as error:
+        return TakeFolder(None, str(error), files, earlier)
+    except OSError as error:  # moved aside or taken away between the two looks
+        return TakeFolder(None, f"'{path}' cannot be read ({error.strerror}).", {}, earlier)
+
+
+def check_job_folder(output: Path) -> None:
+    """Raise ValueError, with the mend, for a folder that no job has written into."""
+    if not output.is_dir():
+        raise ValueError(f"There is no folder '{output}'; give the one that the job names as `output`.")
+    if (output / JOURNAL).is_file() or next(output.glob(f"*/{_MANIFEST}"), None) is not None:
+        return
+    if (output / _MANIFEST).is_file():
+        raise ValueError(f"'{output}' is the folder of one take; give the job's, '{output.absolute().parent}'.")
+    raise ValueError(f"'{output}' is no job's folder (it holds neither {JOURNAL} nor a take); give the one that the job names as `output`.")
