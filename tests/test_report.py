@@ -201,3 +201,9 @@ def test_the_command_makes_the_page_and_refuses_folders_that_are_no_jobs(tmp_pat
         with pytest.raises(ValueError, match=str(path)):
             check_job_folder(path)
     assert not (tmp_path / FOLDER).exists()
+
+
+@pytest.mark.parametrize("name", [FOLDER, JOURNAL, "Report"])
+def test_no_take_lies_where_the_page_and_the_events_do(name: str) -> None:
+    with pytest.raises(ValueError, match=f"name is '{name}'"):
+        resolve_takes(JobConfig(takes=[TakeConfig(name=name, prompt="fog")]), read_card("demo"))

@@ -137,6 +137,7 @@ class JobConfig(TakeSettings):
     save_latents: bool = False
 
 
+_NOT_TAKES = ("events.jsonl", "report")  # what lies beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
@@ -280,6 +281,8 @@ def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
     for index, take in enumerate(job.takes):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", take.name):
             raise ValueError(f"takes[{index}]: name is '{take.name}'; it names a folder, so use letters, digits, '.', '_' and '-'.")
+        if take.name.lower() in _NOT_TAKES:
+            raise ValueError(f"takes[{index}]: name is '{take.name}', which is where the job keeps its own; give the take another name.")
         if len(take.name) > _LONGEST_NAME:
             raise ValueError(f"takes[{index}]: name has {len(take.name)} characters ('{take.name[:20]}...'); give it at most {_LONGEST_NAME}.")
     names = [take.name for take in job.takes]
