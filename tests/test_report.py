@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -23,7 +28,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
-    pass
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page as Tab
 
 BEGAN = datetime(2026, 11, 26, 5, tzinfo=UTC)
 HTML = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & \"quotes\""
@@ -207,3 +213,251 @@ def test_the_command_makes_the_page_and_refuses_folders_that_are_no_jobs(tmp_pat
 def test_no_take_lies_where_the_page_and_the_events_do(name: str) -> None:
     with pytest.raises(ValueError, match=f"name is '{name}'"):
         resolve_takes(JobConfig(takes=[TakeConfig(name=name, prompt="fog")]), read_card("demo"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine; apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--disable-gpu", "--disable-quic", "--no-first-run"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job's folder with a take in every state, films among them, in which a job is still rendering."""
+    output = tmp_path_factory.mktemp("jobs") / "monday's dailies"
+    output.mkdir()
+    deliver(output / "harbour")
+    for name in ("html", "glasshouse", "harbour@8f8f8f8f", "a" * 100):
+        shutil.copytree(output / "harbour", output / name)
+        deliver(output / name, with_film=False)
+    (output / "tram").mkdir()
+    (output / "tram" / "preview.jpg").write_bytes((output / "harbour" / "contact_sheet.jpg").read_bytes())
+    record(
+        output, started("0", ["ships"], -9), changed("0", "ships", TakeState.RUNNING, -8), JobEnded(job="0", state=JobState.STOPPED, time=minute(-7))
+    )
+    record(output, started("A", [name for name in NAMES if name != "ships"]), Note(job="A", text="cache: teacache", time=BEGAN))
+    record(output, *(changed("A", name, TakeState.DONE, 1, "is done already" if name == "html" else "") for name in (*NAMES[:3], NAMES[-1])))
+    record(output, changed("A", "eclipse", TakeState.FAILED, 2, "Rank 1 failed: <b>nan</b>."), changed("A", "tram", TakeState.RUNNING, 3))
+    record(output, Stepped(job="A", take="tram", step=20, num_inference_steps=50, decisions={"compute": 5, "reuse": 15}, time=minute(4)))
+    write_report(output)
+    return output
+
+
+@pytest.fixture
+def job(rendered: Path, tmp_path: Path) -> Path:
+    """A copy that a test may go on with."""
+    return Path(shutil.copytree(rendered, tmp_path / rendered.name))
+
+
+@contextmanager
+def opened(browser: Browser, output: Path, *, now: datetime | None = None, **options: Any) -> Iterator[Tab]:
+    """The page in a new tab, which may neither complain nor ask for anything but files. now: stops its clock, which the test moves on."""
+    with browser.new_context(**options) as context:
+        tab = context.new_page()
+        faults: list[str] = []
+        tab.on("console", lambda message: faults.append(message.text))
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.on("dialog", lambda dialog: faults.append(f"dialog: {dialog.message}"))
+        tab.on("request", lambda request: None if urlsplit(request.url).scheme in ("file", "data") else faults.append(f"asked for {request.url}"))
+        if now:
+            tab.clock.install(time=now)
+        tab.goto((output / FOLDER / "index.html").as_uri())
+        yield tab
+        assert not faults
+
+
+def test_a_film_plays_by_keyboard(browser: Browser, rendered: Path) -> None:
+    with opened(browser, rendered) as tab:
+        film = tab.locator("#film-harbour")
+        assert film.evaluate("film => film.readyState") == 0, "films are loaded before anybody asks for them"
+        film.focus()
+        tab.keyboard.press("Space")
+        tab.wait_for_function("document.querySelector('#film-harbour').currentTime > 0.5")
+        assert film.evaluate("film => [film.error, film.videoWidth, film.videoHeight, film.duration]") == [None, 64, 48, 2]
+
+
+def test_all_that_the_page_links_to_lies_there(browser: Browser, rendered: Path) -> None:
+    with opened(browser, rendered) as tab:
+        links = tab.evaluate("[...document.querySelectorAll('[href], [src], [poster]')].flatMap(e => [e.href, e.src, e.poster].filter(Boolean))")
+        files = {Path(unquote(urlsplit(link).path)).relative_to(rendered) for link in links if not link.startswith("data:")}
+        beside = {Path("harbour", name) for name in ("film.mp4", "thumbnail.jpg", "contact_sheet.jpg", "decisions.png", "manifest.json")}
+        assert files > {*beside, Path("harbour@8f8f8f8f", "film.mp4"), Path("tram", "preview.jpg")}
+        assert [file for file in files if not (rendered / file).is_file()] == []
+        assert tab.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].filter(a => !document.getElementById(a.hash.slice(1))).length") == 0
+
+
+def test_prompts_and_causes_are_text_and_never_html(browser: Browser, rendered: Path) -> None:
+    with opened(browser, rendered) as tab:
+        assert tab.title() == "monday's dailies: running"
+        assert tab.locator("#take-html .prompts").inner_text() == HTML
+        assert tab.locator("#failures + ul").inner_text() == "eclipse: Rank 1 failed: <b>nan</b>."
+        assert tab.locator("img[src='x']").count() == 0
+
+
+_STOPS = """() => {
+  const stops = [...document.querySelectorAll("a[href], button, input, video, summary")];
+  window.stops = stops.filter((one) => one.checkVisibility() && !(one.type === "radio" && !one.checked));
+  return window.stops.length;
+}"""
+
+
+def test_the_keyboard_reaches_every_control_in_the_order_of_reading(browser: Browser, rendered: Path) -> None:
+    with opened(browser, rendered) as tab:
+        count = tab.evaluate(_STOPS)
+        reached: list[int] = []
+        for _ in range(12 * count):  # a player has stops of its own
+            tab.keyboard.press("Tab")
+            stop = tab.evaluate("window.stops.indexOf(document.activeElement)")
+            if stop == -1 or (stop == 0 and len(reached) > 1):
+                break
+            reached += [] if reached[-1:] == [stop] else [stop]
+        assert reached == list(range(count))
+        assert tab.evaluate("getComputedStyle(window.stops[0]).left.startsWith('-')"), "the skip link shows without focus"
+        tab.locator("a.skip").focus()
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("document.activeElement.id") == "takes"
+
+
+_FLAWS = """() => {
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const told = (one) => [one.getAttribute("aria-label"), one.textContent, one.querySelector("img")?.alt, one.labels?.[0]?.textContent];
+  const name = (one) => told(one).some((text) => text?.trim());
+  const ids = all("[id]").map((one) => one.id);
+  const levels = all("h1, h2, h3, h4").map((one) => Number(one.tagName[1]));
+  return [
+    document.documentElement.lang === "en" ? [] : ["no language"],
+    ["h1", "main", "header", "footer"].filter((one) => all(one).length !== 1),
+    all("img:not([alt]), img[alt='']").map((one) => `no alt: ${one.src}`),
+    all("a[href], button, input, video, summary, progress, form").filter((one) => !name(one)).map((one) => `no name: ${one.outerHTML}`),
+    all("[aria-labelledby]").filter((one) => !document.getElementById(one.getAttribute("aria-labelledby"))).map((one) => `label: ${one.id}`),
+    ids.filter((id, place) => ids.indexOf(id) !== place).map((id) => `twice: ${id}`),
+    levels.filter((level, place) => place && level > levels[place - 1] + 1).map((level) => `heading skipped before h${level}`),
+    all(".take").filter((one) => !one.querySelector(".state").textContent).map((one) => `state by colour alone: ${one.id}`),
+  ].flat();
+}"""
+
+_FAINT = """() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (one) => {
+    const ground = parts(getComputedStyle(one).backgroundColor);
+    return ground[3] === 0 ? behind(one.parentElement) : ground;
+  };
+  const faint = [];
+  for (const one of document.querySelectorAll("body *:not(script, style)")) {
+    if (![...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()) || !one.checkVisibility()) continue;
+    const [low, high] = [light(parts(getComputedStyle(one).color)), light(behind(one))].sort((a, b) => a - b);
+    if ((high + 0.05) / (low + 0.05) < 4.5) faint.push(`${one.className || one.tagName}: ${(high + 0.05) / (low + 0.05)}`);
+  }
+  return faint;
+}"""
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_all_is_named_legible_and_within_the_screen_in_light_and_dark(browser: Browser, rendered: Path, width: int) -> None:
+    brightness = {}
+    for scheme in ("light", "dark"):
+        with opened(browser, rendered, viewport={"width": width, "height": 900}, color_scheme=scheme) as tab:
+            shown = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
+            brightness[scheme] = float(np.asarray(shown).mean())
+            assert len(shown.getcolors(1 << 24)) > 100, "an empty page"
+            tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+            assert tab.evaluate(_FLAWS) == []
+            assert tab.evaluate(_FAINT) == []
+    assert brightness["light"] > 3 * brightness["dark"]
+
+
+def test_takes_are_found_by_state_and_by_words_and_a_link_shows_what_was_hidden(browser: Browser, rendered: Path) -> None:
+    def names(tab: Tab) -> list[str]:
+        return tab.locator("article.take:visible .name").all_inner_texts()
+
+    with opened(browser, rendered) as tab:
+        assert len(names(tab)) == len(NAMES)
+        tab.locator("#show-all").focus()
+        tab.keyboard.press("ArrowRight")
+        assert names(tab) == ["tram"]
+        tab.locator("#show-done").check(force=True)
+        tab.locator("#find").fill("LAMP glass")
+        assert names(tab) == ["glasshouse"]
+        assert tab.locator("#found").inner_text() == f"1 of {len(NAMES)} shown"
+        tab.get_by_role("link", name="eclipse").click()
+        assert len(names(tab)) == len(NAMES)
+    with opened(browser, rendered, java_script_enabled=False) as tab:
+        assert len(names(tab)) == len(NAMES)
+        assert not tab.locator("#filter, #pause, .copy").filter(visible=True).count()
+        assert "Load this page again" in tab.locator("header").inner_text()
+
+
+def test_the_page_follows_its_job_but_never_under_the_hands_of_whoever_uses_it(browser: Browser, job: Path) -> None:
+    def go_on(step: int) -> None:
+        record(job, Stepped(job="A", take="tram", step=step, num_inference_steps=50, decisions={}, time=minute(4)))
+        write_report(job)
+
+    def follows(tab: Tab, step: int) -> None:
+        tab.clock.run_for(9_000)
+        tab.wait_for_function(f"document.querySelector('#take-tram .progress').textContent.includes('step {step} of 50')")
+        tab.wait_for_load_state()
+
+    with opened(browser, job, now=minute(4)) as tab:
+        progress = tab.locator("#take-tram .progress")
+        tab.locator("#pause").focus()
+        seen = tab.locator("#take-glasshouse")
+        seen.evaluate("take => scrollBy(0, take.getBoundingClientRect().top + 30)")
+        for step in range(11, 21):
+            go_on(step)
+            follows(tab, step)
+        assert abs(seen.evaluate("take => take.getBoundingClientRect().top") + 30) < 2
+        assert tab.evaluate("document.activeElement.id") == "pause"
+        uses = {
+            "a film": ("document.querySelector('video').play()", "document.querySelector('video').load()"),
+            "other details": ("document.querySelector('.more').open = true", "document.querySelector('.more').open = false"),
+            "text": ("getSelection().selectAllChildren(document.querySelector('h1'))", "getSelection().removeAllRanges()"),
+            "the search": ("document.querySelector('#find').focus()", "document.activeElement.blur()"),
+            "paused": ("document.querySelector('#pause').click()", "document.querySelector('#pause').click()"),
+        }
+        for step, (use, (begin, end)) in enumerate(uses.items(), 21):
+            tab.evaluate(f"async () => {{ window.marked = 1; await ({begin}); }}")
+            go_on(step)
+            tab.clock.run_for(30_000)
+            assert tab.evaluate("window.marked") == 1, use
+            assert use in tab.locator("#renewing").inner_text()
+            tab.evaluate(f"() => {{ {end}; }}")
+            follows(tab, step)
+        assert progress.get_by_role("progressbar").get_attribute("value") == "25"
+        record(job, changed("A", "tram", TakeState.WAITING, 5, "stopped"), JobEnded(job="A", state=JobState.STOPPED, time=minute(5)))
+        write_report(job)
+        tab.clock.run_for(9_000)
+        tab.wait_for_function("document.title.endsWith('stopped')")
+        tab.wait_for_load_state()
+        tab.evaluate("window.marked = 1")
+        tab.clock.run_for(600_000)
+        assert tab.evaluate("window.marked") == 1, "the job has ended"
+
+
+def test_a_job_that_has_fallen_silent_is_looked_at_seldom(browser: Browser, rendered: Path) -> None:
+    with opened(browser, rendered, now=minute(60)) as tab:
+        assert tab.locator("#renewing").inner_text() == "Updates itself every 60 s."
+
+
+def test_a_job_of_200_takes_loads_in_two_seconds(browser: Browser, rendered: Path, tmp_path: Path) -> None:
+    for number in range(200):
+        shutil.copytree(rendered / "harbour", tmp_path / f"take-{number:03}")
+    write_report(tmp_path)
+    asked: list[str] = []
+    with opened(browser, tmp_path) as tab:
+        assert tab.locator("article.take").count() == 200
+        tab.on("request", lambda request: asked.append(request.url))
+        loads = []
+        for _ in range(3):
+            tab.reload()
+            loads.append(tab.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
+        assert min(loads) < 2_000, f"milliseconds: {loads}"
+        assert len(asked) < 3 * 100, "pictures are loaded that nobody looks at"

@@ -65,21 +65,24 @@
   if (document.body.dataset.live !== "yes") return;
 
   // While a job runs the page loads itself again, but never under the hands of whoever uses it; it comes back to where it was.
+  const pause = find("#pause");
+  pause.hidden = false;
   history.scrollRestoration = "manual";
   if (kept.take) {
     const take = document.getElementById(kept.take);
-    take?.scrollIntoView({ behavior: "instant" });
-    if (take) scrollBy({ top: take.getBoundingClientRect().top - kept.top, behavior: "instant" });
+    take?.scrollIntoView();
+    if (take) scrollBy(0, Math.round(take.getBoundingClientRect().top - kept.top));
   } else if (kept.top) {
-    scrollTo({ top: kept.top, behavior: "instant" });
+    scrollTo(0, kept.top);
   }
   if (kept.focus) document.getElementById(kept.focus)?.focus({ preventScroll: true });
 
-  const pause = find("#pause");
   const press = (on) => { pause.setAttribute("aria-pressed", on); };
   const place = () => {
     const first = scrollY > 200 && all("article.take:not([hidden])").find((take) => take.getBoundingClientRect().bottom > 0);
-    return first ? { take: first.id, top: first.getBoundingClientRect().top } : { top: scrollY };
+    if (!first) return { top: scrollY };
+    const top = first.getBoundingClientRect().top;
+    return { take: first.id, top: first.id === kept.take && Math.abs(top - kept.top) < 2 ? kept.top : top }; // or else rounding would add up
   };
   const remember = () => history.replaceState({ ...chosen(), ...place(), paused: pause.getAttribute("aria-pressed") === "true", focus: document.activeElement.id }, "");
   const inUse = () => {
@@ -90,7 +93,6 @@
     if (document.activeElement.closest("article, #find, summary")) return "Updates wait while you are at a take or in the search.";
     return "";
   };
-  pause.hidden = false;
   press(Boolean(kept.paused));
   pause.addEventListener("click", () => { press(pause.getAttribute("aria-pressed") !== "true"); tell(); });
 
