@@ -6,6 +6,7 @@ The truth about a job is its folder: what is done there is not done again.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Iterator
@@ -28,10 +29,14 @@ from .gang.failures import GangError
 from .gang.gang import Gang
 from .gang.orders import Order
 from .gang.reports import Loaded, StepReport, TakeReport
+from .report.write import write_report
 from .settings.plan import Plan, PlannedTake
 from .signals import Stopped, uninterrupted
 
 AnyEvent = TypeVar("AnyEvent", bound=Event)
+logger = logging.getLogger(__name__)
+
+_PAGE_SECONDS = 2.0  # between two pages at least, and so long that writing them takes a twentieth of the time
 
 
 class JobStopped(Stopped):
@@ -39,7 +44,8 @@ class JobStopped(Stopped):
 
 
 class Driver:
-    """One run of a job. `run` renders what the plan leaves to do; every event goes into the folder's journal before it is handed out.
+    """One run of a job. `run` renders what the plan leaves to do; every event goes into the folder's journal, and what it changes on the job's
+    page, before it is handed out.
 
     changes: each take's last change of state.
     """
@@ -50,6 +56,7 @@ class Driver:
         self._output = Path(plan.job.output).absolute()
         self._journal: Journal | None = None
         self.changes: dict[str, TakeChanged] = {}
+        self._next_page = 0.0
 
     def run(self) -> Iterator[Event]:
         """Finished takes stay, whatever happens. A take that fails while all ranks live is left for the next one.
@@ -84,7 +91,20 @@ class Driver:
         self._journal.append(event)
         if isinstance(event, TakeChanged):
             self.changes[event.take] = event
+        self._show(event)
         return event
+
+    def _show(self, event: Event) -> None:
+        """Write the job's page, not too often. Where it cannot be written the job goes on: nothing of a film depends on it."""
+        began = time.monotonic()
+        if began < self._next_page and not isinstance(event, JobEnded):
+            return
+        try:
+            write_report(self._output)
+        except OSError as error:
+            logger.warning("The page of '%s' cannot be written (%s); the job goes on.", self._output, error)
+        now = time.monotonic()
+        self._next_page = now + max(_PAGE_SECONDS, 20 * (now - began))
 
     def _takes(self) -> Iterator[Event]:
         plan, todo = self.plan, []

@@ -213,7 +213,7 @@ def test_messages_are_shown_as_they_are(line: str) -> None:
 def test_the_verbs_are_these() -> None:
     command = get_command(app)
     assert isinstance(command, TyperGroup)
-    assert set(command.commands) == {"render", "new", "compare", "recipes", "trace", "calibrate", "tune", "doctor"}
+    assert set(command.commands) == {"render", "new", "report", "compare", "recipes", "trace", "calibrate", "tune", "doctor"}
 
 
 def test_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:

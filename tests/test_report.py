@@ -23,7 +23,10 @@ from longtake.jobs.report.history import Standing
 from longtake.jobs.report.page import Page, page_of
 from longtake.jobs.report.reading import check_job_folder, read_events, read_folders
 from longtake.jobs.report.write import FOLDER, write_report
-from longtake.pipeline.film.film import ContactSheet, FilmWriter
+from longtake.jobs.settings.config import JobConfig, TakeConfig, resolve_takes
+from longtake.pipeline.checkpoint.card import read_card
+from longtake.pipeline.film.stills import ContactSheet
+from longtake.pipeline.film.write import FilmWriter
 from PIL import Image
 from typer.testing import CliRunner
 

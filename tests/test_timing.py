@@ -21,10 +21,10 @@ def _calls(decisions: str, branches: int = 2) -> list[TraceEntry]:
 @pytest.mark.parametrize(
     ("decisions", "seconds", "first", "speedup"),
     [
-        ("crcrcr", [9, 1, 4, 1, 6, 3], 0, 5 * 6 / 24),  # the first step warms up; the median of 4 and 6
-        ("crrr", [8, 2, 2, 4], 0, 8 * 4 / 16),  # the first step is the only one that was computed whole
-        ("ccccc", [5, 2, 2, 2, 2], 0, 2 * 5 / 13),  # a cache that saves nothing costs what it costs
-        ("crcpcr", [6, 2, 4, 1], 2, 4 * 4 / 13),  # a take that went on from a snapshot: step 2 is the first one here
+        ("crcrcr", [9, 1, 4, 1, 6, 3], 0, (19 + 5 * 3) / 24),  # the first step warms up; the median of 4 and 6
+        ("crrr", [8, 2, 2, 4], 0, (8 + 8 * 3) / 16),  # the first step is the only one that was computed whole
+        ("ccccc", [5, 2, 2, 2, 2], 0, 1),  # nothing is reused
+        ("crcpcr", [6, 2, 4, 1], 2, (10 + 4 * 2) / 13),  # a take that went on from a snapshot: step 2 is the first one here
         ("crpr", [2, 4, 1], 1, None),  # no step of these was computed whole
     ],
 )

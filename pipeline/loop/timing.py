@@ -38,8 +38,9 @@ class Timed(Iterator[Item], Generic[Item]):
 
 
 def cache_speedup(step_seconds: Sequence[float], first_step: int, decisions: Iterable[TraceEntry]) -> float | None:
-    """How many times as fast the steps were as they would have been without the cache, measured on themselves: had each taken the median of
-    those in which every call was computed. Of these the first of all steps counts only if it is alone, as it warms up.
+    """How many times as fast the steps were as they would have been without the cache, measured on themselves: each step of which something
+    was reused had taken the median of those in which every call was computed. For that median the first of all steps counts only if it is
+    alone, as it warms up.
 
     step_seconds: of each step, from `first_step` of the take on. decisions: of the calls made in them. None where no step was computed
     whole.
@@ -49,4 +50,5 @@ def cache_speedup(step_seconds: Sequence[float], first_step: int, decisions: Ite
     if not whole:
         return None
     warm = whole[1:] if first_step not in saving and len(whole) > 1 else whole
-    return median(warm) * len(step_seconds) / sum(step_seconds)
+    without_cache = sum(whole) + median(warm) * (len(step_seconds) - len(whole))
+    return without_cache / sum(step_seconds)
