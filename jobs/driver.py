@@ -115,7 +115,7 @@ class Driver:
                 yield self._tell(Note, take=name, text=f"take '{name}' {why}")
             state = TakeState.WAITING if needs_rendering else TakeState.DONE
             film = "" if needs_rendering else str(planned.folder / FILM)
-            yield self._tell(TakeChanged, take=name, state=state, cause=why, film=film)
+            yield self._tell(TakeChanged, take=name, state=state, cause=why if needs_rendering else "was done before", film=film)
             todo += [planned] if needs_rendering else []
         if not todo:
             return
