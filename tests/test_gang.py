@@ -249,6 +249,16 @@ def test_a_gang_goes_on_after_a_failed_take(
 
 
 @pytest.mark.ray
+def test_a_gang_whose_weights_are_shared_out_forms_no_other_group(ray_driver: str, tiny_wan: Path) -> None:
+    with Gang(TWO, ParallelConfig(threads=1), "cpu") as gang:
+        assert gang.can_reform
+        gang.load(read_card(str(tiny_wan)), ModelOptions(shard="gang"), with_preview=False)
+        assert not gang.can_reform
+        with pytest.raises(GangError, match=r"model\.shard is gang"):
+            gang.reform()
+
+
+@pytest.mark.ray
 def test_a_take_with_a_cache_is_reported_on(ray_driver: str, tiny_wan: Path, tmp_path: Path) -> None:
     recipe = load_recipe("interval")
     with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang:
@@ -259,7 +269,7 @@ def test_a_take_with_a_cache_is_reported_on(ray_driver: str, tiny_wan: Path, tmp
     assert isinstance(cached, TakeReport)
     for report in (plain, cached):
         assert list(report.seconds) == ["encode", "denoise", "decode", "write"]
-        assert all(seconds > 0 for seconds in report.seconds.values())
+        assert all(seconds >= 0 for seconds in report.seconds.values())
     assert (plain.speedup, computed_share(plain.decisions)) == (None, 1.0)
     assert cached.speedup is not None
     assert cached.speedup > 0

@@ -15,8 +15,9 @@ Attention = Callable[..., Tensor]
 def with_attention(processor: Any, attention: Attention) -> Any:
     """A processor like `processor` whose calls of diffusers' `dispatch_attention_fn` go to `attention`.
 
-    Only this one object changes: its `__call__` is the original code seen through other globals, so that projections, norms and
-    rotary positions stay diffusers' own, in whatever version. Raises ValueError for processors that do not dispatch.
+    The processor itself is not changed. The new one's `__call__` is the original's code, run with another `dispatch_attention_fn` among its
+    globals, so that projections, norms and rotary positions stay diffusers' own, in whatever version. Raises ValueError for processors
+    that do not call that function.
     """
     processor_class: Any = type(processor)
     replaced: Any = object.__new__(_class_like(processor_class))

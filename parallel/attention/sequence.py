@@ -57,7 +57,7 @@ class SequenceAttention:
         **_: Any,
     ) -> Tensor:
         """attn_mask: of keys alone, bool, [batch, local tokens + text] or with two dims of 1 in the middle. Other options of
-        `dispatch_attention_fn` (backend, parallel_config) are the kernel's business. Raises ValueError for masks a query, dropout
+        `dispatch_attention_fn` (backend, parallel_config) are left out: the kernel has its own. Raises ValueError for masks a query, dropout
         and causal attention, and CollectiveError, with the layer's name, when the gang fails.
         """
         if dropout_p or is_causal:
