@@ -14,7 +14,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from longtake.cache import Recipe, Replay, Shards, Trace, enable_cache, load_recipe
 from longtake.cache.decision import Decision
-from longtake.cache.model.stack import CachedStack
+from longtake.cache.model.cached_stack import CachedStack
 from longtake.cache.recipe.budget import describe_collectives
 from longtake.cache.recipe.read import recipe_names
 from longtake.cache.state.storage import Storage

@@ -88,10 +88,10 @@ def test_align_goes_on_as_far_as_the_probe_has() -> None:
     # Probes 1, 3 at the computed steps, now 4: gamma = |4 - 1| / |3 - 1| = 1.5, and 2 + 1.5 (6 - 2); clipped, and not beyond.
     predictor = Align(AlignConfig())
     for at, probe, feature in ((0, 1, 2), (2, 3, 6)):
-        predictor.take(predictor.measure(at, _number(probe)).tolist())
+        predictor.receive(predictor.measure(at, _number(probe)).tolist())
         predictor.push(at, _number(feature))
     for probe, expected in ((4.0, 8.0), (9.0, 8.0), (1.5, 6.0)):
-        predictor.take(predictor.measure(3, _number(probe)).tolist())
+        predictor.receive(predictor.measure(3, _number(probe)).tolist())
         assert predictor.predict(3).item() == pytest.approx(expected)
 
 
@@ -115,9 +115,9 @@ def test_dmd_follows_oscillations_that_polynomials_miss() -> None:
     predictor, steps = Dmd(DmdConfig()), torch.arange(12, dtype=torch.float64)
     waves = torch.stack((torch.cos(0.7 * steps) * 0.95**steps, torch.sin(0.7 * steps) * 0.95**steps, 0.9**steps), dim=-1)
     for at in range(8):
-        predictor.take(predictor.measure(at, waves).tolist())
+        predictor.receive(predictor.measure(at, waves).tolist())
         predictor.push(at, waves[None, at : at + 1])
-    predictor.take(predictor.measure(8, waves).tolist())
+    predictor.receive(predictor.measure(8, waves).tolist())
     for at in (8, 10):
         assert torch.allclose(predictor.predict(at)[0, 0], waves[at], atol=1e-6)
 
@@ -126,7 +126,7 @@ def test_racer_believes_a_forecast_as_far_as_two_agree() -> None:
     predictor = Racer(RacerConfig(degree=2, window=3, ridge=0.0, order=1, caution=0.5))
     for at, value in ((0, 0), (1, 1), (2, 4)):
         predictor.push(at, _number(value))
-    predictor.take(predictor.measure(4, _number(0)).tolist())
+    predictor.receive(predictor.measure(4, _number(0)).tolist())
     # Parabola 16, line 10: r = 6 / 16; kappa = 1 / (1 + 0.5 * 0.375 * 2).
     assert predictor.risk == pytest.approx(0.375)
     assert predictor.predict(4).item() == pytest.approx(4 + 12 / 1.375)

@@ -1,4 +1,4 @@
-"""Taking over calls of somebody else's objects, beside others who do the same: hooks, offloading, compilation, copies.
+"""Putting a method of ours in front of an object's own, beside others who do the same: hooks, offloading, compilation, copies.
 
 Knows where accelerate and diffusers keep a module's own `forward` once they have hooked it. What is put there lies inside their hooks,
 which go on being called, and stays there when they take their hooks off.
@@ -17,9 +17,9 @@ from torch import nn
 
 
 class Wrapped:
-    """A method of ours in the place of an object's own: `wrapper(original, *args, **kwargs)` is called instead of it.
+    """A method of ours where an object's own was: `wrapper(original, *args, **kwargs)` is called instead of it.
 
-    Once it is let go it passes calls on, wherever somebody else may still hold it. A deep copy of the object has its own method back.
+    Once it is let go, whoever may still hold it calls the object's own method by it. A deep copy of the object has its own method back.
     """
 
     def __init__(self, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
@@ -57,25 +57,25 @@ def _say_nothing(*args: Any) -> None:
 
 def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
     """Put `wrapper` in front of a method of one object; returns what takes it back, and nothing else."""
-    holder, place = next(((holder, place) for holder, place in _places(owner, name) if _is_own(owner, name, vars(holder).get(place))), (owner, name))
-    ours = Wrapped(getattr(holder, place), wrapper)
-    setattr(holder, place, ours)
+    holder, attribute = next((found for found in _holders(owner, name) if _is_own(owner, name, vars(found[0]).get(found[1]))), (owner, name))
+    ours = Wrapped(getattr(holder, attribute), wrapper)
+    setattr(holder, attribute, ours)
 
     def undo() -> None:
         ours.let_go()
-        for holder, place in _places(owner, name):
-            if vars(holder).get(place) is not ours:
+        for holder, attribute in _holders(owner, name):
+            if vars(holder).get(attribute) is not ours:
                 continue
-            if holder is owner and place == name and _is_method(owner, name, ours.original):
+            if holder is owner and attribute == name and _is_method(owner, name, ours.original):
                 delattr(owner, name)
             else:
-                setattr(holder, place, ours.original)
+                setattr(holder, attribute, ours.original)
 
     return undo
 
 
-def _places(owner: Any, name: str) -> Iterator[tuple[Any, str]]:
-    """Where an object's method may lie: inside the hooks of accelerate or diffusers, or where it always does."""
+def _holders(owner: Any, name: str) -> Iterator[tuple[Any, str]]:
+    """The objects and their attributes in which an object's method may lie: those of accelerate's and diffusers' hooks, or its own."""
     if name == "forward" and isinstance(owner, nn.Module):
         yield owner, "_old_forward"
         for reference in getattr(vars(owner).get("_diffusers_hook"), "_fn_refs", ()):

@@ -55,7 +55,7 @@ class Align(WindowPredictor):
         older, newer = self._probes
         return torch.stack((l1(probe - older), l1(newer - older)))
 
-    def take(self, sums: Sequence[float]) -> None:
+    def receive(self, sums: Sequence[float]) -> None:
         gone, computed = sums
         self._gamma = min(max(gone / computed, self.config.low), self.config.high) if computed > 0 else 1.0
 

@@ -57,7 +57,7 @@ class Dmd(WindowPredictor):
             row[: len(self._pending)] = self._pending
         return row
 
-    def take(self, sums: Sequence[float]) -> None:
+    def receive(self, sums: Sequence[float]) -> None:
         if self._pending is None:
             return
         row = list(sums[: len(self._pending)])

@@ -76,8 +76,8 @@ class Predictor(ABC):
         """
         return None
 
-    def take(self, sums: Sequence[float]) -> None:  # noqa: B027 - most measure nothing
-        """Take in what `measure` gave, reduced."""
+    def receive(self, sums: Sequence[float]) -> None:  # noqa: B027 - most measure nothing
+        """sums: what `measure` gave, added up over all shards; empty if it gave nothing."""
 
     def amend(self, at: float, feature: Tensor) -> Tensor:
         """What the model's output is to be instead of the feature computed at `at`, not pushed yet: as a rule the feature itself."""
@@ -85,14 +85,14 @@ class Predictor(ABC):
 
     @abstractmethod
     def push(self, at: float, feature: Tensor) -> None:
-        """Take in the feature [batch, tokens, dim] computed at `at`."""
+        """Keep the feature [batch, tokens, dim] that was computed at `at`."""
 
     @abstractmethod
     def predict(self, at: float, channels: int | None = None) -> Tensor:
         """The feature expected at `at`, of the pushed shape; of its last dimension so many first values alone."""
 
     def settle(self, at: float, feature: Tensor) -> None:  # noqa: B027 - most have nothing to settle
-        """Take note that `feature`, predicted for `at`, was used instead of a computed one."""
+        """Told that `feature`, predicted for `at`, was used instead of a computed one."""
 
 
 class WindowPredictor(Predictor):

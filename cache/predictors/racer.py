@@ -57,7 +57,7 @@ class Racer(WindowPredictor):
         forecasts = (weighted_sum(features, weights, channels)[:, self.measured] for weights in (self._taylor(at), self._chebyshev_at(at)))
         return l1_sums(*forecasts)
 
-    def take(self, sums: Sequence[float]) -> None:
+    def receive(self, sums: Sequence[float]) -> None:
         self.risk = ratio(sums) if sums[1] > 0 else 0.0
 
     def _chebyshev_at(self, at: float) -> tuple[float, ...]:

@@ -66,7 +66,7 @@ class Call:
         signal = slot.trigger.signal(probe) if judges else None
         agreed = agree(self._pieces(signal, self._beside), session.shards, self._row)
         for name, predictor in slot.predictors.items():
-            predictor.take(agreed.get(name, []))
+            predictor.receive(agreed.get(name, []))
         if session.replay:
             verdict = session.replay.verdict(self._key, self._units)
         elif self._follows and slot.ready:

@@ -26,10 +26,10 @@ _PIPELINES: dict[str, tuple[str, ...]] = {
 class Clock:
     """Counts the steps of a take while a stock pipeline, or any loop from high timesteps to low ones, calls one or two transformers.
 
-    With a pipeline a step's index is its place in the pipeline's schedule, and a new schedule begins a new take. A scheduler that calls the
-    model twice a step (Heun) has two places for it: to a cache each call is a step. Without one, each new
-    timestep below the last one is the next step, and one above it begins a new take. A call's branch is the name of the `cache_context`
-    that it is made in, or the next of those that the pipeline is known to call, or else `both`.
+    With a pipeline, a step's index is that of its timestep in the pipeline's schedule, and a new schedule begins a new take. The schedule of a
+    scheduler that calls the model twice a step (Heun) has an entry for each of the two: to a cache each call is a step. Without a pipeline,
+    each new timestep below the last one is the next step, and one above it begins a new take. A call's branch is the name of the
+    `cache_context` that it is made in, or the next of those that the pipeline is known to call, or else `both`.
 
     start_take: called when a take begins, with its number of steps and its scheduler, None where that is not known.
     """
@@ -49,8 +49,8 @@ class Clock:
         """Listen to the transformers' calls; yields what ends that."""
         for transformer in transformers:
             names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-            place = names.index("timestep") if "timestep" in names else len(names)
-            yield wrap(transformer, "forward", lambda forward, *args, place=place, **kwargs: self._listen(place, forward, args, kwargs))
+            position = names.index("timestep") if "timestep" in names else len(names)
+            yield wrap(transformer, "forward", lambda forward, *args, at=position, **kwargs: self._listen(at, forward, args, kwargs))
             if hasattr(transformer, "cache_context"):
                 yield wrap(transformer, "cache_context", self._name_branch)
 
@@ -66,8 +66,9 @@ class Clock:
             self._now = self._count()
         return self._now
 
-    def _listen(self, place: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._timestep = args[place] if place < len(args) else kwargs.get("timestep")
+    def _listen(self, position: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """position: of the timestep among the arguments, where they are given without names."""
+        self._timestep = args[position] if position < len(args) else kwargs.get("timestep")
         self._now = None
         return forward(*args, **kwargs)
 
@@ -100,7 +101,7 @@ class Clock:
         return index, timestep, branch
 
     def _look_up(self, timestep: float, dtype: torch.dtype) -> int:
-        """The step's place in the pipeline's schedule, which a call makes anew."""
+        """The index of the timestep in the pipeline's schedule, of which the pipeline makes a new one for each take."""
         scheduler = self._pipeline.scheduler
         schedule: Tensor = scheduler.timesteps
         if getattr(scheduler, "num_inference_steps", None) is None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..model.beside_others import check_others, check_unmarked
-from ..model.stack import num_blocks
+from ..model.block_calls import num_blocks
 from ..recipe.fit import name_from_path
 from ..recipe.read import load_recipe
 from ..recipe.recipe import Recipe

@@ -14,7 +14,8 @@ from .stack import KINDS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..model.stack import Block, Entry, Walk
+    from ..model.block_calls import StackInput
+    from ..model.cached_stack import Block, BlockRunner
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,21 @@ class Blocks(Site):
             raise ValueError(f"num_runs is {self.config.num_runs}, more than the model's {shape.num_blocks} blocks; lower it.")
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        from ..model.stack import num_blocks, take_over
+        from ..model.block_calls import num_blocks
+        from ..model.cached_stack import intercept
 
         runs = self.runs(num_blocks(transformer))
 
-        def start(entry: Entry) -> Walk:
-            call = begin(runs, entry.num_text)
-            probe = self._probe.read(entry, entry.hidden_states, call.moment.timestep)
-            return _BlocksWalk(runs, call.decide(probe).reused, call, adds=self.config.keep == "residual")
+        def start(given: StackInput) -> BlockRunner:
+            call = begin(runs, given.num_text)
+            probe = self._probe.read(given, given.hidden_states, call.moment.timestep)
+            return _BlocksRunner(runs, call.decide(probe).reused, call, adds=self.config.keep == "residual")
 
-        give_back, unlisten = take_over(transformer, start), self._probe.attach(transformer)
+        release, unlisten = intercept(transformer, start), self._probe.attach(transformer)
 
         def detach() -> None:
             unlisten()
-            give_back()
+            release()
 
         return detach
 
@@ -82,8 +84,8 @@ class Blocks(Site):
         return (self._probe.num_values(shape),) * 2
 
 
-class _BlocksWalk:
-    """A model call, through some runs of blocks and past others."""
+class _BlocksRunner:
+    """Runs a model call's blocks, but for the runs of them that are reused."""
 
     def __init__(self, runs: list[range], reused: frozenset[int], call: SiteRun, *, adds: bool) -> None:
         self._units = {index: unit for unit, run in enumerate(runs) for index in run}
@@ -95,7 +97,7 @@ class _BlocksWalk:
         run = self._runs[unit]
         if index == run.start:
             self._before = hidden_states
-        assert self._before is not None, "a run of blocks was entered in its middle"
+        assert self._before is not None, "a model began a run of blocks in its middle"
         if unit not in self._reused:
             out = block(hidden_states)
             if index == run.stop - 1:

@@ -20,7 +20,7 @@ from .site import Begin, ModelShape, Site, SiteRun
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..model.stack import Entry
+    from ..model.block_calls import StackInput
 
 # The attributes that diffusers gives these modules in its blocks. What attends to the text jointly counts as self-attention.
 _ATTRIBUTES = {"self_attention": ("attn1", "attn"), "cross_attention": ("attn2",), "feed_forward": ("ffn", "ff", "ff_context")}
@@ -68,7 +68,7 @@ class Modules(Site):
                 raise ValueError(f"The model has no {name} apart; choose a recipe that does not keep it, or set site.modules to {sorted(there)}.")
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        from ..model.stack import block_calls, block_lists, enter
+        from ..model.block_calls import block_calls, block_lists, read_input
         from ..model.wrap import Listener
 
         calls, blocks = block_calls(transformer), list(chain(*block_lists(transformer).values()))
@@ -77,8 +77,8 @@ class Modules(Site):
         undo = [self._probe.attach(transformer)]
 
         def start(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entry = enter(calls, block, args, kwargs)
-            self._start(entry, begin(units, entry.num_text))
+            given = read_input(calls, block, args, kwargs)
+            self._start(given, begin(units, given.num_text))
 
         for unit, block in enumerate(blocks):
             for name in chain(*(_ATTRIBUTES[kind] for kind in self.config.modules or _ATTRIBUTES)):
@@ -92,8 +92,8 @@ class Modules(Site):
 
         return detach
 
-    def _start(self, entry: Entry, call: SiteRun) -> None:
-        probe = self._probe.read(entry, entry.hidden_states, call.moment.timestep)
+    def _start(self, given: StackInput, call: SiteRun) -> None:
+        probe = self._probe.read(given, given.hidden_states, call.moment.timestep)
         verdict = call.decide(probe)
         self._call = call
         self._reused = frozenset() if verdict.decision is Decision.COMPUTE else verdict.reused

@@ -11,7 +11,7 @@ from .site import ModelShape
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..model.stack import Entry
+    from ..model.block_calls import StackInput
 
 PROBES = ("residual", "hidden_states", "modulated", "timestep", "latents", "evolution")
 _REPLICATED = ("timestep", "latents", "evolution")
@@ -47,23 +47,23 @@ class Probe:
 
         return transformer.register_forward_pre_hook(Listener(listen), with_kwargs=True).remove
 
-    def read(self, entry: Entry, after_first: Tensor, timestep: float) -> Tensor:
-        """Without the text. after_first: the hidden states behind the first blocks, [batch, tokens, dim]; with no first blocks the
-        entry's own, which then are the residual as well. Raises ValueError for the probe `timestep` of a call that has one a token: shards of
-        the tokens would see different ones, and decide apart.
+    def read(self, given: StackInput, after_first: Tensor, timestep: float) -> Tensor:
+        """Without the text. after_first: the hidden states behind the first blocks, [batch, tokens, dim]; where there are no first blocks,
+        those of `given`, which then stand for the residual as well. Raises ValueError for the probe `timestep` of a call that has one a
+        token: shards of the tokens would see different ones, and decide apart.
         """
-        from ..model.stack import has_timestep_a_token, modulated, video
+        from ..model.block_calls import has_timestep_a_token, modulated, without_text
 
         if self.kind in ("residual", "hidden_states"):
-            after = video(after_first, entry.num_text)
-            is_plain = self.kind == "hidden_states" or after_first is entry.hidden_states
-            return after if is_plain else after - video(entry.hidden_states, entry.num_text)
+            after = without_text(after_first, given.num_text)
+            is_plain = self.kind == "hidden_states" or after_first is given.hidden_states
+            return after if is_plain else after - without_text(given.hidden_states, given.num_text)
         if self.kind == "modulated":
-            return modulated(entry)
+            return modulated(given)
         if self.kind == "timestep":
-            if has_timestep_a_token(entry):
+            if has_timestep_a_token(given):
                 raise ValueError("This call has a timestep a token, which probe 'timestep' cannot tell as one; use probe modulated.")
-            return entry.temb.flatten(1)
+            return given.temb.flatten(1)
         assert self._latents is not None, "the model was called without its input being seen"
         return self._latents if self.kind == "latents" else evolved(self._latents, timestep / 1000)
 

@@ -14,7 +14,8 @@ from .site import Begin, ModelShape, Site, SiteRun
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..model.stack import Block, Entry, Walk
+    from ..model.block_calls import StackInput
+    from ..model.cached_stack import Block, BlockRunner
 
 KINDS = ("residual", "value")
 
@@ -78,26 +79,27 @@ class Stack(Site):
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
         """One stack over all block lists."""
-        from ..model.stack import num_blocks, take_over
+        from ..model.block_calls import num_blocks
+        from ..model.cached_stack import intercept
 
         count = num_blocks(transformer)
         between = self._between(count)
 
-        def start(entry: Entry) -> Walk:
-            return _StackWalk(self, between, count, entry, begin([between], entry.num_text))
+        def start(given: StackInput) -> BlockRunner:
+            return _StackRunner(self, between, count, given, begin([between], given.num_text))
 
-        give_back, unlisten = take_over(transformer, start), self._probe.attach(transformer)
+        release, unlisten = intercept(transformer, start), self._probe.attach(transformer)
 
         def detach() -> None:
             unlisten()
-            give_back()
+            release()
 
         return detach
 
-    def decides_reuse(self, entry: Entry, before: Tensor, call: SiteRun) -> bool:
+    def decides_reuse(self, given: StackInput, before: Tensor, call: SiteRun) -> bool:
         """before: the hidden states in front of the blocks that are kept."""
-        residual = self._residual.read(entry, before, call.moment.timestep)
-        probe = residual if self.config.probe == "residual" else self._probe.read(entry, before, call.moment.timestep)
+        residual = self._residual.read(given, before, call.moment.timestep)
+        probe = residual if self.config.probe == "residual" else self._probe.read(given, before, call.moment.timestep)
         return call.decide(probe, residual).decision is Decision.REUSE
 
     def feature_values(self, shape: ModelShape) -> Iterator[int]:
@@ -108,19 +110,19 @@ class Stack(Site):
         return self._probe.num_values(shape), self._residual.num_values(shape)
 
 
-class _StackWalk:
-    """A model call: in front of the kept blocks, through them or past them, and through the last ones."""
+class _StackRunner:
+    """Runs a model call's first and last blocks, and those between unless they are reused."""
 
-    def __init__(self, site: Stack, between: range, count: int, entry: Entry, call: SiteRun) -> None:
-        self._site, self._between, self._count, self._entry, self._call = site, between, count, entry, call
+    def __init__(self, site: Stack, between: range, count: int, given: StackInput, call: SiteRun) -> None:
+        self._site, self._between, self._count, self._given, self._call = site, between, count, given, call
         self._reused = False
-        self._before = self._after = entry.hidden_states
+        self._before = self._after = given.hidden_states
 
     def __call__(self, index: int, hidden_states: Tensor, block: Block) -> Tensor:
         adds = self._site.config.keep == "residual"
         if index == self._between.start:
             self._before = hidden_states
-            self._reused = self._site.decides_reuse(self._entry, hidden_states, self._call)
+            self._reused = self._site.decides_reuse(self._given, hidden_states, self._call)
         if index == self._between.stop:
             self._after = hidden_states
         if index in self._between and self._reused:

@@ -27,7 +27,7 @@ Packed = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 class Relay(Protocol):
-    """How the shards of a model call's tokens become one and are shared out again. Every shard calls each method alike."""
+    """How shards of a model call's tokens are joined and shared out again. All shards call each of its methods, in the same order."""
 
     def gather(self, local: Tensor) -> Tensor:
         """[batch, local tokens, dim] -> [batch, all tokens, dim], in the order of the shards."""
@@ -42,17 +42,17 @@ class Relay(Protocol):
         """Whether this is the first shard, which then holds what was summed."""
 
     def collect(self, packed: Packed) -> list[Packed]:
-        """What all places hold that run different model calls (other branches, other segments)."""
+        """What was packed wherever model calls run: here, and by the shards that run those of other branches or segments."""
 
     def runs_here(self, segment: int, branch: str) -> bool:
-        """Whether such model calls are this place's."""
+        """Whether this shard is one of those that run such model calls."""
 
     def writes(self) -> bool:
-        """Whether it is this place that writes the file."""
+        """Whether it is this shard that writes the file."""
 
 
 class Alone:
-    """A relay where nothing is sharded."""
+    """Where nothing is sharded."""
 
     def gather(self, local: Tensor) -> Tensor:
         return local

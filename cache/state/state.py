@@ -1,4 +1,4 @@
-"""What a cache carries from step to step, in one place: a slot for each part of the recipe, segment and branch."""
+"""What a cache keeps from step to step: a slot for each part of the recipe, segment and branch."""
 
 from __future__ import annotations
 

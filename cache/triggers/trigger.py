@@ -71,7 +71,7 @@ class Trigger(ABC):
         return frozenset()
 
     def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:  # noqa: B027 - most learn nothing
-        """Take in what a unit really made, and the forecast of it if there was one. Sums of it go into the next `signal`."""
+        """Told what a unit really made, and the forecast of it if there was one. Sums of it go into the next `signal`."""
 
     def settle(self, decision: Decision) -> None:  # noqa: B027 - schedules have nothing to settle
-        """Take note of the decision that was carried out in the end (guards may have overruled this trigger)."""
+        """Told the decision that was carried out in the end (guards may have overruled this trigger)."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.hooks import apply_group_offloading
 
-from ...cache.model.stack import block_lists
+from ...cache.model.block_calls import block_lists
 from ...parallel.groups.axis import Axis
 
 
