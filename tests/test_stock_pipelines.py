@@ -264,14 +264,21 @@ def test_steps_and_branches_that_say_nothing_to_a_recipe_are_refused() -> None:
         ("fbcache", 4, "cond", "index is 4, and the take's steps are 0 to 3"),
         ("fbcache", -1, "cond", "index is -1"),
         ("easycache", 0, "positive", "knows them as cond, uncond or both, not as 'positive'"),
-        ("fastercache", 0, "uncond", "this is 'uncond' without a cond before it"),
-        ("fastercache", 0, "positive", "this is 'positive' without a cond before it"),
+        ("fastercache", 0, "uncond", "this is 'uncond' without this step's cond before it"),
+        ("fastercache", 0, "positive", "this is 'positive' without this step's cond before it"),
     )
     for recipe, index, branch, message in refusals:
         cached = enable_cache(transformer, recipe, num_inference_steps=4)
         with pytest.raises(ValueError, match=message), cached.step(index, 500.0, branch):
             transformer(**given)
         cached.disable()
+    cached = enable_cache(transformer, "fastercache", num_inference_steps=4)
+    with cached.step(2, 500.0, "cond"):  # the last call of a take that is interrupted
+        transformer(**given)
+    cached.reset()
+    with pytest.raises(ValueError, match="without this step's cond before it"), cached.step(0, 500.0, "uncond"):
+        transformer(**given)
+    cached.disable()
     cached = enable_cache(transformer, "easycache", num_inference_steps=4, shards=Shards(branches=lambda sums: sums))
     with pytest.raises(ValueError, match=r"knows them as cond or uncond \(each runs .*, not as 'both'"), cached.step(0, 500.0, "both"):
         transformer(**given)

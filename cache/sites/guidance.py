@@ -49,7 +49,7 @@ class Guidance(Site):
 
     def __init__(self, config: GuidanceConfig) -> None:
         self.config = config
-        self._cond: dict[int, Tensor] = {}
+        self._cond: dict[int, tuple[int, Tensor]] = {}  # by segment: the step, and what the conditional branch made there
 
     def check(self, shape: ModelShape) -> None:
         return None
@@ -63,19 +63,20 @@ class Guidance(Site):
             call = begin([range(0)], None)
             if call.branch == "both":
                 raise ValueError("The recipe derives one branch from the other, but this loop calls the model on both at once; use another recipe.")
-            if call.branch != "cond" and (call.branch != "uncond" or call.segment not in self._cond):
+            step, cond = self._cond.pop(call.segment, (-1, hidden_states))
+            if call.branch != "cond" and (call.branch != "uncond" or step != call.moment.step):
                 raise ValueError(
-                    f"The recipe derives branch uncond from branch cond, and this is '{call.branch}' without a cond before it; call both at each "
-                    f"step, by these names and in this order, or use another recipe."
+                    f"The recipe derives branch uncond from branch cond, and this is '{call.branch}' without this step's cond before it; call both "
+                    f"at each step, by these names and in this order, or use another recipe."
                 )
             if call.branch == "uncond" and call.decide(hidden_states).decision is Decision.REUSE:
-                sample = self._derived(self._cond.pop(call.segment), call)
+                sample = self._derived(cond, call)
             else:
                 sample = original(hidden_states, *args, return_dict=False, **kwargs)[0]
                 if call.branch == "cond":
-                    self._cond[call.segment] = sample
+                    self._cond[call.segment] = (call.moment.step, sample)
                 else:
-                    call.keep(sample - self._cond.pop(call.segment), learnt=sample)
+                    call.keep(sample - cond, learnt=sample)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
         return wrap(transformer, "forward", forward)
