@@ -96,6 +96,27 @@ def test_features_stand_in_for_the_frames_alone_that_they_are_of(tiny_wan: Path,
     cached.disable()
 
 
+@torch.no_grad()
+def test_a_cache_that_goes_on_knows_whose_features_it_has(tiny_wan: Path, tmp_path: Path) -> None:
+    """Of two experts that take turns the second one had begun: what is kept is its own."""
+    experts = [Renderer(read_card(str(tiny_wan))).family.transformer for _ in range(2)]
+
+    def call(cached: Cached, step: int, expert: int) -> str:
+        with cached.step(step, 900.0 - step, "cond"):
+            experts[expert](torch.zeros(1, 4, 1, 4, 4), torch.tensor([900.0 - step]), torch.zeros(1, 2, 128))
+        return cached.trace.entries[-1].decision
+
+    for goes_on in (False, True):
+        cached = enable_cache(experts, "interval", num_inference_steps=6)
+        if goes_on:
+            cached.load(tmp_path / "cache.safetensors")
+        else:
+            assert [call(cached, step, expert) for step, expert in ((0, 0), (1, 0), (2, 1))] == ["compute", "reuse", "compute"]
+            cached.save(tmp_path / "cache.safetensors")
+        assert call(cached, 3, 1) == "reuse"
+        cached.disable()
+
+
 def test_a_window_s_features_know_its_frames(tiny_wan: Path) -> None:
     renderer = Renderer(read_card(str(tiny_wan)))
     steps = renderer.steps(tiny_take(num_inference_steps=8), tiny_recipe("fbcache"))

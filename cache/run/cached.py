@@ -104,7 +104,7 @@ class Cached:
         relay = relay or Alone()
         traces = [said["trace"] for said, _ in relay.collect(({"trace": self.finish().to_json()}, {}))]
         trace = Trace.joined([Trace.from_json(text) for text in traces])
-        about = {"recipe": json.dumps(self.recipe.deciding()), "branches": self._arrangement, "trace": trace.to_json()}
+        about = {"recipe": json.dumps(self.recipe.deciding()), "branches": self._arrangement, "trace": trace.to_json(), "expert": str(self._expert)}
         save_state(self.state, path, relay, about)
 
     def load(self, path: Path, relay: Relay | None = None, device: torch.device | None = None) -> None:
@@ -123,7 +123,7 @@ class Cached:
             raise ValueError(f"The cache in '{path}' is of a take of {trace.num_inference_steps} steps, this one has {steps}; make them equal.")
         self.reset()
         load_state(self.state, path, relay or Alone(), device or torch.device("cpu"))
-        self.session, self._goes_on = replace(self.session, trace=trace), True
+        self.session, self._goes_on, self._expert = replace(self.session, trace=trace), True, int(about["expert"])
 
     @property
     def _arrangement(self) -> str:
