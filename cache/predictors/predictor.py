@@ -14,7 +14,7 @@ from ..state.storage import Kept, Storage
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SAMPLED = 8  # one channel in so many
+_SAMPLED = 8  # of so many channels, one is compared
 
 
 class Predictor(ABC):
@@ -89,7 +89,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, at: float, channels: int | None = None) -> Tensor:
-        """The feature expected at `at`, of the pushed shape; of its last dimension so many first values alone."""
+        """The feature expected at `at`, of the pushed shape. channels: so many first values of its last dimension alone; None: all."""
 
     def settle(self, at: float, feature: Tensor) -> None:  # noqa: B027 - most have nothing to settle
         """Told that `feature`, predicted for `at`, was used instead of a computed one."""
@@ -134,9 +134,9 @@ class WindowPredictor(Predictor):
 
 
 def sampled_channels(feature: Tensor) -> int | None:
-    """How many of the first channels of a feature [batch, tokens, dim] tell, at next to no cost, how good a forecast of all of it is.
+    """On how many of its first channels a forecast is compared with a feature [batch, tokens, dim]: an eighth, which costs next to nothing.
 
-    The same ones on every shard; None (all of them) for features of another shape.
+    The same number on every shard; None, for all of it, where the feature is not tokens but latents.
     """
     return max(1, feature.shape[-1] // _SAMPLED) if feature.ndim == 3 else None
 
@@ -144,7 +144,7 @@ def sampled_channels(feature: Tensor) -> int | None:
 def weighted_sum(features: Sequence[Kept], weights: Sequence[float], channels: int | None = None) -> Tensor:
     """sum_j weights[j] features[j], in the features' dtype but summed in fp32; weight 1 on one of them alone gives it back as it is.
 
-    channels: of the last dimension so many first values alone.
+    channels: so many first values of the last dimension alone; None: all.
     """
     used = [(weight, kept) for weight, kept in zip(weights, features, strict=True) if weight != 0.0]
     if len(used) == 1 and used[0][0] == 1.0:

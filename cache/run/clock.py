@@ -61,7 +61,7 @@ class Clock:
         self._last.clear()
 
     def now(self) -> tuple[int, float, str]:
-        """Step, timestep and branch of the call that is being made. Raises ValueError where they cannot be told."""
+        """Step, timestep and branch of the running call. Raises ValueError, with the mend, where they cannot be told."""
         if self._now is None:
             self._now = self._count()
         return self._now

@@ -1,4 +1,4 @@
-"""What a cache has to know of diffusers' samplers."""
+"""Which of diffusers' samplers move the latents by velocities alone, so that a forecast's effect on them is known."""
 
 from __future__ import annotations
 

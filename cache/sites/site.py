@@ -65,7 +65,7 @@ class SiteRun(Protocol):
 
     @property
     def reused_run(self) -> int:
-        """Steps reused in a row before this one; with this one, once that is decided."""
+        """How many steps in a row were reused before this one; once this one is decided, it counts as well."""
 
 
 class Begin(Protocol):

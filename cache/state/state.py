@@ -21,7 +21,8 @@ Key = tuple[int, int, str]
 @dataclass
 class Slot:
     """frames: the latent frames of the take that all of it is of; None where nobody said. predictors: by unit and name of the feature.
-    reused_run: steps reused in a row so far. owed: computed steps that doubt has brought forward.
+    reused_run: steps reused in a row so far. owed: how many steps were computed out of turn because their forecasts were in doubt; as many
+    that the trigger wants computed are reused for them.
     """
 
     trigger: Trigger
@@ -43,8 +44,8 @@ class Slot:
 
 
 class CacheState:
-    """Slots made on first use and dropped by `reset`; a take starts with none. verdicts: the last one a part and segment, for branches
-    that follow.
+    """Slots are made on first use and dropped by `reset`; a take starts with none. verdicts: the last one of each part and segment, for the
+    unconditional branch where the conditional one decides for both. span: how long the recipe's abscissa is, from noise to film.
     """
 
     def __init__(self, recipe: Recipe, storage: Storage, span: float) -> None:

@@ -35,8 +35,8 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Kept:
-    """A feature at rest. scale: what the stored values were divided by, fp32: one a token, [batch, tokens, 1], or one a sample of latents.
-    Where storage changed nothing, `stored` is the feature itself.
+    """A feature as it is stored. scale: what its values were divided by, fp32: one a token, [batch, tokens, 1], or one a sample of latents; None
+    where they were not. dtype, device: the feature's own. Where storage changed nothing, `stored` is the feature itself.
     """
 
     stored: Tensor
@@ -60,8 +60,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class Storage:
-    """dtype: of DTYPES; float16 and float8 are scaled, a token for itself, so that nothing overflows and any sharding of the tokens keeps the
-    same bits. place: of PLACES; `host` copies to pinned memory on CUDA while the model goes on computing, and back when the feature is needed.
+    """dtype: of DTYPES; float16 and float8 are scaled, each token by a scale of its own, so that nothing overflows and any sharding of the
+    tokens keeps the same bits. place: of PLACES; `host` copies to pinned memory on CUDA while the model goes on computing, and back when the
+    feature is needed.
     """
 
     dtype: str = "model"
