@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import matplotlib
 import numpy as np
 
+from ..files import written_whole
 from .contenders import OURS
 from .fronts import Point, fastest_at
 
@@ -52,7 +53,8 @@ def draw(measured: Sequence[Plotted], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("PSNR against the uncached film, dB")
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 * len(panels) + 1, fontsize="small")
-    figure.savefig(path, dpi=100)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=100)
     pyplot.close(figure)
 
 

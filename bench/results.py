@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..pipeline.files import write_atomic
+from ..files import write_atomic
 from ..pipeline.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,7 +17,7 @@ from ..cache.recipe.calibration import Calibration
 from ..cache.recipe.config import suggestion
 from ..cache.recipe.knobs import describe_knobs
 from ..cache.recipe.read import recipe_names
-from ..pipeline.files import check_target, write_atomic
+from ..files import check_target, write_atomic
 from ..pipeline.options import ModelOptions
 from ..pipeline.recipes.check import check_recipe
 from ..pipeline.recipes.choose import find_recipe

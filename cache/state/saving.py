@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...files import written_whole
 from ..predictors import Predictor
 from ..sites import Site
 from ..triggers import Trigger
@@ -86,9 +87,8 @@ def save_state(state: CacheState, path: Path, relay: Relay, about: dict[str, str
     packed = relay.collect((slots, tensors))
     if relay.writes():
         metadata = {"version": _VERSION, "slots": json.dumps({name: plain for part, _ in packed for name, plain in part.items()}), **about}
-        temporary = path.with_suffix(".tmp")
-        save_file({name: tensor for _, part in packed for name, tensor in part.items()}, temporary, metadata)
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            save_file({name: tensor for _, part in packed for name, tensor in part.items()}, temporary, metadata)
 
 
 def read_about(path: Path) -> dict[str, str]:

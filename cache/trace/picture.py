@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from ...files import written_whole
 from .entry import TraceEntry
 
 _COLOURS = {"compute": (214, 98, 49), "partial": (236, 190, 140), "reuse": (222, 226, 230)}
@@ -33,4 +34,5 @@ def draw_rows(rows: Mapping[str, Sequence[TraceEntry]], path: Path) -> None:
                 radius = _CELL / 2 * entry.forecast_error / largest
                 middle = (left + _CELL / 2, top + _CELL / 2)
                 draw.ellipse((middle[0] - radius, middle[1] - radius, middle[0] + radius, middle[1] + radius), fill="white")
-    image.save(path)
+    with written_whole(path) as temporary:
+        image.save(temporary)

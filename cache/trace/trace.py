@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...files import write_atomic
 from ..decision import Decision
 from .entry import TraceEntry
 
@@ -41,7 +42,7 @@ class Trace:
         return cls(content["recipe"], content["num_inference_steps"], content["model"], entries)
 
     def save(self, path: Path) -> None:
-        path.write_text(self.to_json())
+        write_atomic(path, self.to_json())
 
     def plot(self, path: Path) -> None:
         """Draw the rows as cells, one a step: computed, computed in part, reused; a dot in a computed one grows with its forecast error."""

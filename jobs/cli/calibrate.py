@@ -38,7 +38,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     target = given_path(out) if out else numbers_path(card, recipe, 0 if method.any_steps else steps)
     checked(_check_target, target, make=out is None)
 
-    from ...pipeline.files import write_atomic
+    from ...files import write_atomic
     from ...pipeline.loop.render import Renderer
 
     renderer = checked(Renderer, card, device=_device())
@@ -51,7 +51,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
 
 def _check_target(out: Path, *, make: bool) -> None:
     """make: the folder if it is not there."""
-    from ...pipeline.files import check_target
+    from ...files import check_target
 
     try:
         if make:

@@ -21,8 +21,8 @@ def new(
 
 
 def _write(path: Path, model: str) -> None:
+    from ...files import check_target, write_atomic
     from ...pipeline.checkpoint.card import read_card
-    from ...pipeline.files import check_target, write_atomic
     from ..settings.config import expanded
     from ..settings.quick import job_file
 

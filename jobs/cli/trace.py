@@ -18,7 +18,7 @@ def show_trace(
     png: Annotated[Path | None, typer.Option(help="draw it as well, here")] = None,
 ) -> None:
     """Which steps were computed (#), in part (~) or reused (.), by segment, branch and site."""
-    from ...pipeline.files import check_target
+    from ...files import check_target
     from ..show.decisions import show
 
     loaded, picture = checked(_load_trace, trace), None if png is None else given_path(png)

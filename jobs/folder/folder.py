@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from fractions import Fraction
 from itertools import count
 from pathlib import Path
 
-from ...pipeline.files import partial_files, partial_name
+from ...files import partial_files, partial_name, remove
 from .manifest import Manifest, read_manifest
 
 FILM, LATENTS, PREVIEW = "film.mp4", "latents.safetensors", "preview.jpg"
@@ -144,7 +143,4 @@ def deliver_again(folder: Path, fps: Fraction, delivery_key: str) -> None:
 def sweep(folder: Path) -> None:
     """Remove what an ended writer left half-written. What a dying rank still adds goes the next time."""
     for path in partial_files(folder):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)

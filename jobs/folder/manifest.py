@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ...pipeline.files import write_atomic
+from ...files import write_atomic
 
 _NAME = "manifest.json"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ...pipeline.files import write_atomic
+from ...files import write_atomic
 
 
 class BackgroundFiles:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ...pipeline.files import write_atomic
+from ...files import write_atomic
 from ..folder.journal import JOURNAL
 from .history import Standing
 from .page import page_of

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ..files import write_atomic
+from ...files import write_atomic
 
 _WORTH_SAYING = 2e9  # bytes: some seconds of reading
 _SETTLED_SECONDS = 2.0  # a file that changed just now may change again within one tick of its file system's clock

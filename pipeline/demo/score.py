@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...cache import Recipe
+from ...files import written_whole
 from ..checkpoint.card import read_card
 from ..loop.render import Renderer
 from ..recipes.choose import find_recipe
@@ -68,7 +69,8 @@ def save_sheet(clips: list[ScoredClip], path: Path, *, stills: int = 6, columns:
     strips += [np.zeros_like(strips[0])] * (-len(strips) % columns)
     framed = [np.pad(strip, ((2, 2), (2, 2), (0, 0))) for strip in strips]
     rows = [np.concatenate(framed[i : i + columns], axis=1) for i in range(0, len(framed), columns)]
-    Image.fromarray(np.concatenate(rows, axis=0)).save(path)
+    with written_whole(path) as temporary:
+        Image.fromarray(np.concatenate(rows, axis=0)).save(temporary)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import av
 
-from ..files import partial_name
+from ...files import written_whole
 from .encoder import MOVFLAGS
 from .read import open_film
 
@@ -17,22 +17,21 @@ def retime(source: Path, target: Path, fps: Fraction) -> None:
 
     Raises ValueError for an unreadable film, and for one whose frames do not follow each other at one rate.
     """
-    partial = partial_name(target)
-    try:
-        with open_film(source) as (container, stream), av.open(str(partial), "w", options={"movflags": MOVFLAGS}) as output:
-            output.metadata.update(container.metadata)
-            copied = output.add_stream_from_template(stream)
-            copied.time_base = 1 / fps
-            rate = stream.average_rate or Fraction(0)
-            for packet in container.demux(stream):
-                if packet.dts is None:  # the demuxer's last word
-                    continue
-                packet.pts, packet.dts = (_frame_index(source, time, packet.time_base * rate) for time in (packet.pts, packet.dts))
-                packet.duration, packet.time_base, packet.stream = 1, 1 / fps, copied
-                output.mux(packet)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        written_whole(target) as partial,
+        open_film(source) as (container, stream),
+        av.open(str(partial), "w", options={"movflags": MOVFLAGS}) as output,
+    ):
+        output.metadata.update(container.metadata)
+        copied = output.add_stream_from_template(stream)
+        copied.time_base = 1 / fps
+        rate = stream.average_rate or Fraction(0)
+        for packet in container.demux(stream):
+            if packet.dts is None:  # the demuxer's last word
+                continue
+            packet.pts, packet.dts = (_frame_index(source, time, packet.time_base * rate) for time in (packet.pts, packet.dts))
+            packet.duration, packet.time_base, packet.stream = 1, 1 / fps, copied
+            output.mux(packet)
 
 
 def _frame_index(source: Path, time: int | None, scale: Fraction) -> int:

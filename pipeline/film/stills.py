@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..files import partial_name
+from ...files import written_whole
 
 SHORT_SIDE = 160  # pixels; stills of smaller films are scaled up to it
 LONG_SIDE = 480  # pixels; stills of larger films are scaled down to it, unless their short side would fall below SHORT_SIDE
@@ -82,9 +82,5 @@ def _still(frame: NDArray[np.uint8]) -> Image.Image:
 def _save_image(image: Image.Image, path: Path) -> None:
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise ValueError(f"{path}: pictures are written as JPEG or PNG; give a name that ends in .jpg or .png")
-    partial = partial_name(path)
-    try:
+    with written_whole(path) as partial:
         image.save(partial, quality=90)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ import numpy as np
 from imageio_ffmpeg import write_frames
 from numpy.typing import NDArray
 
-from ..files import partial_name
+from ...files import partial_name
 from .encoder import CRF, ENCODER, MOVFLAGS
 from .read import probe
 

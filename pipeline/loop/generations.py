@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..files import write_atomic
+from ...files import remove, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ def publish(folder: Path, number: int, paths: Mapping[str, Path], *, film_key: s
     for old in indices.keys() - kept:
         indices[old].unlink()  # first: a generation that loses files must not count any more
     for other, path in _files(folder):
-        if other not in kept and path.exists():
-            path.unlink()
+        if other not in kept:
+            remove(path)
 
 
 def last_whole(folder: Path) -> Generation:

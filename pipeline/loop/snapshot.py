@@ -18,6 +18,7 @@ from torch import Tensor
 from ...cache import Cached
 from ...cache.state.saving import Packed
 from ...cache.state.values import pack, restore, unpack
+from ...files import written_whole
 from ...parallel.groups.mesh import Mesh
 from ...parallel.tokens.layout import Layout
 from .denoise import BRANCHES, Denoising
@@ -98,7 +99,8 @@ def _save_take(path: Path, denoising: Denoising) -> None:
         return name
 
     scheduler = {name: value for name, value in vars(denoising.scheduler).items() if name != "_internal_dict"}
-    save_file(tensors, path, {"scheduler": json.dumps(pack(scheduler, put))})
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, {"scheduler": json.dumps(pack(scheduler, put))})
 
 
 def load_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:

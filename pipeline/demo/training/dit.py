@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ....files import written_whole
 from ....parallel.attention.processors import with_attention
 from ..nets import FLOW_SHIFT, LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
 from ..scene import SIZE, draw, sample_scene, sentence
@@ -68,8 +69,8 @@ def encode_clips(folder: Path, num_clips: int, device: torch.device) -> None:
             with torch.autocast(device.type, torch.bfloat16):
                 latents = vae.encode(clips.to(device)).latent_dist.mode().float()
             encoded[first : first + 10 : 2] = ((latents - mean) / std)[:, :, -MAX_LATENT_FRAMES:].half().cpu()
-        save_file({"latents": encoded}, target.with_suffix(".tmp"))
-        target.with_suffix(".tmp").replace(target)
+        with written_whole(target) as temporary:
+            save_file({"latents": encoded}, temporary)
 
 
 def _plain_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
@@ -147,7 +148,7 @@ class _Clips:
         self._indices: dict[tuple[bool, int], list[int]] = {}  # by whether a clip is from the middle of a take, and its number of things
 
     def refresh(self) -> None:
-        for path in sorted(self.folder.glob("*.safetensors"))[len(self.latents) :]:
+        for path in sorted(self.folder.glob("[0-9]*.safetensors"))[len(self.latents) :]:
             self.latents.append(load_file(path)["latents"])
             for index in range((len(self.latents) - 1) * _SHARD, len(self.latents) * _SHARD):
                 self._indices.setdefault((index % 2 == 1, len(sample_scene(_clip_rng(index)).things)), []).append(index)

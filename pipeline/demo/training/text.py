@@ -15,6 +15,7 @@ from numpy.random import Generator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ....files import written_whole
 from ..scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, clauses, join_clauses, sample_scene
 from .dit import DenoiserWithText
 from .trainer import Schedule, Trainer
@@ -95,5 +96,5 @@ def _put_back(encoder: nn.Module, checkpoint: Path) -> None:
     saved = torch.load(checkpoint, weights_only=True)
     for name, weight in encoder.state_dict().items():
         saved["module"][f"text_encoder.{name}"] = saved["average"][f"module.text_encoder.{name}"] = weight.cpu()
-    torch.save(saved, checkpoint.with_suffix(".tmp"))
-    checkpoint.with_suffix(".tmp").replace(checkpoint)
+    with written_whole(checkpoint) as temporary:
+        torch.save(saved, temporary)

@@ -19,6 +19,8 @@ from numpy.random import Generator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ....files import written_whole
+
 _LONGEST_STEP = 4.0  # seconds; a step beyond it was compiling or suspended, which is no training time
 _LOG_STEPS = 50
 _SAVE_SECONDS = 120.0
@@ -128,6 +130,5 @@ class Trainer:
     def _save(self) -> None:
         weights = {"module": self.module.state_dict(), "average": self.average.state_dict()}
         states = [optimiser.state_dict() for optimiser in self.optimisers]
-        temporary = self._checkpoint.with_suffix(".tmp")
-        torch.save({**weights, "optimisers": states, "step": self.step, "seconds": self.seconds}, temporary)
-        temporary.replace(self._checkpoint)
+        with written_whole(self._checkpoint) as temporary:
+            torch.save({**weights, "optimisers": states, "step": self.step, "seconds": self.seconds}, temporary)

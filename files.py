@@ -1,10 +1,13 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all. Below all rooms: knows names and bytes, imports nothing of ours."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _MARK = ".partial"
@@ -20,6 +23,14 @@ def partial_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f".*{_MARK}*"))
 
 
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it; what another process removes meanwhile is no error."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside `path`, then rename: a reader sees the old file or the new one, never half of it."""
     temporary = partial_name(path)
@@ -28,6 +39,21 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """As `write_atomic`, for files that a library writes: gives the name to write under, which becomes `path` when the block ends.
+
+    It lies in a hidden folder of its own, as some libraries have temporary names of their own, which a sweep would not know.
+    """
+    folder = partial_name(path)
+    folder.mkdir()
+    try:
+        yield folder / path.name
+        (folder / path.name).replace(path)
+    finally:
+        remove(folder)
 
 
 def check_target(path: Path, option: str, *suffixes: str) -> None:
