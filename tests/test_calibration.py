@@ -329,7 +329,7 @@ def test_a_calibrated_recipe_serves_its_model_and_steps_alone(name: str, model: 
     [
         ("teacahce", [], "Did you mean 'teacache'"),
         ("fbcache", [], "Recipe 'fbcache' cannot be calibrated"),
-        ("teacache", ["--computed", "4"], "--computed is for recipes that plan"),
+        ("teacache", ["--computed", "4"], "--computed is for recipes that choose"),
         ("planned", ["--threshold", "0.1"], "--threshold is for recipes whose steps"),
         ("lemica", ["--computed", "2"], "2 of 8 steps cannot be the computed ones; compute between 3 and 8"),
         ("smoothcache", ["--threshold", "0"], "nothing would be reused"),

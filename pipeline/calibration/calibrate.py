@@ -30,7 +30,7 @@ def calibration_takes(
 def check_calibration(
     name: str, card: ModelCard, takes: list[Take], *, computed: int | None = None, threshold: float | None = None
 ) -> tuple[Method, Recipe, Setting]:
-    """How the recipe is measured, its shipped form, and what the method is told: the usual values where nothing is given.
+    """The recipe's method, the recipe as it comes with longtake, without numbers, and the method's settings, the usual ones where none is given.
 
     Raises ValueError, with the mend, for recipes that are not calibrated or do not fit the model, and for numbers that make no sense.
     """

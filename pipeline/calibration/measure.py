@@ -52,10 +52,10 @@ def measure_velocities(renderer: Renderer, takes: list[Take], recipe: Recipe) ->
 
 
 def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
-    """[steps], what becomes of a small error made at each step: the mean square of the film's change by that of the latents.
+    """[steps], how much a small error grows that is put into the latents at each step: mean square in the film by mean square at the step.
 
-    Measured at a few steps, closer together early on, with the error that going on with the last velocity makes; geometric means over
-    the takes, and log-linear between the steps.
+    Measured at a few steps, closer together early on, with the error that reusing the last velocity makes there; geometric means over the
+    takes, and log-linear between these steps.
     """
     steps = takes[0].num_inference_steps
     probed = sorted({max(1, round(share * (steps - 2))) for share in _GROWTH_SHARES})

@@ -45,7 +45,7 @@ class Method:
         ask for and for numbers that are out of range.
         """
         if computed is not None and self.max_gap is None:
-            raise ValueError("--computed is for recipes that plan which steps to compute; leave it out.")
+            raise ValueError("--computed is for recipes that choose a number of steps to compute; leave it out.")
         if threshold is not None and self.threshold is None:
             raise ValueError("--threshold is for recipes whose steps are chosen by an error to allow; leave it out.")
         if threshold is not None and not 0 < threshold < math.inf:

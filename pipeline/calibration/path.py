@@ -32,10 +32,11 @@ def cheapest_path(
 ) -> tuple[Past, Cost]:
     """The computed steps, ascending, the first of the take among them, and what they cost.
 
-    max_gap: the longest way from one computed step to the next. memory: how many of the last computed steps a gap's cost depends on.
-    extend: the cost of a path from its cost so far, its last `memory` computed steps (at its start: fewer) and the next one; of two
-    paths with the same past it must leave the cheaper one the cheaper. nothing: what no path costs. free_end: the last step need not
-    be computed; the take's end, the place behind it, ends the last gap instead. Raises ValueError for a budget that check_budget refuses.
+    max_gap: the most steps from one computed step to the next. memory: how many of the last computed steps the cost of a gap depends on.
+    extend: gives the cost of a path that goes on to another computed step, from its cost so far, its last `memory` computed steps (fewer at
+    its start) and that step; of two paths that agree in these steps the cheaper one must stay the cheaper. nothing: the cost of a path
+    without gaps. free_end: the last step need not be computed; then the end of the take closes the last gap. Raises ValueError as
+    `check_budget` does.
     """
     check_budget(num_steps, num_computed, max_gap, free_end=free_end)
     end = num_steps if free_end else num_steps - 1
@@ -53,8 +54,8 @@ def cheapest_path(
         best = reached
         ways.append(came_from)
     state = min((past for past in best if past[-1] == end), key=lambda past: best[past])
-    cost, places = best[state], [state[-1]]
+    cost, reversed_path = best[state], [state[-1]]
     for came_from in reversed(ways):
         state = came_from[state]
-        places.append(state[-1])
-    return tuple(reversed(places[1:] if free_end else places)), cost
+        reversed_path.append(state[-1])
+    return tuple(reversed(reversed_path[1:] if free_end else reversed_path)), cost

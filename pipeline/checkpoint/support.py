@@ -21,8 +21,8 @@ _SCHEDULER_MEND = f"save the model with {_EULER}, or with {_UNIPC} (prediction_t
 
 @dataclass(frozen=True)
 class Support:
-    """What a family takes. parts: the folders of a checkpoint and the class that each must be of, None where any will do; schedulers:
-    those that its way of setting timesteps works with; latents: what the VAE's config calls its latent channels.
+    """Which checkpoints a family renders. parts: the folders of a checkpoint and the class that each must be of, None where any will do.
+    schedulers: those that its way of setting timesteps works with. latents: what the VAE's config calls its latent channels.
     """
 
     family: str
@@ -108,8 +108,8 @@ def check_configs(model: str, support: Support, transformer: Mapping[str, Any], 
             if config.get(name) not in (None, False):
                 mend = _SCHEDULER_MEND if part == "scheduler" else "use a plain text-to-video checkpoint"
                 raise ValueError(f"The {part} of model '{model}' {meaning} ({name}={config[name]}), which longtake cannot do; {mend}.")
-    taken, made = transformer.get("in_channels"), transformer.get("out_channels")
-    channels = {"in_channels": taken, "out_channels": made or taken, "VAE": vae.get(support.latents)}
+    in_channels, out_channels = transformer.get("in_channels"), transformer.get("out_channels")
+    channels = {"in_channels": in_channels, "out_channels": out_channels or in_channels, "VAE": vae.get(support.latents)}
     if len(set(channels.values())) > 1:
         said = ", ".join(f"{name} {value}" for name, value in channels.items())
         raise ValueError(

@@ -10,7 +10,7 @@ _DENOMINATOR = 1001  # ffmpeg keeps rates of terms up to 1,001,000
 
 
 def frame_rate(stated: str | float) -> Fraction:
-    """Frames a second. "24000/1001" is taken as it stands; 23.976, 29.97 and their like are the broadcast rates of n * 1000 / 1001 that
+    """Frames a second. "24000/1001" is kept as it is written; 23.976, 29.97 and their like are the broadcast rates of n * 1000 / 1001 that
     they round. Raises ValueError for what is no rate.
     """
     text = str(stated).strip()

@@ -39,7 +39,7 @@ class ContactSheet:
         self._next = 0
 
     def add(self, frames: NDArray[np.uint8]) -> None:
-        """Takes the film's next frames, uint8 RGB [n, height, width, 3]. Raises ValueError for more frames than announced."""
+        """The film's next frames come, uint8 RGB [n, height, width, 3]. Raises ValueError for more frames than announced."""
         if self._next + len(frames) > self.num_frames:
             raise ValueError(f"{self._next + len(frames)} frames came for a film of num_frames={self.num_frames}; announce its true length")
         for index, frame in enumerate(frames, start=self._next):
@@ -54,8 +54,8 @@ class ContactSheet:
         width, height = shown[0].width + _GAP, shown[0].height + _GAP
         rows = math.ceil(len(self.indices) / self._columns)
         sheet = Image.new("RGB", (self._columns * width, rows * height), _SHEET_BACKGROUND)
-        for place, still in enumerate(shown):
-            row, column = divmod(place, self._columns)
+        for number, still in enumerate(shown):
+            row, column = divmod(number, self._columns)
             sheet.paste(still, (column * width + _GAP // 2, row * height + _GAP // 2))
         _save_image(sheet, path)
 

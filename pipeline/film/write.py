@@ -69,7 +69,7 @@ class FilmWriter:
             if not key or "=" in key:
                 raise ValueError(f"metadata key {key!r}: give a name without '='")
         self.path = path
-        self.width, self.height, self.fps = int(width), int(height), Fraction(fps).limit_denominator()  # write_frames takes no numpy numbers
+        self.width, self.height, self.fps = int(width), int(height), Fraction(fps).limit_denominator()  # write_frames knows no numpy numbers
         self.metadata = dict(metadata or {})
         self.num_frames = 0
         self._ffmpeg: Generator[None, NDArray[np.uint8] | None, None] | None = None
@@ -107,7 +107,7 @@ class FilmWriter:
         expected = (self.height, self.width, 3)
         if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != np.uint8:
             raise ValueError(
-                f"frames are {frames.dtype} {list(frames.shape)}; {self.path.name} takes uint8 [num_frames, {self.height}, {self.width}, 3]"
+                f"frames are {frames.dtype} {list(frames.shape)}; {self.path.name} needs uint8 [num_frames, {self.height}, {self.width}, 3]"
             )
         try:
             self._ffmpeg.send(np.ascontiguousarray(frames))

@@ -90,7 +90,7 @@ class Denoising:
 
     @torch.no_grad()
     def _advance(self, index: int, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """Take `latents` one step further; returns the step's velocity and the clean latents that it points to."""
+        """Move `latents` one step further; returns the step's velocity and the clean latents that it points to."""
         velocity = self._guided(index, timestep)
         clean = self.latents - self.scheduler.sigmas[index].to(self.latents.device) * velocity
         self.latents = self.scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]

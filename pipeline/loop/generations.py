@@ -1,6 +1,6 @@
 """Snapshots as numbered generations of files in one folder, of which only whole ones count. Knows files; knows nothing of what is in them.
 
-A generation counts from the moment its index, which lists its files with their sizes and checksums, takes its final name. The generation
+A generation counts from the moment its index, which lists its files with their sizes and checksums, gets its final name. The generation
 before it is kept, so that a damaged file costs some steps and not the take; older ones go once there are two.
 """
 

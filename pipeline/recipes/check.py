@@ -19,7 +19,7 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
         )
     if recipe.calibration:
         recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
-    if recipe.calibration or not recipe.calibrated:  # a form that is to be calibrated says nothing yet
+    if recipe.calibration or not recipe.calibrated:  # one that is still to be calibrated has no numbers yet
         _check_guidance(recipe, take)
     recipe.check(model_shape(card, take), num_calls)
     if not card.moves_by_velocity:
@@ -32,7 +32,7 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
 
 
 def derives_branch(recipe: Recipe) -> bool:
-    """Whether it takes one guidance branch from the other, so that there is but one to run."""
+    """Whether the recipe derives one guidance branch from the other, so that the model runs for one of them alone."""
     return any(part.site.name == "guidance" for part in recipe.parts)
 
 

@@ -49,7 +49,7 @@ def default_recipe(
     steps = takes[0].num_inference_steps
     path = numbers_path(card, "planned", steps)
     if len(kinds) > 1:
-        return None, "takes of several num_inference_steps or flow_shift have no plan in common"
+        return None, "numbers are for one num_inference_steps and flow_shift, and the takes have several"
     if not path.is_file():
         return None, f"`longtake calibrate {card.path} --steps {steps} --prompt ...` makes one for this model"
     try:
@@ -57,5 +57,5 @@ def default_recipe(
         for take in takes:
             check_recipe(recipe, card, take, model)
     except ValueError as error:
-        return None, f"the numbers beside the model do not serve: {error}"
+        return None, f"the numbers beside the model cannot be used: {error}"
     return load_recipe(path, changes, dtype), ""

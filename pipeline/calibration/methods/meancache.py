@@ -3,7 +3,7 @@
 The steps i+1 .. j-1, skipped behind the computed step i, go on with v_i + 2 (sigma_s - sigma_i) J, where with r some computed steps before
 i, and z and v of uncached takes, J = [z_i - z_r - (sigma_i - sigma_r) v_r] / (sigma_i - sigma_r)^2. Latents move by velocities, so that
 z_i - z_r, and with it the error D that the gap puts into the latents, is linear in these: their Gram matrix gives its size C = ||D||.
-The plan is the path of B computed steps with the least sum of C^gamma: a high gamma shuns single bad gaps.
+The B steps with the least sum of C^gamma are computed: a high gamma avoids single bad gaps.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Which steps to compute so that linear forecasts of the rest cost least: dynamic programming over full takes.
+"""Which steps to compute so that linear forecasts of the skipped ones harm the film least: dynamic programming over measured takes.
 
-LeMiCa's (arXiv 2511.00090) and MeanCache's (arXiv 2601.19961) idea with the predictor inside, re-derived. For computed steps p < i < j,
-neighbours in the plan, the skipped steps put the error
+The idea of LeMiCa (arXiv 2511.00090) and MeanCache (arXiv 2601.19961) with our predictor inside, re-derived. Let p < i < j be computed steps
+with no other computed between them. The steps that are skipped between i and j put the error
 D(p, i, j) = sum_{s=i+1}^{j-1} (v_i + a (v_i - v_p) (s - i) / (i - p) - v_s) (sigma_{s+1} - sigma_s)
-into the latents. The take's end ends the last gap as a computed step would, so that the last step need not be computed. The predictor
-makes up for part of D later on, which the plan leaves out: tried with what remains instead, it was equal at a third of the steps and worse
-at a fifth. How much of the bend through three computed steps to believe in then is fitted gap by gap, to make what remains least. D is
-linear in the velocities, so that its mean square needs no more of them than their Gram matrix. What an error does to the film depends on
-when it is made: the steps that follow let early ones grow and mend late ones, by a factor that is measured.
+into the latents: v are the velocities of an uncached take, a is the share of the slope that the forecast believes in. The end of the take
+closes the last gap as a computed step would, so that the last step need not be computed.
+
+Once step j is computed the predictor corrects part of D, which the choice of steps ignores: with what remains of D instead, films were as good
+with a third of the steps computed and worse with a fifth. How much of the bend through three computed steps that correction believes in is
+fitted for each gap, so that the least of D remains. D is linear in the velocities: their Gram matrix is enough to work out its mean square.
+What an error does to the film depends on when it is made: later steps let early errors grow and reduce late ones, by factors that are measured.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ DAMPINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class PlannedSteps:
-    """computed: steps, ascending, the first among them. damping: for each step of the take, the share of the slope to
-    believe in the gap that starts there. bending: of the bend, once the gap is over. cost: mean squared error of the film before anything
-    is made up for, all gaps' added up.
+    """computed: these steps, ascending, the take's first among them. damping: for each step of the take, the share of the slope to believe in
+    during the gap that starts there. bending: the share of the bend to believe in when that gap is corrected. cost: the film's mean squared
+    error without corrections, summed over all gaps.
     """
 
     computed: tuple[int, ...]
@@ -43,7 +45,7 @@ class PlannedSteps:
 
 
 def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, *, max_gap: int = MAX_GAP) -> PlannedSteps:
-    """The cheapest plan that computes `num_computed` of the steps.
+    """The cheapest choice of `num_computed` steps.
 
     gram: [steps, steps], mean products of the velocities of two steps, per latent value. sigmas: [steps + 1]. growth: [steps], mean
     square of the film's change by that of the latents, for a change made at each step. max_gap: the longest way from one computed step

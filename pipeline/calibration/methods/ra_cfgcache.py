@@ -44,7 +44,7 @@ def fit_gain(gains: Floats) -> tuple[float, float, float]:
 
 
 def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
-    """Gains are of single skipped steps: what that does to the film, by the guided change that the trigger would have seen."""
+    """A step's gain is what skipping it alone does to the film, by the guided change that the trigger would have seen there."""
     series = [record_take(renderer, take, recipe) for take in takes]
     branches = [tuple(next(sights for key, sights in one.items() if key[1] == branch) for branch in ("cond", "uncond")) for one in series]
     correlation = float(np.mean([_mean_cosine(cond, uncond) for cond, uncond in branches]))
@@ -62,7 +62,7 @@ def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
 
 
 def _mean_cosine(cond: list[Sight], uncond: list[Sight]) -> float:
-    """Of what both branches' features change by, from step to step."""
+    """Between the changes of both branches' features from step to step."""
     a, b = (torch.stack([(now.feature - before.feature).flatten() for before, now in pairwise(sights)]) for sights in (cond, uncond))
     return float(torch.nn.functional.cosine_similarity(a, b, dim=1).mean())
 

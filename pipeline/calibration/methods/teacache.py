@@ -17,7 +17,7 @@ DEGREE = 4
 
 
 def rescaling(probes: Floats, features: Floats) -> list[float]:
-    """Coefficients, highest power first, of the polynomial that takes the probe's relative change to the feature's: least squares.
+    """Coefficients, highest power first, of the polynomial that turns the probe's relative change into the feature's: least squares.
 
     probes, features: [changes], relative L1 changes from one step to the next, of all takes and branches. Of lower degree than 4 where
     there are too few changes to tell. Raises ValueError where the probe never changes.
