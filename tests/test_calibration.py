@@ -19,6 +19,7 @@ from longtake.cache import Recipe, load_recipe
 from longtake.cache.decision import Decision
 from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
 from longtake.cache.predictors.planned import Planned, PlannedConfig
+from longtake.cache.recipe.recipe import recipe_names
 from longtake.jobs.cli.app import app
 from longtake.jobs.settings.config import load_job
 from longtake.jobs.settings.plan import plan_job
@@ -291,6 +292,10 @@ def _calibrate(model: Path, name: str, out: Path, options: Sequence[str] = (), p
 def _adjusted(path: Path, name: str, model: str) -> Recipe:
     threshold = _THRESHOLDS.get((name, model))
     return load_recipe(str(path), {"trigger": {"threshold": threshold}} if threshold else None)
+
+
+def test_every_recipe_that_needs_numbers_has_a_way_to_measure_them() -> None:
+    assert {name for name in recipe_names() if load_recipe(name).calibrated} == set(CALIBRATIONS)
 
 
 # HunyuanVideo embeds its guidance: there is one branch, so that nothing is joint.

@@ -5,6 +5,7 @@ and in no circle.
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -54,6 +55,12 @@ FOLDERS = sorted({str(path.parent.relative_to(ROOT)) for path in FILES if path.r
 def test_a_folder_s_listing_is_short(folder: str) -> None:
     names = [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
     assert len(names) <= 9 or folder in ONE_FILE_EACH, names
+
+
+def test_the_wheel_holds_every_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [file.parent.relative_to(ROOT) for room in (*ROOMS, "configs") for file in (ROOT / room).rglob("__init__.py")]
+    assert sorted(listed) == sorted(["longtake", *(".".join(("longtake", *folder.parts)) for folder in found)])
 
 
 def _file_of(module: Path) -> Path | None:

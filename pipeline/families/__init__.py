@@ -1,4 +1,4 @@
-"""How each kind of model is loaded and called. One file a family; to add one, write its file, its line here and its line in card.py."""
+"""How each kind of model is loaded and called. One file a family; to add one, write its file, its line here and those in checkpoint/card.py and support.py."""
 
 from .family import Family
 from .hunyuan_video import HunyuanVideo
