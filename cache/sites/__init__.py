@@ -1,6 +1,7 @@
 """What is kept. One file a site; to add one, write its file and its line here.
 
-Recipes are checked where no model is, so a site imports what handles models (..model, diffusers) in the methods that are handed one.
+These files get torch from ..later, as recipes are read and checked without it, and import what handles models (..model, diffusers) in the
+methods that are handed one.
 """
 
 from typing import Any

@@ -1,4 +1,7 @@
-"""When to recompute. One file a trigger; to add one, write its file and its line here."""
+"""When to recompute. One file a trigger; to add one, write its file and its line here.
+
+These files get torch from ..later, as recipes are read and checked without it.
+"""
 
 from typing import Any
 
