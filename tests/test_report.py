@@ -373,6 +373,9 @@ def test_all_is_named_legible_and_within_the_screen_in_light_and_dark(browser: B
             assert len(shown.getcolors(1 << 24)) > 100, "an empty page"
             tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
             assert tab.evaluate("document.documentElement.scrollWidth") == width
+            assert (
+                tab.evaluate("[...document.querySelectorAll('main *')].filter((one) => one.getBoundingClientRect().right > innerWidth).length") == 0
+            )
             assert tab.evaluate(_FLAWS) == []
             assert tab.evaluate(_FAINT) == []
     assert brightness["light"] > 3 * brightness["dark"]

@@ -6,13 +6,13 @@ that was killed ends without a word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Any, TypeVar
 
-from ..events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
+from ..events import Decoded, Event, GangFormed, JobEnded, JobStarted, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 
 _Kind = TypeVar("_Kind", bound=Event)
 
@@ -26,15 +26,6 @@ class Standing(Enum):
     FAILED = "failed"
     STOPPED = "stopped"
     KILLED = "killed"
-
-
-_ENDS = {JobState.DONE: Standing.DONE, JobState.FAILED: Standing.FAILED, JobState.STOPPED: Standing.STOPPED}
-_TAKES = {
-    TakeState.WAITING: Standing.WAITING,
-    TakeState.RUNNING: Standing.RUNNING,
-    TakeState.DONE: Standing.DONE,
-    TakeState.FAILED: Standing.FAILED,
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ def _run(events: Sequence[Event], *, is_heard: bool) -> Run:
     """is_heard: it wrote a line after every other run had begun, so that without an end it is going on as far as anybody can tell."""
     end = _last(events, JobEnded)
     load = _last(events, ModelLoaded)
-    standing = _ENDS[end.state] if end else Standing.RUNNING if is_heard else Standing.KILLED
+    standing = Standing(end.state.value) if end else Standing.RUNNING if is_heard else Standing.KILLED
     return Run(
         job=events[0].job,
         standing=standing,
@@ -118,13 +109,13 @@ def takes_of(events: Iterable[Event], runs: Sequence[Run]) -> dict[str, TakeHist
             progress.pop((event.job, event.take), None)
         elif isinstance(event, Stepped | Decoded):
             progress[event.job, event.take] = event
-    return {name: _take(told, by_job, lambda job, name=name: progress.get((job, name))) for name, told in changes.items()}
+    return {name: _take(told, by_job, progress) for name, told in changes.items()}
 
 
-def _take(told: Sequence[TakeChanged], runs: dict[str, Run], progress: Callable[[str], Stepped | Decoded | None]) -> TakeHistory:
+def _take(told: Sequence[TakeChanged], runs: Mapping[str, Run], progress: Mapping[tuple[str, str], Stepped | Decoded]) -> TakeHistory:
     last = told[-1]
     run = runs[last.job]
-    standing, cause = _TAKES[last.state], last.cause
+    standing, cause = Standing(last.state.value), last.cause
     if last.state is TakeState.RUNNING and not run.is_going_on:
         standing, cause = Standing.STOPPED, run.cause
     elif last.state is TakeState.WAITING and any(one.state is TakeState.RUNNING and one.job == last.job for one in told):
@@ -132,7 +123,7 @@ def _take(told: Sequence[TakeChanged], runs: dict[str, Run], progress: Callable[
     is_wanted_again = any(one.is_going_on and one.job != last.job and last.take in one.takes for one in runs.values())
     if is_wanted_again and standing in (Standing.FAILED, Standing.STOPPED):
         standing, cause = Standing.WAITING, ""
-    return TakeHistory(standing, cause, last.time, progress(last.job) if standing is Standing.RUNNING else None)
+    return TakeHistory(standing, cause, last.time, progress.get((last.job, last.take)) if standing is Standing.RUNNING else None)
 
 
 def _last(events: Sequence[Event], kind: type[_Kind]) -> _Kind | None:
