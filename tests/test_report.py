@@ -121,12 +121,20 @@ def test_events_come_back_as_they_were_written_and_what_is_torn_or_unknown_is_pa
     ]
     assert read_events(tmp_path / JOURNAL) == []
     record(tmp_path, *events)
-    line = events[-2].to_json()
+    line = events[-2].to_json()  # of which the last one counts
     odd = [line.replace("decoded", "from_the_future"), line.replace("2026-", ""), "[1]", "null", line.replace("+00:00", ""), '{"event": "note"}', ""]
     later = line.replace('"frames"', '"of_a_later_version": 1, "frames"')
     with (tmp_path / JOURNAL).open("a") as file:
         file.write("\n".join([*odd, later, line[:40]]))
-    assert read_events(tmp_path / JOURNAL) == [*events, events[-2]]
+    assert read_events(tmp_path / JOURNAL) == [*events[:-2], events[-1], events[-2]]
+
+
+def test_of_a_takes_steps_the_last_is_read(tmp_path: Path) -> None:
+    steps = [Stepped(job=job, take="a", step=step, num_inference_steps=50, decisions={}, time=BEGAN) for step in (1, 2, 3) for job in "AB"]
+    record(tmp_path, started("A", ["a"]), *steps)
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write(steps[0].to_json()[:-1])
+    assert read_events(tmp_path / JOURNAL) == [started("A", ["a"]), *steps[-2:]]
 
 
 def test_a_run_that_was_killed_leaves_its_take_stopped_until_another_one_goes_on_with_it(tmp_path: Path) -> None:

@@ -27,13 +27,28 @@ _BY_NAME = {
 _FIELDS = {kind: {one.name for one in fields(kind)} for kind in _BY_NAME.values()}
 
 
+_PROGRESS = re.compile(rb'{"event": ("stepped"|"decoded"), "time": "[^"]*", ("job": "[^"]*", "take": "[^"]*")')
+
+
 def read_events(path: Path) -> list[Event]:
-    """The events of a job's folder in the order of writing; none where there is no such file. What cannot be read is left out."""
+    """The events of a job's folder in the order of writing; none where there is no such file. What cannot be read is left out, and so are
+    all steps and frames of a take in a job but the last ones: a job of a day writes tens of thousands.
+    """
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    return [event for line in lines if (event := _event(line)) is not None]
+    newest_first: list[Event] = []
+    told: set[tuple[bytes, ...]] = set()
+    for line in reversed(lines):
+        progress = _PROGRESS.match(line)
+        if progress and progress.groups() in told:
+            continue
+        event = _event(line)
+        if event is not None:
+            newest_first.append(event)
+            told |= {progress.groups()} if progress else set()
+    return newest_first[::-1]
 
 
 def _event(line: bytes) -> Event | None:
