@@ -70,9 +70,7 @@ class Driver:
             held.enter_context(locked([planned.folder for planned in plan.takes if not planned.is_done]))
             self._journal = held.enter_context(Journal(self._output))
             names = [planned.take.name for planned in plan.takes]
-            yield self._tell(
-                JobStarted, longtake=__version__, model=plan.job.model.path, output=str(self._output), takes=names, config=asdict(plan.job)
-            )
+            yield self._tell(JobStarted, longtake=__version__, model=plan.job.model.path, output=str(self._output), takes=names, config=plan.config)
             try:
                 yield from self._takes()
             except (KeyboardInterrupt, GeneratorExit) as error:

@@ -129,6 +129,9 @@ def test_rendering_from_python_in_a_thread_with_a_ray_in_use(ray_driver: str, ti
     rendered = [TakeChanged, *[Stepped] * 4, *[Decoded] * kinds.count(Decoded)]
     assert kinds[:5] == [JobStarted, TakeChanged, TakeChanged, GangFormed, ModelLoaded]
     assert kinds[5 : 5 + 6] == rendered[:6]
+    assert isinstance(events[0], JobStarted)
+    assert events[0].config["fps"] == "8"
+    assert json.loads(events[0].to_json())["config"]["takes"][1] == result["two"].manifest.config["take"]
     assert isinstance(events[-1], JobEnded)
     assert events[-1].state is JobState.DONE
     notes = [event.text for event in events if isinstance(event, Note)]

@@ -46,12 +46,12 @@ def minute(number: float) -> datetime:
 
 
 def take(name: str) -> dict[str, Any]:
-    prompt = {"html": HTML, "glasshouse": LONG}.get(name, f"a film of {name}")
-    return {"name": name, "prompt": prompt, "prompts": [], "seed": 3, "num_frames": 16, "width": 64, "height": 48, "num_inference_steps": None}
+    prompts = [{"frame": 0, "text": {"html": HTML, "glasshouse": LONG}.get(name, f"a film of {name}")}]
+    return {"name": name, "prompts": prompts, "seed": 3, "num_frames": 16, "width": 64, "height": 48, "num_inference_steps": 50}
 
 
 def started(job: str, names: list[str], at: float = 0) -> JobStarted:
-    config = {**SETTINGS, "takes": [take(name) for name in names], "num_inference_steps": 50}
+    config = {**SETTINGS, "takes": [take(name) for name in names]}
     return JobStarted(job=job, time=minute(at), longtake="0.1.0", model="/models/wan", output="/renders", takes=names, config=config)
 
 
@@ -73,13 +73,12 @@ def deliver(folder: Path, finished: datetime = BEGAN, *, with_film: bool = True)
         sheet.thumbnail(folder / "thumbnail.jpg")
         Image.new("RGB", (400, 32), "white").save(folder / "decisions.png")
     name = folder.name.partition("@")[0]
-    resolved = {**take(name), "prompt": None, "prompts": [{"frame": 0, "text": take(name)["prompt"]}], "num_inference_steps": 50}
     Manifest(
         take=name,
         state="done",
         film_key="8f" * 32,
         seed=3,
-        config={**SETTINGS, "take": resolved},
+        config={**SETTINGS, "take": take(name)},
         recipe=None,
         ranks=2,
         threads=4,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..events import Event, Stepped
+from ..events import Decoded, Event, Stepped
 from .history import Run, Standing, TakeHistory, current_run, runs_of, takes_of
 from .reading import TakeFolder
 
@@ -139,7 +139,7 @@ def page_of(output: Path, events: Sequence[Event], folders: Mapping[str, TakeFol
         machine=_machine(run) or (_shape(newest.device, newest.ranks, "", str(newest.threads)) if newest else ""),
         model=started.model if started else newest.config.get("model", {}).get("path", "") if newest else "",
         longtake=started.longtake if started else newest.versions.get("longtake", "") if newest else "",
-        config=_lines({key: value for key, value in started.config.items() if key != "takes"}) if started else "",
+        config=_lines(_shared(started.config)) if started else "",
         takes=takes,
         runs=tuple(reversed(runs)),
         written=written,
@@ -185,10 +185,10 @@ def _take(output: Path, name: str, folder: TakeFolder | None, history: TakeHisto
         name=name,
         standing=standing,
         cause=cause,
-        prompts=tuple(_prompts(take)),
+        prompts=tuple(Prompt(one["frame"], one["text"]) for one in take.get("prompts", ())),
         facts=tuple(_facts(take, config.get("fps"))),
-        width=int(take.get("width") or 0),
-        height=int(take.get("height") or 0),
+        width=take.get("width", 0),
+        height=take.get("height", 0),
         progress=_progress(progress),
         film=film,
         path=str(output / name / "film.mp4") if film else "",
@@ -216,39 +216,31 @@ def _standing(folder: TakeFolder, history: TakeHistory | None) -> tuple[Standing
 
 
 def _job_config(name: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """What the newest job that names the take sets for it: the job's own settings, and under `take` those of the take."""
+    """The take's resolved config in the newest run that names it, in the form of its manifest's."""
     for run in reversed(runs):
-        for take in run.config.get("takes") or ():
-            if take.get("name") == name:
-                shared = {key: value for key, value in run.config.items() if key != "takes"}
-                own = {key: value for key, value in take.items() if value is not None}
-                return {**shared, "take": {**{key: shared[key] for key in shared.keys() & take.keys()}, **own}}
+        for take in run.config.get("takes", ()):
+            if take["name"] == name:
+                return {**_shared(run.config), "take": take}
     return {}
 
 
-def _prompts(take: Mapping[str, Any]) -> Iterator[Prompt]:
-    if take.get("prompt"):
-        yield Prompt(0, str(take["prompt"]))
-    for one in take.get("prompts") or ():
-        yield Prompt(int(one["frame"]), str(one["text"]))
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "takes"}
 
 
-def _facts(take: Mapping[str, Any], fps: Any) -> Iterator[tuple[str, str]]:
-    """What is known of a take that may still have to be resolved."""
-    frames, rate = take.get("num_frames"), float(Fraction(str(fps))) if fps else 0.0
-    if take.get("width") and take.get("height"):
-        yield "Size", f"{take['width']}x{take['height']}"
-    if frames and rate:
-        yield "Length", f"{frames / rate:.1f} s"
-    if frames:
-        yield "Frames", f"{frames} at {rate:.5g} a second" if rate else str(frames)
-    if take.get("num_inference_steps"):
-        yield "Steps", str(take["num_inference_steps"])
-    if take.get("seed") is not None:
-        yield "Seed", str(take["seed"])
+def _facts(take: Mapping[str, Any], fps: str | None) -> Iterator[tuple[str, str]]:
+    """take: its resolved config, empty where nothing is known of it. fps: frames a second."""
+    if not take or fps is None:
+        return
+    rate = float(Fraction(fps))
+    yield "Size", f"{take['width']}x{take['height']}"
+    yield "Length", f"{take['num_frames'] / rate:.1f} s"
+    yield "Frames", f"{take['num_frames']} at {rate:.5g} a second"
+    yield "Steps", str(take["num_inference_steps"])
+    yield "Seed", str(take["seed"])
 
 
-def _progress(event: Any) -> Progress | None:
+def _progress(event: Stepped | Decoded | None) -> Progress | None:
     if event is None:
         return None
     if isinstance(event, Stepped):

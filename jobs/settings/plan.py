@@ -20,7 +20,8 @@ from ...pipeline.recipes.memory import Budget, choose_place
 from ...pipeline.take import Take
 from ..folder.folder import JobRefused, Todo, look
 from .checks import check_degrees, check_device, check_options, check_parallel, check_replay, check_writable, choose_recipe, demand, named_recipe
-from .config import JobConfig, resolve_takes
+from .config import JobConfig, TakeSettings, resolve_takes
+from .values import field_types
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ class Plan:
     def look(self, planned: PlannedTake) -> Todo:
         """What the take's folder leaves to do now. Raises ValueError for a manifest that cannot be read."""
         return look(planned.folder, planned.film_key, self.delivery_key, self.job.save_latents, self.force)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the job: what its takes share, and the takes."""
+        shared = {key: value for key, value in asdict(self.job).items() if key not in field_types(TakeSettings)}
+        return {**shared, "fps": str(self.fps), "takes": [asdict(take) for take in self._takes]}
 
     def config_of(self, planned: PlannedTake) -> dict[str, Any]:
         """The resolved config of one take, for its manifest."""
