@@ -1,4 +1,4 @@
-"""How each kind of model is loaded and called. One file a family; to add one, write its file, its line here and those in checkpoint/card.py and support.py."""
+"""How each kind of model is loaded and called. One file a family; a new one needs its file, its line here and those in checkpoint/."""
 
 from .family import Family
 from .hunyuan_video import HunyuanVideo
