@@ -9,7 +9,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -58,7 +58,7 @@ class Driver:
         self.changes: dict[str, TakeChanged] = {}
         self._next_page = 0.0
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Generator[Event, None, None]:
         """Finished takes stay, whatever happens. A take that fails while all ranks live is left for the next one.
 
         Raises JobRefused, before a weight is loaded, if another job writes the same takes or the cluster's gang does not fit them; GangError

@@ -11,7 +11,7 @@ Light to import: what renders is imported once there is something to render.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,7 +88,7 @@ class Rendering:
         """
         self.plan: Plan = plan_job(load_job(job, overrides), force=force, say=say)
         self._driver: Driver | None = None
-        self._events: Iterator[Event] | None = None
+        self._events: Generator[Event, None, None] | None = None
 
     def __iter__(self) -> Iterator[Event]:
         """Render, event by event. Raises JobFailed if takes failed, behind the last event or as soon as a rank has died, and otherwise what
