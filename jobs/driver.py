@@ -70,8 +70,9 @@ class Driver:
             held.enter_context(locked([planned.folder for planned in plan.takes if not planned.is_done]))
             self._journal = held.enter_context(Journal(self._output))
             names = [planned.take.name for planned in plan.takes]
-            yield self._tell(JobStarted, longtake=__version__, model=plan.job.model.path, output=str(self._output), takes=names, config=plan.config)
+            begins = {"longtake": __version__, "model": plan.job.model.path, "output": str(self._output), "takes": names, "config": plan.config}
             try:
+                yield self._tell(JobStarted, **begins)
                 yield from self._takes()
             except (KeyboardInterrupt, GeneratorExit) as error:
                 self._tell(JobEnded, state=JobState.STOPPED, cause=str(error))
