@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import ray
 
-from .. import __version__
 from ..parallel.groups.degrees import Degrees
+from ..pipeline.versions import package_versions
 from .cluster import ray_cluster
 from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from .folder.folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
@@ -70,7 +70,13 @@ class Driver:
             held.enter_context(locked([planned.folder for planned in plan.takes if not planned.is_done]))
             self._journal = held.enter_context(Journal(self._output))
             names = [planned.take.name for planned in plan.takes]
-            begins = {"longtake": __version__, "model": plan.job.model.path, "output": str(self._output), "takes": names, "config": plan.config}
+            begins = {
+                "longtake": package_versions(["longtake"])["longtake"],
+                "model": plan.job.model.path,
+                "output": str(self._output),
+                "takes": names,
+                "config": plan.config,
+            }
             try:
                 yield self._tell(JobStarted, **begins)
                 yield from self._takes()
