@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..cache.later import np, torch
+from ..later import np, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

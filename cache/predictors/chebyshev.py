@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ..later import np
+from ...later import np
 from .predictor import WindowPredictor
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..later import np, torch
+from ...later import np, torch
 from ..state.holds import Holds
 from ..sums import dot
 from .predictor import WindowPredictor, lagrange_weights

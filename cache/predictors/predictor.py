@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..later import torch
+from ...later import torch
 from ..state.holds import Holds
 from ..state.storage import Kept, Storage
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..later import torch
+from ...later import torch
 from ..state.holds import Holds
 from ..sums import l1_sums, ratio
 from .chebyshev import ChebyshevConfig, chebyshev_weights

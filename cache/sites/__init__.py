@@ -1,6 +1,6 @@
 """What is kept. One file a site; to add one, write its file and its line here.
 
-These files get torch from ..later, as recipes are read and checked without it, and import what handles models (..model, diffusers) in the
+These files get torch from longtake.later, as recipes are read and checked without it, and import what handles models (..model, diffusers) in the
 methods that are handed one.
 """
 

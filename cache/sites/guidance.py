@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...later import torch
 from ..decision import Decision
-from ..later import torch
 from .site import Begin, ModelShape, Site, SiteRun
 
 if TYPE_CHECKING:

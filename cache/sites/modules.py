@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from ...later import torch
 from ..decision import Decision
-from ..later import torch
 from ..recipe.config import suggestion
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun

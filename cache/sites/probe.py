@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..later import torch
+from ...later import torch
 from .site import ModelShape
 
 if TYPE_CHECKING:

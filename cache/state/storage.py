@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ..later import torch
+from ...later import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

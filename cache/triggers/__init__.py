@@ -1,6 +1,6 @@
 """When to recompute. One file a trigger; to add one, write its file and its line here.
 
-These files get torch from ..later, as recipes are read and checked without it.
+These files get torch from longtake.later, as recipes are read and checked without it.
 """
 
 from typing import Any

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from ...later import torch
 from ..decision import Decision
-from ..later import torch
 from ..state.holds import Holds
 from ..sums import l1_sums, ratio
 from .trigger import Moment, Trigger

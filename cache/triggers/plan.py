@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from ...later import torch
 from ..decision import Decision
-from ..later import torch
 from ..state.holds import Holds
 from .mask import MaskConfig
 from .trigger import Moment, Trigger

@@ -1,7 +1,7 @@
-"""torch and numpy, imported as soon as something of them is used.
+"""torch and numpy, imported as soon as something of them is used. Below all rooms: imports nothing of ours.
 
 Recipes are listed, read, checked and sized without a tensor, and importing torch takes longer than all of that. What recipes are made of
-therefore says `from ..later import torch` instead of `import torch`, and imports `Tensor` for annotations alone (under TYPE_CHECKING). In
+therefore says `from ...later import torch` instead of `import torch`, and imports `Tensor` for annotations alone (under TYPE_CHECKING). In
 functions `torch.cat(...)` then works as always; a use on a file's top level would import torch together with the file.
 """
 
