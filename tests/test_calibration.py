@@ -19,7 +19,7 @@ from longtake.cache import Recipe, load_recipe
 from longtake.cache.decision import Decision
 from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
 from longtake.cache.predictors.planned import Planned, PlannedConfig
-from longtake.cache.recipe.recipe import recipe_names
+from longtake.cache.recipe.read import recipe_names
 from longtake.jobs.cli.app import app
 from longtake.jobs.settings.config import load_job
 from longtake.jobs.settings.plan import plan_job

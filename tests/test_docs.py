@@ -44,7 +44,7 @@ def test_commands_are_understood(page: Path) -> None:
         if program == "longtake":
             understand(get_command(app), arguments)
         elif program == "make":
-            assert set(arguments) <= set(targets)
+            assert {word for word in arguments if "=" not in word} <= set(targets)
         else:
             assert program in ("ray", "pip", "source", "python"), program
 
@@ -63,7 +63,7 @@ def test_settings_and_recipes_are_read(page: Path) -> None:
 def test_imports_are_there(page: Path) -> None:
     for block in blocks(page, "python"):
         imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        exec(compile(ast.Module(imports, []), page.name, "exec"), {})
+        exec(compile(ast.Module(imports, []), page.name, "exec"), {"__package__": "longtake.cache.triggers"})  # where a file of one would lie
 
 
 def test_links_lead_somewhere(page: Path) -> None:

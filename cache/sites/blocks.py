@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ..model.block_calls import StackInput, num_blocks
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
 from .stack import KINDS
@@ -14,7 +15,6 @@ from .stack import KINDS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..model.block_calls import StackInput
     from ..model.cached_stack import Block, BlockRunner
 
 
@@ -58,7 +58,6 @@ class Blocks(Site):
             raise ValueError(f"num_runs is {self.config.num_runs}, more than the model's {shape.num_blocks} blocks; lower it.")
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        from ..model.block_calls import num_blocks
         from ..model.cached_stack import intercept
 
         runs = self.runs(num_blocks(transformer))

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...later import torch
 from ..decision import Decision
+from ..model.block_calls import StackInput, block_calls, block_lists, read_input
 from ..recipe.config import suggestion
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ..model.block_calls import StackInput
 
 # The attributes that diffusers gives these modules in its blocks. What attends to the text jointly counts as self-attention.
 _ATTRIBUTES = {"self_attention": ("attn1", "attn"), "cross_attention": ("attn2",), "feed_forward": ("ffn", "ff", "ff_context")}
@@ -68,7 +67,6 @@ class Modules(Site):
                 raise ValueError(f"The model has no {name} apart; choose a recipe that does not keep it, or set site.modules to {sorted(there)}.")
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        from ..model.block_calls import block_calls, block_lists, read_input
         from ..model.wrap import Listener
 
         calls, blocks = block_calls(transformer), list(chain(*block_lists(transformer).values()))

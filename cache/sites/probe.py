@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...later import torch
+from ..model.block_calls import StackInput, has_timestep_a_token, modulated, without_text
 from .site import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from ..model.block_calls import StackInput
 
 PROBES = ("residual", "hidden_states", "modulated", "timestep", "latents", "evolution")
 _REPLICATED = ("timestep", "latents", "evolution")
@@ -52,8 +51,6 @@ class Probe:
         those of `given`, which then stand for the residual as well. Raises ValueError for the probe `timestep` of a call that has one a
         token: shards of the tokens would see different ones, and decide apart.
         """
-        from ..model.block_calls import has_timestep_a_token, modulated, without_text
-
         if self.kind in ("residual", "hidden_states"):
             after = without_text(after_first, given.num_text)
             is_plain = self.kind == "hidden_states" or after_first is given.hidden_states

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..decision import Decision
+from ..model.block_calls import StackInput, num_blocks
 from ..recipe.config import check_count
 from .probe import Probe, check_probe
 from .site import Begin, ModelShape, Site, SiteRun
@@ -14,7 +15,6 @@ from .site import Begin, ModelShape, Site, SiteRun
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..model.block_calls import StackInput
     from ..model.cached_stack import Block, BlockRunner
 
 KINDS = ("residual", "value")
@@ -79,7 +79,6 @@ class Stack(Site):
 
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
         """One stack over all block lists."""
-        from ..model.block_calls import num_blocks
         from ..model.cached_stack import intercept
 
         count = num_blocks(transformer)
