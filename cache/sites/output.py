@@ -56,7 +56,8 @@ class Output(Site):
             else:
                 computed = original(hidden_states, *args, return_dict=False, **kwargs)[0]
                 kept = computed - hidden_states[:, : computed.shape[1]] if adds else computed
-                sample = computed + (call.keep(kept, learnt=computed) - kept)
+                amended = call.keep(kept, learnt=computed)  # as a rule `kept` itself
+                sample = computed + (amended - kept)
             return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
         return wrap(transformer, "forward", forward)
