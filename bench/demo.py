@@ -22,7 +22,7 @@ from diffusers import AutoencoderKLWan
 
 from ..cache import Recipe
 from ..jobs.settings.config import load_job
-from ..jobs.settings.plan import plan_job
+from ..jobs.settings.planning import plan_job
 from ..pipeline.demo.score import Score, save_sheet, score_clips
 from ..pipeline.demo.training.vae import held_out_psnr
 from ..pipeline.film.compare import compare_frames

@@ -22,7 +22,8 @@ from ..parallel.groups.degrees import Degrees
 from ..pipeline.versions import package_versions
 from .cluster import ray_cluster
 from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
-from .folder.folder import FILM, PREVIEW, JobRefused, Todo, deliver_again, locked, make_room, publish, stage, sweep
+from .folder.access import JobRefused, locked
+from .folder.folder import FILM, PREVIEW, Todo, deliver_again, make_room, publish, stage, sweep
 from .folder.journal import Journal
 from .folder.manifest import Manifest
 from .gang.failures import GangError

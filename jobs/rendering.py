@@ -21,7 +21,8 @@ from .events import Event, TakeState
 from .folder.folder import FILM
 from .folder.manifest import Manifest, read_manifest
 from .settings.config import JobConfig, load_job
-from .settings.plan import Plan, plan_job
+from .settings.plan import Plan
+from .settings.planning import plan_job
 
 if TYPE_CHECKING:
     from .driver import Driver

@@ -24,7 +24,8 @@ from ..pipeline.recipes.choose import find_recipe
 from ..pipeline.take import Take
 from ..pipeline.tuning.search import Goal, Trial, confirm, search
 from .settings.config import CacheConfig, expanded, load_job
-from .settings.plan import Plan, plan_job
+from .settings.plan import Plan
+from .settings.planning import plan_job
 
 Say = Callable[[str], None]
 

@@ -22,7 +22,7 @@ from longtake.cache.predictors.planned import Planned, PlannedConfig
 from longtake.cache.recipe.read import recipe_names
 from longtake.jobs.cli.app import app
 from longtake.jobs.settings.config import load_job
-from longtake.jobs.settings.plan import plan_job
+from longtake.jobs.settings.planning import plan_job
 from longtake.pipeline.calibration.calibrate import calibration_takes
 from longtake.pipeline.calibration.measure import measure_skips, record_steps, record_take
 from longtake.pipeline.calibration.methods import CALIBRATIONS

@@ -16,7 +16,7 @@ from longtake import JobFailed, Rendering, __version__, render
 from longtake.jobs.events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from longtake.jobs.folder.journal import JOURNAL, Journal
 from longtake.jobs.settings.config import JobConfig, load_job
-from longtake.jobs.settings.plan import plan_job
+from longtake.jobs.settings.planning import plan_job
 from longtake.jobs.settings.quick import num_frames, quick_job, take_name
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.film.read import probe

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from longtake.files import partial_files, write_atomic
-from longtake.jobs.folder.folder import FILM, JobRefused, Todo, deliver_again, locked, look, make_room, publish, stage, sweep
+from longtake.jobs.folder.access import JobRefused, locked
+from longtake.jobs.folder.folder import FILM, Todo, deliver_again, look, make_room, publish, stage, sweep
 from longtake.jobs.folder.manifest import Manifest, read_manifest
 from longtake.pipeline.film.read import probe
 from longtake.pipeline.film.write import FilmWriter

@@ -91,7 +91,7 @@ def test_reading_a_card_and_planning_a_job_import_nothing_slow(tmp_path: Path) -
             "from longtake.pipeline.checkpoint.card import read_card; print(read_card('demo').num_layers)",
             f"""
 from longtake.jobs.settings.config import load_job
-from longtake.jobs.settings.plan import plan_job
+from longtake.jobs.settings.planning import plan_job
 plan = plan_job(load_job({demo!r}, ["output={tmp_path}/films", "cache.budget_gb=1", "parallel=auto"]))
 degrees, _ = plan.choose_degrees(num_ranks=2, ranks_per_node=2)
 plan.check(degrees, "cpu")

@@ -20,10 +20,11 @@ import yaml
 from click.testing import Result
 from longtake.jobs.cli.app import app
 from longtake.jobs.doctor import examine
-from longtake.jobs.folder.folder import JobRefused, locked
+from longtake.jobs.folder.access import JobRefused, locked
 from longtake.jobs.folder.manifest import read_manifest
 from longtake.jobs.settings.config import load_job
-from longtake.jobs.settings.plan import Plan, plan_job
+from longtake.jobs.settings.plan import Plan
+from longtake.jobs.settings.planning import plan_job
 from longtake.jobs.show.progress import BarReporter, LineReporter
 from longtake.parallel.groups.degrees import Degrees
 from longtake.pipeline.film.read import probe

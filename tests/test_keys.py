@@ -14,7 +14,8 @@ import yaml
 from longtake.cache import Trace, load_recipe
 from longtake.cache.trace.entry import TraceEntry
 from longtake.jobs.settings.config import JobConfig, load_job
-from longtake.jobs.settings.plan import Plan, plan_job
+from longtake.jobs.settings.plan import Plan
+from longtake.jobs.settings.planning import plan_job
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.checkpoint.model_hash import model_hash
 from longtake.pipeline.options import ModelOptions

@@ -14,7 +14,7 @@ from longtake.cache import Recipe, enable_cache, load_recipe
 from longtake.cache.recipe.fit import is_called, name_from_path
 from longtake.cache.recipe.read import recipe_names
 from longtake.jobs.settings.config import load_job
-from longtake.jobs.settings.plan import plan_job
+from longtake.jobs.settings.planning import plan_job
 from longtake.pipeline.checkpoint.card import read_card
 
 NAME = "Wan2.1-T2V-1.3B"

@@ -21,7 +21,7 @@ from longtake.cache.recipe.read import recipe_names
 from longtake.cache.triggers import TRIGGERS
 from longtake.jobs.cli.app import app
 from longtake.jobs.settings.config import load_job
-from longtake.jobs.settings.plan import plan_job
+from longtake.jobs.settings.planning import plan_job
 from longtake.jobs.tune import _candidates, plan_tuning
 from longtake.pipeline.tuning import proxy
 from longtake.pipeline.tuning.search import Goal, Trial, confirm, search

@@ -1,4 +1,4 @@
-"""A take's folder: what it holds and lacks, who may write there, and how a new film comes to lie in it.
+"""A take's folder: what it holds and lacks, and how a new film comes to lie in it.
 
 Whoever writes holds the take's lock. A take is written in a hidden folder inside its own; when it is whole, its files move up, the manifest
 last. So a manifest always lies beside the film that it tells of, at whatever line a job is killed, and what a killed job left is swept by
@@ -7,13 +7,6 @@ the next. Films and all that lies with them are moved aside, never overwritten.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import resource
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from enum import Enum, auto
 from fractions import Fraction
 from itertools import count
@@ -46,50 +39,6 @@ def look(folder: Path, film_key: str, delivery_key: str, save_latents: bool, for
     if save_latents and not (folder / LATENTS).is_file():
         return Todo.KEEP_LATENTS
     return Todo.NOTHING if manifest.delivery_key == delivery_key else Todo.DELIVER
-
-
-class JobRefused(ValueError):
-    """A check said no that could not be made before: it needed the cluster, or the folders to itself."""
-
-
-@contextmanager
-def locked(folders: Sequence[Path]) -> Iterator[None]:
-    """No other job writes into these takes' folders meanwhile. Raises JobRefused, naming the other, if one does already."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:  # a lock is an open file, and a job may have thousands of takes
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with ExitStack() as held:
-        for folder in folders:
-            held.enter_context(_lock(folder))
-        yield
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Held by an open file, so that it ends with the process, however that ends."""
-    path = folder.with_name(f".{folder.name}.lock")
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise JobRefused(f"'{folder}' is being written by another job ({other}); wait until it has ended, or set another output.") from None
-        except OSError as error:
-            os.close(descriptor)
-            raise JobRefused(f"Cannot lock '{folder}' ({error.strerror}); choose an `output` on a file system that has locks.") from None
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            break
-        os.close(descriptor)  # its last holder removed it meanwhile
-    try:
-        os.ftruncate(descriptor, 0)
-        began = datetime.now(UTC).isoformat(timespec="seconds")
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {began}".encode(), 0)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def make_room(folder: Path) -> Path | None:

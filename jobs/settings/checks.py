@@ -1,24 +1,20 @@
 """What a job must pass before anything is loaded or reserved: before its gang's shape is known, and once it is.
 
-Pure but for one: `check_writable` tries the output folder. Every refusal is a ValueError with the offending value and the mend.
+Pure: no files, no cluster. Every refusal is a ValueError with the offending value and the mend.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from ...cache import Recipe, Replay, Trace
 from ...parallel.groups.degrees import Degrees, Demand
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
-from ...pipeline.recipes.check import check_gang, check_recipe, derives_branch
-from ...pipeline.recipes.choose import default_recipe, find_recipe
+from ...pipeline.recipes.check import check_gang, derives_branch
 from ...pipeline.take import Take
 from .config import JobConfig, ParallelConfig
 
@@ -92,27 +88,6 @@ def check_parallel(parallel: ParallelConfig) -> Degrees | None:
     return degrees
 
 
-def named_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> Recipe | None:
-    """The recipe that the job names, None where it names none."""
-    cache = job.cache
-    if cache.recipe in ("default", "none"):
-        return None
-    return find_recipe(cache.recipe, card, takes[0].num_inference_steps, cache.changes(), cache.dtype)
-
-
-def choose_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take], named: Recipe | None, model: str) -> tuple[Recipe | None, str]:
-    """The recipe that all takes are rendered with; where a job names none and gets none, why. model: the model's hash."""
-    recipe, why = named, ""
-    if job.cache.recipe == "default":
-        recipe, why = default_recipe(card, takes, model, job.cache.changes(), job.cache.dtype)
-    if recipe is None and job.cache.changes():
-        raise ValueError(f"cache.recipe is none here, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
-    if recipe is not None:
-        for take in takes:
-            check_recipe(recipe, card, take, model)
-    return recipe, why
-
-
 def check_replay(job: JobConfig, card: ModelCard, takes: Sequence[Take], recipe: Recipe | None, trace: Trace, model: str) -> Replay:
     """The decisions of a trace, for takes that can make them again."""
     if recipe is None:
@@ -167,15 +142,3 @@ def check_device(job: JobConfig, device: str) -> None:
     """device: `cpu` or `cuda`, as given or as found."""
     if job.cache.over_budget == "host" and device == "cpu":
         raise ValueError(f"cache.over_budget is host and device is {device}, whose memory is the host's; set cache.over_budget=refuse.")
-
-
-def check_writable(output: Path, folders: Sequence[Path]) -> None:
-    """Make the output folder, and try to write there and in what takes' folders there are."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for folder in (output, *(folder for folder in folders if os.path.lexists(folder))):  # a link may lead nowhere
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial"):
-                pass
-    except OSError as error:
-        where = Path(error.filename).parent if error.filename and str(error.filename).endswith(".partial") else output
-        raise ValueError(f"Cannot write to the output folder '{where}' ({os.strerror(error.errno or 0)}); choose another `output`.") from None

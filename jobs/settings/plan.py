@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ...cache import Recipe, Replay, Trace
+from ...cache import Recipe, Replay
 from ...parallel.groups.degrees import Degrees, choose_degrees
-from ...pipeline.checkpoint.card import ModelCard, read_card
-from ...pipeline.checkpoint.model_hash import model_hash
-from ...pipeline.film.encoder import check_encoder
-from ...pipeline.film.frame_rate import frame_rate
-from ...pipeline.film_key import delivery_key, film_key
+from ...pipeline.checkpoint.card import ModelCard
+from ...pipeline.film_key import delivery_key
 from ...pipeline.options import ModelOptions
 from ...pipeline.recipes.memory import Budget, choose_place
 from ...pipeline.take import Take
-from ..folder.folder import JobRefused, Todo, look
-from .checks import check_degrees, check_device, check_options, check_parallel, check_replay, check_writable, choose_recipe, demand, named_recipe
-from .config import JobConfig, TakeSettings, resolve_takes
+from ..folder.access import JobRefused
+from ..folder.folder import Todo, look
+from .checks import check_degrees, check_device, demand
+from .config import JobConfig, TakeSettings
 from .values import field_types
 
 
@@ -103,36 +100,3 @@ class Plan:
     @property
     def _takes(self) -> list[Take]:
         return [planned.take for planned in self.takes]
-
-
-def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] = lambda line: None) -> Plan:
-    """Check all of a job. say: gets a line before what takes long. Raises ValueError with the offending value and the mend."""
-    if not job.model.path:
-        raise ValueError("The job names no model; set `model: demo`, or the path of a checkpoint in diffusers' format.")
-    if not job.output:
-        raise ValueError("The job names no output folder; set `output: ...`.")
-    options = check_options(job)
-    degrees = check_parallel(job.parallel)
-    card = read_card(job.model.path, job.model.name)
-    takes = resolve_takes(job, card)
-    fps = frame_rate(card.fps if job.fps is None else job.fps)
-    # What can be said without the model's hash comes first: that may take minutes the first time.
-    if degrees is not None:
-        check_degrees(degrees, card, takes, None)
-    named = named_recipe(job, card, takes)
-    trace = None if job.cache.replay is None else Trace.load(Path(job.cache.replay))
-    check_encoder()
-    output = Path(job.output).absolute()
-    folders = [output / take.name for take in takes]
-    check_writable(output, folders)
-    model = model_hash(card.path, say)
-    recipe, why = choose_recipe(job, card, takes, named, model)
-    replay = None if trace is None else check_replay(job, card, takes, recipe, trace, model)
-    keys = [film_key(card, model, take, recipe, options, trace) for take in takes]
-    planned = [PlannedTake(take, folder, key, Todo.RENDER) for take, folder, key in zip(takes, folders, keys, strict=True)]
-    plan = Plan(job, card, recipe, why, fps, tuple(planned), degrees, options, model, replay, force)
-    if degrees is not None:
-        plan.check(degrees, job.device)
-    elif job.device != "auto":
-        check_device(job, job.device)
-    return replace(plan, takes=tuple(replace(one, todo=plan.look(one)) for one in planned))

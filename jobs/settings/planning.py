@@ -1,0 +1,76 @@
+"""From a job as people write it to a plan: read, resolved and checked, with the hash of the model and a look into the output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...cache import Recipe, Trace
+from ...pipeline.checkpoint.card import ModelCard, read_card
+from ...pipeline.checkpoint.model_hash import model_hash
+from ...pipeline.film.encoder import check_encoder
+from ...pipeline.film.frame_rate import frame_rate
+from ...pipeline.film_key import film_key
+from ...pipeline.recipes.check import check_recipe
+from ...pipeline.recipes.choose import default_recipe, find_recipe
+from ...pipeline.take import Take
+from ..folder.access import check_writable
+from ..folder.folder import Todo
+from .checks import check_degrees, check_device, check_options, check_parallel, check_replay
+from .config import JobConfig, resolve_takes
+from .plan import Plan, PlannedTake
+
+
+def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] = lambda line: None) -> Plan:
+    """Check all of a job. say: gets a line before what takes long. Raises ValueError with the offending value and the mend."""
+    if not job.model.path:
+        raise ValueError("The job names no model; set `model: demo`, or the path of a checkpoint in diffusers' format.")
+    if not job.output:
+        raise ValueError("The job names no output folder; set `output: ...`.")
+    options = check_options(job)
+    degrees = check_parallel(job.parallel)
+    card = read_card(job.model.path, job.model.name)
+    takes = resolve_takes(job, card)
+    fps = frame_rate(card.fps if job.fps is None else job.fps)
+    # What can be said without the model's hash comes first: that may take minutes the first time.
+    if degrees is not None:
+        check_degrees(degrees, card, takes, None)
+    named = _named_recipe(job, card, takes)
+    trace = None if job.cache.replay is None else Trace.load(Path(job.cache.replay))
+    check_encoder()
+    output = Path(job.output).absolute()
+    folders = [output / take.name for take in takes]
+    check_writable(output, folders)
+    model = model_hash(card.path, say)
+    recipe, why = _choose_recipe(job, card, takes, named, model)
+    replay = None if trace is None else check_replay(job, card, takes, recipe, trace, model)
+    keys = [film_key(card, model, take, recipe, options, trace) for take in takes]
+    planned = [PlannedTake(take, folder, key, Todo.RENDER) for take, folder, key in zip(takes, folders, keys, strict=True)]
+    plan = Plan(job, card, recipe, why, fps, tuple(planned), degrees, options, model, replay, force)
+    if degrees is not None:
+        plan.check(degrees, job.device)
+    elif job.device != "auto":
+        check_device(job, job.device)
+    return replace(plan, takes=tuple(replace(one, todo=plan.look(one)) for one in planned))
+
+
+def _named_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> Recipe | None:
+    """The recipe that the job names, None where it names none."""
+    cache = job.cache
+    if cache.recipe in ("default", "none"):
+        return None
+    return find_recipe(cache.recipe, card, takes[0].num_inference_steps, cache.changes(), cache.dtype)
+
+
+def _choose_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take], named: Recipe | None, model: str) -> tuple[Recipe | None, str]:
+    """The recipe that all takes are rendered with; where a job names none and gets none, why. model: the model's hash."""
+    recipe, why = named, ""
+    if job.cache.recipe == "default":
+        recipe, why = default_recipe(card, takes, model, job.cache.changes(), job.cache.dtype)
+    if recipe is None and job.cache.changes():
+        raise ValueError(f"cache.recipe is none here, but cache sets {', '.join(job.cache.changes())}; name a recipe, or drop these.")
+    if recipe is not None:
+        for take in takes:
+            check_recipe(recipe, card, take, model)
+    return recipe, why
