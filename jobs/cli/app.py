@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ... import __version__
+from ...pipeline.versions import package_versions
 from .calibrate import calibrate
 from .compare import compare
 from .doctor import doctor
@@ -31,7 +31,7 @@ app.add_typer(traces, name="trace")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        say(f"longtake {__version__}")
+        say(f"longtake {package_versions(['longtake'])['longtake']}")
         raise typer.Exit
 
 
