@@ -48,28 +48,34 @@ def ignore_signals() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Holds the signals back until the block has ended: whoever ends ranks or a cluster must come to the end of it. Where that happens
-    because of an exception, they have nothing to add and are dropped.
+    """Holds the signals back until the block has ended, and lets them come then: whoever ends ranks or a cluster must come to the end of it.
+
+    Where that happens because of an exception, what would only interrupt the program has nothing to add and is dropped. A signal that is
+    ignored (nohup) stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
     is_leaving = sys.exc_info()[0] is not None
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: held.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # as well: ray.shutdown sets handlers aside, of which Python hears nothing
+    before = {number: handler for number in STOPPING if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, frame: held.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)  # as well: ray.shutdown sets handlers aside, of which Python hears nothing
     try:
         yield
     finally:
-        while (pending := signal.sigtimedwait(STOPPING, 0)) is not None:
+        while (pending := signal.sigtimedwait(before, 0)) is not None:
             held.append(pending.si_signo)
         restore(before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if held and not is_leaving:
-        raise Stopped
+    for number in sorted(set(held)):
+        if not (is_leaving and _only_interrupts(before[signal.Signals(number)])):
+            signal.raise_signal(number)
+
+
+def _only_interrupts(handler: Any) -> bool:
+    return isinstance(handler, _Interrupt) or handler is signal.default_int_handler
 
 
 @contextmanager

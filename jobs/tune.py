@@ -18,6 +18,7 @@ from ..cache.recipe.config import suggestion
 from ..cache.recipe.knobs import describe_knobs
 from ..cache.recipe.read import recipe_names
 from ..files import check_target, write_atomic
+from ..parallel.groups.degrees import Degrees
 from ..pipeline.options import ModelOptions
 from ..pipeline.recipes.check import check_recipe
 from ..pipeline.recipes.choose import find_recipe
@@ -91,14 +92,16 @@ def _candidates(plan: Plan, names: Sequence[str]) -> tuple[list[Recipe], list[st
 
 
 def _fitted(name: str, plan: Plan) -> Recipe:
-    """Raises ValueError if it does not work on one of the job's takes, or would hold more than the job's budget."""
+    """Raises ValueError if it does not work on one of the job's takes, or would hold more than the job's budget: on the job's gang, or on one
+    rank, as it is tried here, where the job leaves its gang to be chosen.
+    """
+    degrees = plan.degrees or Degrees()
     fitted = find_recipe(name, plan.card, plan.takes[0].take.num_inference_steps, dtype=plan.job.cache.dtype)
     if load_recipe(name).calibrated and fitted.calibration is None:  # published numbers, which are no other model's
         fitted = replace(fitted, calibration=Calibration(plan.model))
     for planned in plan.takes:
-        check_recipe(fitted, plan.card, planned.take, plan.model, plan.degrees)
-        if plan.degrees is not None:
-            replace(plan, recipe=fitted).choose_place(planned.take, plan.degrees)
+        check_recipe(fitted, plan.card, planned.take, plan.model, degrees)
+        replace(plan, recipe=fitted).choose_place(planned.take, degrees)
     return fitted
 
 

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would the children that tests interrupt
+# A background job ignores the first of these, nohup the second, and so would the children that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples every time, as slow as the machine is. Others: make test ARGUMENTS="--hypothesis-profile=explore".
 settings.register_profile("longtake", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
