@@ -102,7 +102,7 @@ def test_overrides_reach_what_they_name(job: Path, changes: list[str], key: str,
     [
         (["num_frames=33"], r"'num_frames=33' reaches no take: every take sets num_frames itself; write takes\.\*\.num_frames="),
         (["takes.*.timeline=windows", "timeline.window=33"], r"reaches no take: every take sets timeline itself; write takes\.\*\.timeline\.window="),
-        (["takes.5.seed=1"], "has '5' where a list's number is wanted .0 to 1, or . for all."),
+        (["takes.5.seed=1"], "has '5' where the number of a list's item is wanted .0 to 1, or . for all."),
         (["takes.0.seed.x=1"], "reaches into 'seed', which is 3"),
         (["a..b=1"], "names no setting"),
         (["cache.trigger=[1"], r"'cache.trigger=\[1' is not valid YAML"),

@@ -1,4 +1,4 @@
-"""What a job must pass before anything is loaded or reserved: before its gang's shape is known, and once it is.
+"""The checks that a job must pass before a model is loaded or Ray resources are reserved; some need the gang's shape, given or chosen.
 
 Pure: no files, no cluster. Every refusal is a ValueError with the offending value and the mend.
 """
@@ -24,6 +24,7 @@ _LONGEST_TIMEOUT = 1e6  # seconds, eleven days
 
 
 def check_options(job: JobConfig) -> ModelOptions:
+    """The options of the job's model. Raises ValueError for a value that is not one of those allowed, and for a number that is not finite."""
     choices = (
         ("model.dtype", job.model.dtype, DTYPES),
         ("model.shard", job.model.shard, SHARDS),
@@ -43,7 +44,7 @@ def check_options(job: JobConfig) -> ModelOptions:
     if job.preview_every < 0:
         raise ValueError(f"preview_every is {job.preview_every}; give the steps between previews, or 0 for none.")
     if job.cache.budget_gb is not None and job.cache.budget_gb <= 0:
-        raise ValueError(f"cache.budget_gb is {job.cache.budget_gb:g}; it must be above 0. A job without a cache says cache=none.")
+        raise ValueError(f"cache.budget_gb is {job.cache.budget_gb:g}; it must be above 0. To render without a cache, set cache=none.")
     if job.attention_backend is not None:
         from ...parallel.attention.kernels import NativeKernel  # diffusers, which takes seconds to import
 
@@ -52,7 +53,7 @@ def check_options(job: JobConfig) -> ModelOptions:
 
 
 def _floats(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every float of a config and what it is called there."""
+    """Every float of a config, with its dotted name there."""
     if isinstance(value, float):
         yield name, value
     elif isinstance(value, list):
@@ -89,7 +90,7 @@ def check_parallel(parallel: ParallelConfig) -> Degrees | None:
 
 
 def check_replay(job: JobConfig, card: ModelCard, takes: Sequence[Take], recipe: Recipe | None, trace: Trace, model: str) -> Replay:
-    """The decisions of a trace, for takes that can make them again."""
+    """The decisions of a trace, to be made again. Raises ValueError if it is of another model, of another number of steps or of other sites."""
     if recipe is None:
         raise ValueError("cache.replay needs the recipe of the take that it replays; set cache.recipe.")
     if trace.model != model:
@@ -102,18 +103,21 @@ def check_replay(job: JobConfig, card: ModelCard, takes: Sequence[Take], recipe:
             )
     traced, kept = {entry.site for entry in trace.entries}, {part.site.build().label for part in recipe.parts}
     if traced != kept:
-        raise ValueError(f"The trace '{job.cache.replay}' is of {', '.join(traced)}, recipe '{recipe.name}' keeps {', '.join(kept)}.")
+        raise ValueError(
+            f"The trace '{job.cache.replay}' has decisions at {', '.join(traced)}, recipe '{recipe.name}' caches at {', '.join(kept)}; "
+            f"set cache.recipe to the one of the trace, or replay another trace."
+        )
     return Replay(trace)
 
 
 def demand(card: ModelCard, takes: Sequence[Take], recipe: Recipe | None) -> Demand:
-    """What every take of a job can share out. All takes are rendered by one gang, so the least of each counts."""
+    """How many heads, tokens, branches and windows can be shared out over ranks. One gang renders all takes, so the smallest take counts."""
     timelines = [take.timeline_for(card) for take in takes]
     tokens = [
         card.num_tokens(min(w.stop - w.start for w in line.windows), take.height, take.width) for take, line in zip(takes, timelines, strict=True)
     ]
-    is_alone = recipe is not None and derives_branch(recipe)
-    branches = 2 if all(take.is_guided(card) for take in takes) and not is_alone else 1
+    is_derived = recipe is not None and derives_branch(recipe)
+    branches = 2 if all(take.is_guided(card) for take in takes) and not is_derived else 1
     return Demand(card.num_heads, min(tokens), branches, min(len(line.windows) for line in timelines))
 
 

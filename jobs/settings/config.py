@@ -37,10 +37,10 @@ class TimelineConfig:
 
 @dataclass
 class CacheConfig:
-    """recipe: a name, a YAML path, `none`, or `default`: `planned` where it was calibrated on the model, elsewhere none. replay: a trace
-    whose decisions are made again. dtype: how features are kept: `model`, `bfloat16`, `float16` or `float8`. budget_gb: the most that a
-    rank's cache may hold, in 1e9 bytes; over_budget: what to do with one that would hold more, `refuse` it or keep it on the `host`. The
-    rest changes the recipe's parts.
+    """recipe: a name, a YAML path, `none`, or `default`: `planned` where it was calibrated on the model, elsewhere none. replay: path of a
+    trace whose decisions are made again. dtype: in which features are kept: `model`, `bfloat16`, `float16` or `float8`. budget_gb: the most
+    that a rank's cache may hold, in 1e9 bytes; over_budget: what to do with a cache that would hold more, `refuse` it or keep it in the
+    memory of the `host`. trigger, site, predictor, guards: settings of the recipe's parts that differ from its file.
     """
 
     recipe: str = "default"
@@ -59,11 +59,13 @@ class CacheConfig:
 
 @dataclass
 class ParallelConfig:
-    """The shape of the gang. Where none of the four degrees is given it is chosen (`auto`): for `num_ranks` ranks, if left out for all GPUs
-    of the cluster, or for one rank where there are none. A degree that is left out beside others is 1.
+    """The shape of the gang. Where none of the four degrees is given they are chosen (degrees: `auto`, or left out) for `num_ranks` ranks: if
+    that is left out as well, for all GPUs of the cluster, or for one rank on the CPU where there are none. A degree that is left out beside
+    others is 1.
 
-    layout: `even` or `frames`, the tokens that a rank holds. kernel: `native` or `xfuser`. threads: CPU threads a rank, 0 to share
-    out the cores. Timeouts in seconds.
+    layout: how tokens are split over the ranks, `even` or by whole latent `frames`. kernel: `native` or `xfuser`. threads: CPU threads a
+    rank, 0 to share out the cores. placement_timeout: seconds until Ray must have placed the ranks; collective_timeout: seconds that ranks
+    wait for each other.
     """
 
     degrees: str | None = None
@@ -81,10 +83,10 @@ class ParallelConfig:
 
 @dataclass
 class ModelConfig:
-    """path: `demo`, or a checkpoint's folder. name: what the model is called, by which numbers that were published for it are known; what
-    its README.md states, or else its folder's name, if left out. shard: `gang` keeps a part of the weights on each rank that shares
-    tokens, `none` all. offload: `blocks` keeps the blocks' weights off the accelerator while they are not used (on CPU: in files), `none`
-    does not.
+    """path: `demo`, or a checkpoint's folder. name: the model's name, by which the published numbers of recipes are found; if left out, the
+    one that its README.md states, or else its folder's. shard: `gang` splits the weights over the ranks that share a take's tokens, `none`
+    keeps all of them on each rank. offload: `blocks` keeps the blocks' weights off the accelerator while they are not used (on CPU: in
+    files), `none` does not.
     """
 
     path: str = ""
@@ -112,6 +114,8 @@ class TakeSettings:
 
 @dataclass
 class TakeConfig(TakeSettings):
+    """One take. name: of its folder. prompt, or prompts for one that changes: one of the two."""
+
     name: str = ""
     prompt: str | None = None
     prompts: list[PromptConfig] = field(default_factory=list)
@@ -137,7 +141,7 @@ class JobConfig(TakeSettings):
     save_latents: bool = False
 
 
-_NOT_TAKES = ("events.jsonl", "report")  # what lies beside the takes' folders
+_NOT_TAKES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
@@ -168,7 +172,7 @@ def load_job(job: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequenc
 
 
 def _values(job: str | Path | Mapping[str, Any] | JobConfig) -> dict[str, Any]:
-    """Plain values that may be changed."""
+    """The job as nested dicts and lists, a copy that may be changed."""
     if isinstance(job, str | Path):
         return _read(str(job))
     if not isinstance(job, Mapping | JobConfig):
@@ -205,14 +209,14 @@ def _read(path: str) -> dict[str, Any]:
 
 def _spell_out(values: Any) -> None:
     """`cache: fbcache` becomes `cache: {recipe: fbcache}`, and `timeline: windows` likewise, in the job and in its takes."""
-    for place in (values, *(values.get("takes") or () if isinstance(values.get("takes"), list) else ())):
+    for group in (values, *(values.get("takes") or () if isinstance(values.get("takes"), list) else ())):
         for key, inner in SHORTHANDS.items():
-            if isinstance(place, dict) and isinstance(place.get(key), str):
-                place[key] = {inner: place[key]}
+            if isinstance(group, dict) and isinstance(group.get(key), str):
+                group[key] = {inner: group[key]}
 
 
 def _escaped(value: Any) -> Any:
-    """OmegaConf's interpolations are none of ours: `${...}` in a text stays as it is written."""
+    """Jobs do not use OmegaConf's interpolations: `${...}` in a text is escaped, so that it stays as it is written."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
     if isinstance(value, dict):
@@ -221,7 +225,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _check_reach(job: JobConfig, overrides: Sequence[str]) -> None:
-    """Raise ValueError for an override of the job's that no take hears, as each sets its own value."""
+    """Raise ValueError for an override of a setting of all takes that changes none of them, as each sets its own value."""
     for change in overrides:
         name = re.split(r"[.=\[]", change)[0]
         if job.takes and name in field_types(TakeSettings) and all(getattr(take, name) is not None for take in job.takes):
@@ -230,7 +234,7 @@ def _check_reach(job: JobConfig, overrides: Sequence[str]) -> None:
 
 
 def _with_paths(job: JobConfig) -> JobConfig:
-    """With `~` and environment variables in its paths filled in."""
+    """The job with `~` and environment variables in its paths filled in."""
     recipe, replay = job.cache.recipe, job.cache.replay
     cache = replace(
         job.cache,
@@ -242,7 +246,7 @@ def _with_paths(job: JobConfig) -> JobConfig:
 
 
 def expanded(path: str, what: str) -> str:
-    """A path with `~` and environment variables filled in. Raises ValueError for a variable or a user that there is not."""
+    """A path with `~` and environment variables filled in. Raises ValueError for a variable or a user that does not exist."""
     filled = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises, and takes paths apart
     if path.startswith("~") and filled.startswith("~") and not Path(path).exists():
         raise ValueError(f"{what} is '{path}', and there is no such user; write the path without '~'.")
@@ -282,7 +286,7 @@ def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", take.name):
             raise ValueError(f"takes[{index}]: name is '{take.name}'; it names a folder, so use letters, digits, '.', '_' and '-'.")
         if take.name.lower() in _NOT_TAKES:
-            raise ValueError(f"takes[{index}]: name is '{take.name}', which is where the job keeps its own; give the take another name.")
+            raise ValueError(f"takes[{index}]: name is '{take.name}', which the job uses for files of its own; give the take another name.")
         if len(take.name) > _LONGEST_NAME:
             raise ValueError(f"takes[{index}]: name has {len(take.name)} characters ('{take.name[:20]}...'); give it at most {_LONGEST_NAME}.")
     names = [take.name for take in job.takes]
@@ -311,7 +315,7 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard) -> Take:
 
 
 def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
-    """From frames to latent frames. The default overlap is a third of the window."""
+    """The timeline with window and overlap in latent frames instead of frames. The default overlap is a third of the window."""
     if timeline.name == "full":
         if timeline.window is not None or timeline.overlap is not None:
             raise ValueError(f"Take '{take}': timeline.window and timeline.overlap belong to timeline windows, not full.")

@@ -1,4 +1,4 @@
-"""What is to be done of a job, once it has passed every check that needs neither a model nor a cluster."""
+"""A job that has passed every check that needs neither its weights nor a cluster, and what is left to do for each take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .values import field_types
 
 @dataclass(frozen=True)
 class PlannedTake:
-    """todo: what its folder left to do when it was looked at."""
+    """A take and its folder. todo: what was left to do for it when the plan was made."""
 
     take: Take
     folder: Path
@@ -37,10 +37,10 @@ class PlannedTake:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job that passed every check. degrees: None where they are to be chosen for the cluster that it finds.
+    """A job that passed every check. degrees: None where they are chosen once the cluster is known.
 
-    model: its hash. replay: the decisions to make again, None to let the recipe decide. why_no_cache: where the job names none and gets
-    none. fps: frames a second, part of the delivery key. force: takes that are done are rendered again.
+    model: its hash. replay: the decisions to make again, None to let the recipe decide. why_no_cache: the reason where the job
+    names no recipe and gets none, else empty. fps: frames a second, part of the delivery key. force: takes that are done are rendered again.
     """
 
     job: JobConfig
@@ -56,14 +56,14 @@ class Plan:
     force: bool
 
     def choose_place(self, take: Take, degrees: Degrees) -> str:
-        """Where a take's cache is kept. Raises ValueError if it is over the job's budget."""
+        """Where a take's cache is kept, `device` or `host`. Raises ValueError if it is over the job's budget."""
         if self.recipe is None:
             return "device"
         budget = Budget(self.job.cache.budget_gb, self.job.cache.over_budget)
         return choose_place(self.recipe, self.card, take, degrees, self.model_options, budget)
 
     def choose_degrees(self, num_ranks: int, ranks_per_node: int) -> tuple[Degrees, str]:
-        """Raises JobRefused if the takes cannot be shared out over so many ranks."""
+        """The best degrees for so many ranks, and why. Raises JobRefused if the takes cannot be shared out over them."""
         try:
             return choose_degrees(num_ranks, demand(self.card, self._takes, self.recipe), ranks_per_node)
         except ValueError as error:
@@ -82,7 +82,7 @@ class Plan:
         return delivery_key(self.fps)
 
     def look(self, planned: PlannedTake) -> Todo:
-        """What the take's folder leaves to do now. Raises ValueError for a manifest that cannot be read."""
+        """What is left to do for the take now, by what its folder holds. Raises ValueError for a manifest that cannot be read."""
         return look(planned.folder, planned.film_key, self.delivery_key, self.job.save_latents, self.force)
 
     @property

@@ -23,7 +23,7 @@ from .plan import Plan, PlannedTake
 
 
 def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] = lambda line: None) -> Plan:
-    """Check all of a job. say: gets a line before what takes long. Raises ValueError with the offending value and the mend."""
+    """Check a job and plan its takes. say: called with a line before what takes long. Raises ValueError with the offending value and the mend."""
     if not job.model.path:
         raise ValueError("The job names no model; set `model: demo`, or the path of a checkpoint in diffusers' format.")
     if not job.output:
@@ -33,7 +33,7 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     card = read_card(job.model.path, job.model.name)
     takes = resolve_takes(job, card)
     fps = frame_rate(card.fps if job.fps is None else job.fps)
-    # What can be said without the model's hash comes first: that may take minutes the first time.
+    # Checks that do not need the model's hash come first: computing it may take minutes the first time.
     if degrees is not None:
         check_degrees(degrees, card, takes, None)
     named = _named_recipe(job, card, takes)
@@ -64,7 +64,7 @@ def _named_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> Rec
 
 
 def _choose_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take], named: Recipe | None, model: str) -> tuple[Recipe | None, str]:
-    """The recipe that all takes are rendered with; where a job names none and gets none, why. model: the model's hash."""
+    """The recipe that all takes are rendered with, or None, and why none where the job leaves the choice open. model: the model's hash."""
     recipe, why = named, ""
     if job.cache.recipe == "default":
         recipe, why = default_recipe(card, takes, model, job.cache.changes(), job.cache.dtype)

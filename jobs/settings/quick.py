@@ -1,4 +1,4 @@
-"""Jobs that nobody has written yet: one take from a line, and a first job file to go on from."""
+"""Jobs without a job file: one take from the command line, and a first job file, written for users to go on from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LONGEST = 48  # characters of a prompt in a take's name
 def quick_job(
     prompt: str, model: str | None, seconds: float | None, seed: int | None, overrides: Sequence[str], say: Callable[[str], None]
 ) -> JobConfig:
-    """A job of one take, into OUTPUT/NAME, with the overrides applied: of `seconds`, or of the model's own length; in windows of the model's
-    own length where it is longer than these. say: is told what was chosen.
+    """A job of one take, rendered into OUTPUT/NAME, with the overrides applied. It is `seconds` long, or as long as the model's own clips; a
+    longer one is rendered in windows of that length. say: called with a line for what was chosen.
 
     Raises ValueError, with the value and the mend.
     """
@@ -53,7 +53,7 @@ def quick_job(
 
 
 def num_frames(seconds: float, fps: float, card: ModelCard) -> int:
-    """The number of frames that a model can render which comes nearest to so many seconds. Raises ValueError for a length that is none."""
+    """The number of frames nearest to `seconds` that the model can render. Raises ValueError for a length that is not above 0 and finite."""
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"--seconds is {seconds:g}; give the film's length, 4 for example.")
     stride = card.temporal_stride
@@ -61,7 +61,7 @@ def num_frames(seconds: float, fps: float, card: ModelCard) -> int:
 
 
 def take_name(prompt: str) -> str:
-    """The prompt's first words as the name of a folder; `take` where it has no letters that go into one."""
+    """The prompt's first words as the name of a folder; `take` where it has no letter or digit for it."""
     words = re.findall(r"[a-z0-9]+", prompt.lower())
     name = ""
     for word in words:
@@ -72,11 +72,11 @@ def take_name(prompt: str) -> str:
 
 
 def job_file(model: str, card: ModelCard, stem: str) -> str:
-    """A job file that renders as it is and says what else can be set. model: as it is to stand there. stem: names the output folder."""
+    """A job file that renders as it is and says what else can be set. model: the value of `model` in it. stem: names the output folder."""
     seconds = card.trained_frames / card.fps
     return f"""\
 # What to render, and how. Render it with: longtake render {stem}.yaml
-# Every setting that is commented out stands at its usual value. Any of them can be changed on the command line as well: seed=3, takes.0.seed=3.
+# Every setting that is commented out shows its default. Any of them can be changed on the command line as well: seed=3, takes.0.seed=3.
 
 model: {_quoted(model)}
 output: {_quoted(f"{stem}-films")}        # a folder a take, and report/index.html for all of them
@@ -93,7 +93,7 @@ takes:
   #     - {{frame: 0, text: a red circle moves left over a grey background}}
   #     - {{frame: {2 * (card.trained_frames - 1)}, text: a red circle stands still over a grey background}}
 
-# Of all takes; each take may set them for itself.
+# For all takes; each take may set its own.
 # height: {card.height}
 # width: {card.width}
 # num_inference_steps: 50

@@ -1,7 +1,7 @@
-"""Settings as people write them, in files and on the command line: YAML, read by the type of the setting that each value is for.
+"""Settings as people write them, in files and on the command line: YAML, read by the type of the setting that a value belongs to.
 
-Texts keep their letters: where a text is wanted, `no`, `12` or `1.50` is one; whatever follows `takes.0.prompt=` is the prompt. Elsewhere
-true and false are the only words that mean yes and no (YAML 1.2).
+Texts stay as they are written: for a setting whose type is a text, `no`, `12` and `1.50` are texts, and all that follows `takes.0.prompt=` is
+the prompt. For other settings only `true` and `false` are booleans (YAML 1.2).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-# A setting that is a text where a group is wanted: `cache: fbcache` is `cache: {recipe: fbcache}`.
+# The setting that a text stands for where a group of settings is expected: `cache: fbcache` is `cache: {recipe: fbcache}`.
 SHORTHANDS = {"cache": "recipe", "timeline": "name", "model": "path", "parallel": "degrees"}
 
 
-# What goes with such a text when another one takes its place; a group's other settings stay.
-_GO_ALONG: dict[str, tuple[str, ...]] = {
+# Settings that are dropped when another text takes the place of the group's, as they belonged to the old one; its other settings stay.
+_DROPPED: dict[str, tuple[str, ...]] = {
     "cache": ("replay", "trigger", "site", "predictor", "guards"),
     "timeline": ("window", "overlap"),
     "model": (),
@@ -28,7 +28,7 @@ _YAML = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's words: no dates, no base-60 numbers, and `yes`, `no`, `on` and `off` are texts. A key stands once."""
+    """Reads plain words as YAML 1.2 does: no dates, no base-60 numbers, and `yes`, `no`, `on` and `off` are texts. A key given twice is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key.value) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"found the key '{key.value}' twice", key.start_mark)
         values = super().construct_mapping(node, deep)
-        node.value = list({key.value: (key, value) for key, value in node.value}.values())  # `<<` put in what is overruled
+        node.value = list({key.value: (key, value) for key, value in node.value}.values())  # `<<` added keys that the mapping's own overrule
         return values
 
 
@@ -54,12 +54,12 @@ _Loader.add_constructor(_YAML + "int", lambda loader, node: int(node.value, 10 i
 
 
 def parse_file(content: bytes, config_class: type) -> Any:
-    """Plain values of a whole job file. Raises ValueError for what is no YAML."""
+    """The values of a whole job file as dicts, lists and scalars. Raises ValueError for what is not valid YAML."""
     return _parse(content, config_class)
 
 
 def parse_value(text: str, kind: Any) -> Any:
-    """The plain value of what stands behind `key=`, for a setting of that type. Raises ValueError for what is no YAML."""
+    """The value of the text after `key=`, for a setting of type `kind`. Raises ValueError for what is not valid YAML."""
     return text if _is_text(kind) and not (text == "null" and type(None) in get_args(kind)) else _parse(text, kind)
 
 
@@ -102,7 +102,10 @@ def field_types(config_class: Any) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], key: str, text: str, config_class: type) -> None:
-    """Change plain values by `key=text`; in a key, `*` stands for each of a list (takes.*.seed). Raises ValueError for what is not there."""
+    """Change nested values by `key=text`; `*` in a key stands for every item of a list (takes.*.seed).
+
+    Raises ValueError for an item or a group that does not exist, and for a text that is not valid YAML.
+    """
     steps = re.sub(r"\[(\d+|\*)\]", r".\1", key).split(".")
     if not all(steps):
         raise ValueError(f"'{key}={text}' is no override: '{key}' names no setting; write takes.0.seed=1 for example.")
@@ -120,12 +123,12 @@ def _replaced(name: str, old: Any, new: Any) -> Any:
     short = SHORTHANDS.get(name)
     if short is None or not isinstance(new, str):
         return {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
-    kept = {setting: value for setting, value in old.items() if setting not in _GO_ALONG[name]} if isinstance(old, dict) else {}
+    kept = {setting: value for setting, value in old.items() if setting not in _DROPPED[name]} if isinstance(old, dict) else {}
     return {**kept, short: new}
 
 
 def _within(kind: Any, step: str) -> Any:
-    """The type of what lies at one step of a key, Any where nothing is known of it."""
+    """The type of the setting `step` of a setting of type `kind`; Any where it is not known."""
     inner = next((one for one in get_args(kind) if one is not type(None)), None) if type(None) in get_args(kind) else kind
     if is_dataclass(inner):
         return field_types(inner).get(step, Any)
@@ -142,7 +145,7 @@ def _change(values: Any, steps: list[str], change: Callable[[Any], Any], key: st
             places = [int(step)]
         else:
             numbers = f"0 to {len(values) - 1}, or * for all" if values else "it is empty"
-            raise ValueError(f"The override '{key}' has '{step}' where a list's number is wanted ({numbers}).")
+            raise ValueError(f"The override '{key}' has '{step}' where the number of a list's item is wanted ({numbers}).")
     for place in places:
         if not rest:
             values[place] = change(values.get(place) if isinstance(values, dict) else values[place])
