@@ -8,9 +8,9 @@ from enum import IntEnum
 
 
 class FailureKind(IntEnum):
-    """What a rank's failure tells of the cause, the most telling first.
+    """How a rank failed; sorted, those first that are causes rather than effects of another rank's failure.
 
-    DIED: its process is gone. RAISED: something went wrong on the rank itself. LOST_EXCHANGE: it waited for ranks that had failed before.
+    DIED: its process is gone. RAISED: it raised an error of its own. LOST_EXCHANGE: a collective failed, as other ranks had failed before.
     """
 
     DIED = 0
@@ -28,9 +28,9 @@ class Failure:
 
 
 class GangError(RuntimeError):
-    """The gang cannot do what it was asked to: no place for its ranks, or one of them failed or died. The message says all that follows.
+    """The gang cannot do what it was asked to: no place for its ranks, or one of them failed or died. The fields repeat what the message says.
 
-    rank: the one that failed first, None where it was none of them. cause: what happened, in one line. step: denoising steps of the take
+    rank: the one that is the cause, None where it is none of them. cause: what happened, in one line. step: denoising steps of the take
     that were done by then, None outside of a take. died: the rank's process is gone, and its loaded model with it.
     """
 
@@ -40,7 +40,7 @@ class GangError(RuntimeError):
 
 
 def gang_error(heard: Sequence[Failure], when: str, step: int | None) -> GangError:
-    """Of several failures, in the order in which they were heard, the first one that tells most of the cause. when: `while starting`."""
+    """The error of a gang, blamed on the first failure of the most telling kind. heard: in order of time. when: `while starting` for example."""
     first = min(heard, key=lambda failure: failure.kind)
     died = first.kind is FailureKind.DIED
     message = f"Rank {first.rank} {'died' if died else 'failed'} {when}: {first.cause}"

@@ -28,7 +28,7 @@ from .reports import Link, Loaded, Report, Seat, StepReport
 
 logger = logging.getLogger(__name__)
 
-_SETTLE_SECONDS = 3.0  # after a first failure: time for the one that caused it to show
+_SETTLE_SECONDS = 3.0  # to wait, after a first failure, for another one that may have caused it
 _END_SECONDS = 10.0  # for killed ranks to be gone
 _MORE_MEMORY = "more ranks, model.offload=blocks, cache=none or a smaller take need less on each"
 
@@ -66,7 +66,7 @@ class Gang:
             for rank, actor in enumerate(self._ranks):
                 try:
                     ray.kill(actor)
-                except Exception as error:  # Ray does not say which; the other ranks must not outlive it
+                except Exception as error:  # Ray does not document which; the other ranks must be ended in any case
                     logger.warning("rank %d could not be ended: %s", rank, error)
             if self._group is not None:
                 remove_placement_group(self._group)
@@ -119,7 +119,7 @@ class Gang:
             raise gang_error([self._dead], "and cannot join another process group", None)
         if not self._options.can_rebind:
             raise GangError(
-                "The gang cannot form another process group: model.shard is gang, and the weights keep the one that they are shared over."
+                "The gang cannot form another process group: model.shard is gang, and the weights stay split over the group that they were loaded in."
             )
         self._all([actor.leave.remote() for actor in self._ranks], "while leaving its process group")
         self._connect()
@@ -171,8 +171,8 @@ class Gang:
         return results
 
     def _hear(self, waiting: dict[Any, int], when: str, step: int | None = None) -> tuple[int, Any]:
-        """The rank that answers next, and its answer; None at the end of its stream. waiting: a reference or stream a rank, without those that
-        have ended. Raises GangError where it failed or died. when, step: what the gang was doing, for that error.
+        """The rank that answers next, and its answer; None at the end of its stream. waiting: the reference or stream of each rank that has not
+        ended yet; one that ends is removed. Raises GangError where the rank failed or died. when, step: what the gang was doing, for that error.
         """
         source = _ready(waiting, None)
         assert source is not None
@@ -186,8 +186,8 @@ class Gang:
 
 
 def _failures(first: Failure, waiting: dict[Any, int]) -> list[Failure]:
-    """The failure that was heard first and, as it may be that of a rank that lost its peer, those of other ranks within a few seconds: until
-    one of them has died, which is a cause and nothing else's effect.
+    """The first failure and those of other ranks in the few seconds after it, as the first one may be the effect of another. A rank that died
+    ends the wait: that is a cause, never an effect.
     """
     heard = [first]
     deadline = time.monotonic() + _SETTLE_SECONDS

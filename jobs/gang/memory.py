@@ -1,4 +1,4 @@
-"""The most memory that this process has held since it was last asked to forget."""
+"""The peak of the memory that this process holds, since it was last reset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PROCESS = Path("/proc/self")
 
 
 def forget_peak(device: str) -> None:
-    """Start anew. On the CPU of a system that does not allow it, the peak stays that of the process since its start."""
+    """Reset the peak. On the CPU of a system that does not allow it, the peak remains that since the start of the process."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return

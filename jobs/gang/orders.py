@@ -13,7 +13,7 @@ from ...pipeline.take import Take
 @dataclass(frozen=True)
 class Order:
     """One take to render, as every rank gets it. place: where the cache keeps features, `device` or `host`; model: its hash; folder: where
-    rank 0 writes, hidden until the take is whole; preview: the picture file that it shows meanwhile; preview_every: so many steps, 0 for no
+    rank 0 writes, hidden until the take is whole; preview: the picture file that rank 0 rewrites every `preview_every` steps, 0 for no
     previews; metadata: what goes into the film's container.
     """
 

@@ -84,7 +84,7 @@ class Rank:
 
     @leaving_on_error()
     def leave(self) -> None:
-        """Leave the gang's process group, or what is left of it. What a failed take began to write is written by the end."""
+        """Leave the gang's process group, or what is left of it. Returns once nothing of a failed take is being written any more."""
         self._files.wait()
         self._mesh = Mesh()
         if self._renderer is not None:
@@ -128,7 +128,7 @@ class Rank:
         """Render a take with the gang. Rank 0 reports and writes the film; the others take part in denoising and decoding.
 
         Between two collectives rank 0 does nothing that may take longer than the gang's collective_timeout: small files are written
-        in the background, and waited for behind the last collective.
+        in the background, and waited for after the last collective.
         """
         with leaving_on_error():
             try:
@@ -158,8 +158,8 @@ class Rank:
             self._files.write(order.preview, partial(self._preview.jpeg, step.clean))
 
     def _deliver(self, order: Order, rendered: Rendered, family: Family) -> Iterator[DecodeReport | TakeReport]:
-        """Decode and write in chunks: memory does not grow with the number of frames. What the other ranks wait for meanwhile is the
-        writing of one chunk, as long as ffmpeg takes to encode it: storage that stops for longer than collective_timeout fails the take.
+        """Decode and write in chunks: memory does not grow with the number of frames. Between two chunks the other ranks wait in a
+        collective until ffmpeg has encoded the last one: storage that stands still for longer than collective_timeout fails the take.
         """
         take, folder, began = order.take, order.folder, clock(family.device)
         if order.save_latents:

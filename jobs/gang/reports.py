@@ -18,7 +18,7 @@ class Seat:
 
 @dataclass(frozen=True)
 class StepReport:
-    """A denoising step is done. decisions: how many of each kind so far; empty without a cache."""
+    """`step` of the denoising steps are done. decisions: how many of each kind so far; empty without a cache."""
 
     step: int
     num_inference_steps: int
@@ -27,7 +27,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class DecodeReport:
-    """So many of the film's frames are written."""
+    """`frames` of the film's `num_frames` are written so far."""
 
     frames: int
     num_frames: int
@@ -64,7 +64,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Link:
-    """What a rank measured with all others. round_trip: seconds of the smallest sum; bytes_per_second: sent in an all-to-all."""
+    """The link of a rank to all others. round_trip: seconds of an all-reduce of one number; bytes_per_second: that it sends in an all-to-all."""
 
     round_trip: float
     bytes_per_second: float
