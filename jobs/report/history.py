@@ -1,7 +1,7 @@
-"""What became of a job and of its takes, told by the events of all runs in its folder. Pure: events in, states out.
+"""What became of a job and of its takes, by the events of all runs in its folder. Pure: events in, states out.
 
 A run is one call of `longtake render`. Several may follow each other in one folder, or render different takes of it at the same time; one
-that was killed ends without a word.
+that was killed has no last event.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Standing(Enum):
 
 @dataclass(frozen=True)
 class Run:
-    """started: None, and nothing known of the job, where its first line is missing. last: the time of its last line."""
+    """job: the id of the run. started: its first event; None, so that nothing is known of the job, where that is missing. began, last: times of
+    its first and its last event.
+    """
 
     job: str
     standing: Standing
@@ -57,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TakeHistory:
-    """since: when the take came to stand so. progress: the last step or frame of the run that renders it."""
+    """since: when its standing last changed. progress: the last step or frame of the run that renders it."""
 
     standing: Standing
     cause: str
@@ -66,7 +68,7 @@ class TakeHistory:
 
 
 def runs_of(events: Sequence[Event]) -> list[Run]:
-    """In the order of their beginnings."""
+    """The runs that events belong to, the oldest first."""
     lines: dict[str, list[int]] = {}
     for number, event in enumerate(events):
         lines.setdefault(event.job, []).append(number)
@@ -75,14 +77,14 @@ def runs_of(events: Sequence[Event]) -> list[Run]:
 
 
 def _run(events: Sequence[Event], *, is_heard: bool) -> Run:
-    """is_heard: it wrote a line after every other run had begun, so that without an end it is going on as far as anybody can tell."""
+    """is_heard: the run wrote an event after the newest run had begun, and so counts as going on unless it wrote its end."""
     end = _last(events, JobEnded)
     load = _last(events, ModelLoaded)
     standing = Standing(end.state.value) if end else Standing.RUNNING if is_heard else Standing.KILLED
     return Run(
         job=events[0].job,
         standing=standing,
-        cause=end.cause if end else "" if is_heard else "It ended without a word: it was killed, or its machine went down.",
+        cause=end.cause if end else "" if is_heard else "It did not write its end: it was killed, or its machine went down.",
         began=events[0].time,
         last=events[-1].time,
         started=_last(events, JobStarted),
@@ -93,13 +95,13 @@ def _run(events: Sequence[Event], *, is_heard: bool) -> Run:
 
 
 def current_run(runs: Sequence[Run]) -> Run | None:
-    """The run that the page speaks of: the one that is going on and was heard of last, or else the newest."""
+    """The run that the page speaks of: of those that are going on the one with the latest event, or else the newest."""
     going_on = [run for run in runs if run.is_going_on]
     return max(going_on, key=lambda run: run.last) if going_on else runs[-1] if runs else None
 
 
 def takes_of(events: Iterable[Event], runs: Sequence[Run]) -> dict[str, TakeHistory]:
-    """By name: how each take stands that an event tells of."""
+    """By name, each take that an event tells of."""
     by_job = {run.job: run for run in runs}
     changes: dict[str, list[TakeChanged]] = {}
     progress: dict[tuple[str, str], Stepped | Decoded] = {}

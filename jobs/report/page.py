@@ -1,4 +1,4 @@
-"""What the page shows, as plain data. Pure: events and folders in, words and numbers out; how they are laid out is the template's matter."""
+"""What the page shows, as plain data. Pure: events and folders in, words and numbers out, which the templates lay out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Stage:
-    """share: of the take's own stages together, in percent; None for what is not the take's alone."""
+    """share: percent of the take's own stages together; None for loading the model, which is not the take's alone."""
 
     name: str
     seconds: float
@@ -65,8 +65,8 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Shown:
-    """A take. All links are relative to the page; empty where there is no such file. path: of the film, absolute. width, height: in
-    pixels, 0 where they are not known. seconds: of the whole take.
+    """A take as the page shows it. All links are relative to the page; empty where there is no such file. path: of the film, absolute.
+    width, height: in pixels, 0 where they are not known. seconds: of the whole take.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Page:
-    """title: the folder's name. run: the one that the page speaks of; None where takes were rendered before jobs wrote down what happened."""
+    """title: the folder's name. run: the one that the page is about; None where only versions that wrote no events rendered here."""
 
     title: str
     folder: str
@@ -110,7 +110,7 @@ class Page:
 
     @property
     def counts(self) -> dict[Standing, int]:
-        """Of those that there are, in the order of importance."""
+        """How many takes stand how, the most important first; without standings that no take has."""
         found = [take.standing for take in self.takes]
         return {standing: found.count(standing) for standing in _ORDER if standing in found}
 
@@ -160,7 +160,7 @@ def _shape(device: str, num_ranks: int, degrees: str, threads: str) -> str:
 
 
 def _names(run: Run | None, runs: Sequence[Run], histories: Mapping[str, TakeHistory], folders: Mapping[str, TakeFolder]) -> list[str]:
-    """In the order of the current run, then those of others, newest first, then what lies in the folder."""
+    """Names of all takes: the current run's in its order, then those of other runs, newest first, then what else lies in the folder."""
     told = [name for one in (run, *reversed(runs)) if one for name in one.takes]
     lying = [name for name, folder in folders.items() if folder.manifest or folder.unreadable]
     return list(dict.fromkeys([*told, *histories, *lying]))
@@ -216,7 +216,7 @@ def _standing(folder: TakeFolder, history: TakeHistory | None) -> tuple[Standing
 
 
 def _job_config(name: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """The take's resolved config in the newest run that names it, in the form of its manifest's."""
+    """The take's resolved config in the newest run that names it, in the form that manifests have; empty where no run does."""
     for run in reversed(runs):
         for take in run.config.get("takes", ()):
             if take["name"] == name:

@@ -1,6 +1,6 @@
 """What a job's folder tells: its events, and each take's manifest and files. Knows nothing of how it is shown.
 
-Reads while others write: a last line that is half there, and kinds of events that this version does not know, are passed over.
+Reads while others write: a last line that is half written, and kinds of events that this version does not know, are left out.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _PROGRESS = re.compile(rb'{"event": ("stepped"|"decoded"), "time": "[^"]*", ("jo
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a job's folder in the order of writing; none where there is no such file. What cannot be read is left out, and so are
-    all steps and frames of a take in a job but the last ones: a job of a day writes tens of thousands.
+    """The events of a job's folder in the order of writing; none where there is no such file. Lines that cannot be read are left out, and
+    so are all steps and all decoded frames of a take in a run but the last: a run of a day writes tens of thousands.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -62,7 +62,7 @@ def _event(line: bytes) -> Event | None:
 
 
 def _typed(kind: type[Event], values: dict[str, Any]) -> dict[str, Any]:
-    """What JSON has no types for. Raises ValueError for a time or a state that is none."""
+    """The values that JSON has no types for. Raises ValueError for what is not a time or a state."""
     typed: dict[str, Any] = {"time": datetime.fromisoformat(values["time"])}
     if typed["time"].tzinfo is None:
         raise ValueError("a time without a zone cannot be compared")
@@ -75,8 +75,8 @@ def _typed(kind: type[Event], values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TakeFolder:
-    """manifest: None while there is none. unreadable: why not, where there is one that cannot be read. files: times of change, in ns, by
-    name. earlier: names of the folders that hold the take's earlier films, moved aside.
+    """manifest: None while there is none. unreadable: why the manifest or the folder cannot be read, else empty. files: times of change, in
+    ns, by name. earlier: names of the folders that hold the take's earlier films, moved aside.
     """
 
     manifest: Manifest | None
@@ -101,7 +101,7 @@ def _folder(path: Path, earlier: tuple[str, ...]) -> TakeFolder:
         return TakeFolder(read_manifest(path) if _MANIFEST in files else None, "", files, earlier)
     except ValueError as error:
         return TakeFolder(None, str(error), files, earlier)
-    except OSError as error:  # moved aside or taken away between the two looks
+    except OSError as error:  # moved aside or removed since the folders were listed
         return TakeFolder(None, f"'{path}' cannot be read ({error.strerror}).", {}, earlier)
 
 

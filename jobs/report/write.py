@@ -14,7 +14,7 @@ from .history import Standing
 from .page import page_of
 from .reading import read_events, read_folders
 
-FOLDER = "report"  # in a job's folder, and so no take's name
+FOLDER = "report"  # in a job's folder; no take may have this name
 
 
 def write_report(output: Path) -> Path:
