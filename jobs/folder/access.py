@@ -14,11 +14,11 @@ from pathlib import Path
 
 
 class JobRefused(ValueError):
-    """A check said no that could not be made before: it needed the cluster, or the folders to itself."""
+    """A check failed that could be made only once the job was begun: it needs the cluster, or locks on the takes' folders."""
 
 
 def check_writable(output: Path, folders: Sequence[Path]) -> None:
-    """Make the output folder, and try to write there and in what takes' folders there are."""
+    """Make the output folder, and try to write into it and into the takes' folders that exist. Raises ValueError if that fails."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         for folder in (output, *(folder for folder in folders if os.path.lexists(folder))):  # a link may lead nowhere
@@ -31,7 +31,7 @@ def check_writable(output: Path, folders: Sequence[Path]) -> None:
 
 @contextmanager
 def locked(folders: Sequence[Path]) -> Iterator[None]:
-    """No other job writes into these takes' folders meanwhile. Raises JobRefused, naming the other, if one does already."""
+    """Inside the block no other job writes into these takes' folders. Raises JobRefused, naming the other job, if one does already."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:  # a lock is an open file, and a job may have thousands of takes
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -43,7 +43,7 @@ def locked(folders: Sequence[Path]) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Held by an open file, so that it ends with the process, however that ends."""
+    """A lock on an open file: it ends with the process, however that ends."""
     path = folder.with_name(f".{folder.name}.lock")
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -58,7 +58,7 @@ def _lock(folder: Path) -> Iterator[None]:
             raise JobRefused(f"Cannot lock '{folder}' ({error.strerror}); choose an `output` on a file system that has locks.") from None
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             break
-        os.close(descriptor)  # its last holder removed it meanwhile
+        os.close(descriptor)  # its last holder removed the file before we had the lock
     try:
         os.ftruncate(descriptor, 0)
         began = datetime.now(UTC).isoformat(timespec="seconds")

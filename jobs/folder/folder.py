@@ -1,8 +1,8 @@
 """A take's folder: what it holds and lacks, and how a new film comes to lie in it.
 
 Whoever writes holds the take's lock. A take is written in a hidden folder inside its own; when it is whole, its files move up, the manifest
-last. So a manifest always lies beside the film that it tells of, at whatever line a job is killed, and what a killed job left is swept by
-the next. Films and all that lies with them are moved aside, never overwritten.
+last. So a manifest always lies beside the film that it describes, at whatever line a job is killed, and the next job removes what a killed
+one left half-written. Films and all that lies with them are moved aside, never overwritten.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ FILM, LATENTS, PREVIEW = "film.mp4", "latents.safetensors", "preview.jpg"
 
 
 class Todo(Enum):
-    """What a take's folder leaves to do.
+    """What is left to do for a take, by what its folder holds.
 
-    DELIVER: its film is the take's, but is to be written with another frame rate. KEEP_LATENTS: its film is the take's, but its latents
-    were not kept, so that it is rendered again for them.
+    DELIVER: the film is rendered, but is to be written with another frame rate. KEEP_LATENTS: the film is rendered, but its latents were not
+    kept, so that it is rendered again for them.
     """
 
     NOTHING = auto()
@@ -32,7 +32,7 @@ class Todo(Enum):
 
 
 def look(folder: Path, film_key: str, delivery_key: str, save_latents: bool, force: bool) -> Todo:
-    """Raises ValueError for a manifest that cannot be read."""
+    """What is left to do for the take of that film key. Raises ValueError for a manifest that cannot be read."""
     manifest = read_manifest(folder)
     if force or manifest is None or manifest.film_key != film_key or not (folder / FILM).is_file():
         return Todo.RENDER
@@ -42,7 +42,7 @@ def look(folder: Path, film_key: str, delivery_key: str, save_latents: bool, for
 
 
 def make_room(folder: Path) -> Path | None:
-    """An empty folder for a take; returns where what lay in it is now, a name that was free, None if there was nothing but a preview."""
+    """Make an empty folder for a take. Moves aside what lay in it and returns where that is now; None if there was nothing but a preview."""
     sweep(folder)
     aside = None
     if folder.exists() and any(path.name != PREVIEW for path in folder.iterdir()):
@@ -60,14 +60,14 @@ def _free_name(folder: Path) -> Path:
 
 
 def stage(folder: Path) -> Path:
-    """A hidden folder inside for a take that is being written."""
+    """Make a hidden folder inside the take's, to write the take into."""
     staging = partial_name(folder / "take")
     staging.mkdir()
     return staging
 
 
 def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
-    """A whole take's files take their places, the manifest last."""
+    """Move a whole take's files from the hidden folder into the take's, and write the manifest last."""
     for path in sorted(staging.iterdir()):
         path.replace(folder / path.name)
     staging.rmdir()
@@ -75,14 +75,14 @@ def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
 
 
 def deliver_again(folder: Path, fps: Fraction, delivery_key: str) -> None:
-    """The kept film's own pictures at another frame rate. While the file is replaced the manifest claims no delivery.
+    """Give the kept film another frame rate; its pictures stay. While the file is replaced the manifest's delivery_key is empty.
 
-    Raises ValueError, with the manifest as it is then, for a film that cannot be read.
+    Raises ValueError for a film that cannot be read; delivery_key stays empty then.
     """
     from ...pipeline.film.retime import retime  # PyAV, which the checks of a job need not wait for
 
     manifest = read_manifest(folder)
-    assert manifest is not None, "only what is done is delivered again"
+    assert manifest is not None, "only a finished take is delivered again"
     sweep(folder)
     manifest.model_copy(update={"delivery_key": ""}).write(folder)
     retime(folder / FILM, folder / FILM, fps)
@@ -90,6 +90,6 @@ def deliver_again(folder: Path, fps: Fraction, delivery_key: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an ended writer left half-written. What a dying rank still adds goes the next time."""
+    """Remove what a writer that has ended left half-written. What a dying rank writes after that is removed the next time."""
     for path in partial_files(folder):
         remove(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..events import Decoded, Event, Stepped
 
 JOURNAL = "events.jsonl"
-_PROGRESS_SECONDS = 1.0  # steps and frames that follow sooner are left out
+_PROGRESS_SECONDS = 1.0  # steps and frames that follow the last one sooner are not written
 
 
 class Journal:

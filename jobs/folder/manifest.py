@@ -1,4 +1,4 @@
-"""What is written about a take beside its film: read by people, by farms and by the next run of the same job."""
+"""What is written about a take beside its film: read by people, by render farms and by the next run of the same job."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def computed_share(decisions: dict[str, int]) -> float:
 
 
 class Manifest(BaseModel):
-    """delivery_key: of the film file, empty while it is being replaced and where longtake had none yet. seconds: by stage, `load` (of the
-    model, once a job), `encode`, `denoise`, `decode`, `write`, and `take`, all of it but loading. threads: CPU threads a rank. decisions:
-    how many of each kind. speedup: what the cache saved of `denoise`, measured in the take; None without a cache. state is `done` once the
-    film is whole.
+    """How a take was rendered. delivery_key: of the film file, empty while it is being replaced and in manifests of old versions. seconds:
+    by stage, `load` (of the model, once a job), `encode`, `denoise`, `decode`, `write`, and `take`, all of it but loading. threads: CPU
+    threads a rank. decisions: how many of each kind. speedup: what the cache saved of `denoise`, measured in the take; None
+    without a cache. state is `done` once the film is whole.
     """
 
     model_config = ConfigDict(extra="forbid")
