@@ -45,7 +45,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """As `write_atomic`, for files that a library writes: gives the name to write under, which becomes `path` when the block ends.
 
-    It lies in a hidden folder of its own, as some libraries have temporary names of their own, which a sweep would not know.
+    That name is in a hidden folder of its own: a library may write under temporary names there, and all of them are removed with the folder.
     """
     folder = partial_name(path)
     folder.mkdir()

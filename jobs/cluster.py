@@ -41,7 +41,7 @@ class ClusterError(RuntimeError):
 @contextmanager
 def ray_cluster(num_ranks: int) -> Iterator[str]:
     """Use the cluster that this process has joined already, and leave it as it is; or join the one that RAY_ADDRESS names, or start one here
-    with a CPU a rank at least, and leave or end it afterwards. Gives where it is, in words.
+    with at least a CPU a rank, and leave or end it afterwards. Gives where it is, in words.
 
     Raises AddressError, within seconds, where nobody answers or we are turned away, and ClusterError where none can be started.
     """
@@ -69,9 +69,10 @@ def usable_cores() -> int:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Around ray.init, which sets handlers of its own for SIGTERM: first ones that end the process, by SystemExit, then one that prints a
-    stack trace and aborts three seconds later; at its end Ray sets none. So ours are set again, and until they are, and in Ray's own
-    threads for good, signals are held back. A signal that comes while the cluster's processes are started raises Stopped.
+    """Keeps our signal handlers in place, around ray.init. Ray sets handlers of its own for SIGTERM: first one that ends the process by
+    SystemExit, then one that prints a stack trace and aborts three seconds later; and it does not put ours back. So they are set again at
+    the end of the block. Until then signals are blocked, and in the threads that Ray starts they stay so. A signal that comes while the
+    cluster's processes are started raises Stopped.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -80,14 +81,14 @@ def _handlers_kept() -> Iterator[None]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     start_ray_process = services.start_ray_process
 
-    def start_with_ears(*args: Any, **kwargs: Any) -> Any:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # which the process inherits, and is ended by SIGTERM
+    def start_unblocked(*args: Any, **kwargs: Any) -> Any:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the new process inherits the mask, and SIGTERM must be able to end it
         try:
             return start_ray_process(*args, **kwargs)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
-    services.start_ray_process = start_with_ears
+    services.start_ray_process = start_unblocked
     try:
         yield
     except SystemExit:
@@ -109,7 +110,7 @@ def _join(named: str, address: str) -> None:
     try:
         ray.init(address=address, **_QUIET)
     except Exception as error:
-        reason = " ".join(str(error).split())  # two versions that do not fit are named on lines of their own
+        reason = " ".join(str(error).split())  # Ray names versions that do not fit on lines of their own
         raise AddressError(f"RAY_ADDRESS is '{named}', but its cluster cannot be joined ({reason})", _MEND_MISFIT) from error
 
 
@@ -136,9 +137,9 @@ def _resolve(named: str) -> str | None:
 
 
 def _silence(address: str) -> str:
-    """Why no Ray speaks at `address`, where somebody listens: ray.init would ask for a quarter of an hour. Empty where one does."""
+    """Why what listens at `address` is no Ray cluster; empty if it is one. Without this ray.init would go on asking for a quarter of an hour."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        return ""  # it answers in cipher, with certificates that are ray.init's business
+        return ""  # only ray.init has the certificates to ask over TLS
     with deaf_threads(), grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=_ANSWER_SECONDS)

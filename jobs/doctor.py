@@ -20,7 +20,7 @@ from .gang.gang import Gang
 from .settings.config import ParallelConfig
 
 _PACKAGES = ("torch", "diffusers", "transformers", "ray", "longtake")
-_MIN_FREE_DISK, _MIN_MEMORY = 10e9, 4e9  # bytes: some takes with their snapshots; the demo on two ranks
+_MIN_FREE_DISK, _MIN_MEMORY = 10e9, 4e9  # bytes: for some takes with their snapshots; for the demo on two ranks
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _machine(folder: Path) -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Finding:
-    """Where films are to be written: in the folder, or in the nearest one above it, as a job makes its own."""
+    """Room for films in the folder, or in the nearest one above it that exists: a job makes its output folder itself."""
     folder = folder.absolute()
     try:
         there = next(place for place in (folder, *folder.parents) if place.exists())

@@ -37,7 +37,7 @@ from .signals import Stopped, uninterrupted
 AnyEvent = TypeVar("AnyEvent", bound=Event)
 logger = logging.getLogger(__name__)
 
-_PAGE_SECONDS = 2.0  # between two pages at least, and so long that writing them takes a twentieth of the time
+_PAGE_SECONDS = 2.0  # at least, from one page to the next; longer where writing one takes more than a twentieth of that
 
 
 class JobStopped(Stopped):
@@ -45,8 +45,8 @@ class JobStopped(Stopped):
 
 
 class Driver:
-    """One run of a job. `run` renders what the plan leaves to do; every event goes into the folder's journal, and what it changes on the job's
-    page, before it is handed out.
+    """One run of a job. `run` renders what the plan leaves to do. Every event is written to the folder's journal before it is yielded; the job's
+    page is rewritten every few seconds.
 
     changes: each take's last change of state.
     """
@@ -60,11 +60,11 @@ class Driver:
         self._next_page = 0.0
 
     def run(self) -> Generator[Event, None, None]:
-        """Finished takes stay, whatever happens. A take that fails while all ranks live is left for the next one.
+        """Finished takes stay, whatever happens. After a take that fails while all ranks live, the job goes on with the next one.
 
         Raises JobRefused, before a weight is loaded, if another job writes the same takes or the cluster's gang does not fit them; GangError
-        when a rank dies or the gang cannot go on; AddressError and ClusterError where Ray cannot be joined or started; and where somebody
-        stops the job KeyboardInterrupt, as JobStopped in the midst of a take. An iterator that is closed ends the job in the same way.
+        when a rank dies or the gang cannot go on; AddressError and ClusterError where Ray cannot be joined or started; KeyboardInterrupt where
+        somebody stops the job, as JobStopped in the midst of a take. Closing the iterator stops the job in the same way.
         """
         plan = self.plan
         with ExitStack() as held:
@@ -143,7 +143,10 @@ class Driver:
                 yield from self._take(planned, gang, loaded[0])
 
     def _needs_rendering(self, planned: PlannedTake) -> tuple[bool, str]:
-        """And what is to be said of it. What needs no model is done here and now; a take that was not done when it was planned may be by now."""
+        """Whether a take must be rendered, and what to say of it. A new frame rate, which needs no model, is given here and now.
+
+        Looks again at what was not done when the job was planned: another job may have rendered it since.
+        """
         plan, film = self.plan, planned.folder / FILM
         todo = planned.todo if planned.is_done else plan.look(planned)
         if todo is Todo.NOTHING:
@@ -158,7 +161,7 @@ class Driver:
         return True, "is done, but its latents were not kept; it is rendered again for them" if todo is Todo.KEEP_LATENTS else ""
 
     def _shape(self) -> tuple[str, Degrees, str]:
-        """The device, and the degrees: those that the job gives, or, with the reason, the best for the ranks that it or the cluster has."""
+        """The device, the degrees, and why these; the reason is empty where the job gives them. Chosen for the job's ranks, or all GPUs."""
         plan = self.plan
         gpus = int(ray.cluster_resources().get("GPU", 0))
         wanted = plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or max(1, gpus)
@@ -213,7 +216,7 @@ class Driver:
         yield self._tell(TakeChanged, take=take.name, state=TakeState.DONE, **done)
 
     def _fail(self, planned: PlannedTake, gang: Gang, error: GangError) -> Iterator[Event]:
-        """A take that failed. Where all ranks live they form their group anew, and the job goes on with the next take."""
+        """A take that failed. Where all ranks live they form a new process group, and the job goes on with the next take."""
         yield self._tell(TakeChanged, take=planned.take.name, state=TakeState.FAILED, cause=str(error))
         try:
             if not gang.can_reform:
@@ -244,7 +247,7 @@ class Driver:
         )
 
     def _manifest(self, planned: PlannedTake, gang: Gang, loaded: Loaded, finished: TakeReport, seconds: float) -> Manifest:
-        """seconds: that the take needed in all."""
+        """seconds: that the whole take needed, from its first event to its last file."""
         plan = self.plan
         stages = {"load": loaded.seconds, **finished.seconds, "take": seconds}
         return Manifest(

@@ -36,8 +36,8 @@ class JobState(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """time: in UTC. job: the run that it happened in; rendering again into the same folder is another one. take: empty where it
-    concerns the whole job.
+    """time: in UTC. job: the id of the run of the job; rendering again into the same folder is another run. take: its name, empty where the
+    event concerns the whole job.
     """
 
     job: str
@@ -93,9 +93,8 @@ class ModelLoaded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TakeChanged(Event):
-    """A take's state is another one now. cause: why it failed, was stopped or had nothing left to do; empty for what goes by itself. film:
-    its path, once it is done. seconds, decisions: that it took in this job, and what its model calls came to; None and empty if it was done
-    before.
+    """A take entered `state`. cause: why it failed, was stopped or had nothing left to do, else empty. film: its path, once it is done.
+    seconds: that it took in this run; decisions: how many of its model calls were computed, reused ...; None and empty if it was done before.
     """
 
     state: TakeState
@@ -118,7 +117,7 @@ class Stepped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded(Event):
-    """So many of the film's frames are written."""
+    """`frames` of the film's `num_frames` are written so far."""
 
     frames: int
     num_frames: int

@@ -83,7 +83,7 @@ class Rendering:
 
     def __init__(self, job: Job, overrides: Sequence[str] = (), *, force: bool = False, say: Callable[[str], None] = lambda line: None) -> None:
         """job: a YAML file's path, a mapping of the same form, or a JobConfig; overrides: `key=value`, as on the command line. force: render
-        takes that are done again. say: gets a line before what takes long (hashing a model's weights for the first time).
+        takes that are done again. say: called with a line before what takes long (hashing a model's weights for the first time).
 
         Raises ValueError, with the offending value and the mend, for a job that fails a check. Nothing is loaded or reserved here.
         """
@@ -92,7 +92,7 @@ class Rendering:
         self._events: Generator[Event, None, None] | None = None
 
     def __iter__(self) -> Iterator[Event]:
-        """Render, event by event. Raises JobFailed if takes failed, behind the last event or as soon as a rank has died, and otherwise what
+        """Render, event by event. Raises JobFailed if takes failed, after the last event or as soon as a rank has died, and otherwise what
         `Driver.run` raises.
         """
         from .driver import Driver
@@ -117,7 +117,7 @@ class Rendering:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Whoever stops the job outside of it (Ctrl-C while an event is shown) hears which take that was, as JobStopped."""
+        """A KeyboardInterrupt in the `with` block (Ctrl-C while an event is shown) becomes JobStopped, which names the take that was stopped."""
         if self._events is None:
             return
         if isinstance(error, KeyboardInterrupt):

@@ -15,13 +15,13 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked us to stop. Not KeyboardInterrupt itself: had that passed through an exec, as any import may have one, Python would
-    end the process by SIGINT, whatever became of the exception. Catch KeyboardInterrupt: where Ray waited, it raises that instead.
+    """A signal asked us to stop. A class of its own, as Python ends the process by SIGINT once KeyboardInterrupt itself has passed through
+    an `exec` (any import may contain one), even if it is caught later. Catch KeyboardInterrupt: Ray raises that where it was waiting.
     """
 
 
 class _Interrupt:
-    """Raises Stopped; what comes within a second of it (a second Ctrl-C, another SIGTERM) says the same again and is dropped."""
+    """A handler that raises Stopped. Signals that come within a second of the first (another Ctrl-C, another SIGTERM) are dropped."""
 
     def __init__(self) -> None:
         self._raised = -math.inf
@@ -33,7 +33,7 @@ class _Interrupt:
 
 
 def interrupt_on_signals() -> None:
-    """Each of them raises Stopped from now on; one that was ignored when we were started (nohup, a background job) stays so."""
+    """From now on each of STOPPING raises Stopped, but for those that were ignored when the process was started (nohup, a background job)."""
     interrupt = _Interrupt()
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -48,10 +48,10 @@ def ignore_signals() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Holds the signals back until the block has ended, and lets them come then: whoever ends ranks or a cluster must come to the end of it.
+    """Holds signals back until the block has ended, which must not be cut short as it ends ranks or a cluster, and lets them come then.
 
-    Where that happens because of an exception, what would only interrupt the program has nothing to add and is dropped. A signal that is
-    ignored (nohup) stays so.
+    Where the block runs because of an exception, which ends the job in any case, signals that would only interrupt it are dropped. One that is
+    ignored (as SIGHUP is under nohup) stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -61,7 +61,7 @@ def uninterrupted() -> Iterator[None]:
     before = {number: handler for number in STOPPING if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, lambda number, frame: held.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)  # as well: ray.shutdown sets handlers aside, of which Python hears nothing
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)  # as well: ray.shutdown replaces handlers unknown to Python
     try:
         yield
     finally:

@@ -77,7 +77,7 @@ def _check_target(out: Path, force: bool) -> None:
 
 
 def _candidates(plan: Plan, names: Sequence[str]) -> tuple[list[Recipe], list[str]]:
-    """The recipes that the job could use, and why it could not use the others; one that was asked for by name it must."""
+    """The recipes that the job could use, and why it could not use the others. Raises ValueError if it cannot use one that was asked for."""
     fitting, skipped = [], []
     for name in dict.fromkeys(names or recipe_names()):
         try:
@@ -92,12 +92,12 @@ def _candidates(plan: Plan, names: Sequence[str]) -> tuple[list[Recipe], list[st
 
 
 def _fitted(name: str, plan: Plan) -> Recipe:
-    """Raises ValueError if it does not work on one of the job's takes, or would hold more than the job's budget: on the job's gang, or on one
-    rank, as it is tried here, where the job leaves its gang to be chosen.
+    """The recipe with its numbers. Raises ValueError if it does not work on one of the job's takes, or would hold more than the job's budget on
+    a rank of its gang; where the gang is chosen later, on one rank, as it is tried here.
     """
     degrees = plan.degrees or Degrees()
     fitted = find_recipe(name, plan.card, plan.takes[0].take.num_inference_steps, dtype=plan.job.cache.dtype)
-    if load_recipe(name).calibrated and fitted.calibration is None:  # published numbers, which are no other model's
+    if load_recipe(name).calibrated and fitted.calibration is None:  # its numbers were published for this model: bind it to this one
         fitted = replace(fitted, calibration=Calibration(plan.model))
     for planned in plan.takes:
         check_recipe(fitted, plan.card, planned.take, plan.model, degrees)
@@ -171,7 +171,7 @@ def _picture(trials: Sequence[Trial], best: Trial, tuning: Tuning) -> bytes:
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     axes = figure.subplots()
     top = max((trial.psnr for trial in trials if trial.psnr < float("inf")), default=100.0) + 1
-    shown = [replace(trial, psnr=min(trial.psnr, top)) for trial in trials]  # where nothing was reused PSNR has no end
+    shown = [replace(trial, psnr=min(trial.psnr, top)) for trial in trials]  # PSNR is infinite where nothing was reused
     colours, markers = cycle(colormaps["tab20"](range(20))), cycle("osD^v<>")
     for name in dict.fromkeys(trial.recipe.name for trial in trials):
         tried = sorted((trial for trial in shown if trial.recipe.name == name), key=lambda trial: trial.psnr)

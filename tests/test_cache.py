@@ -307,7 +307,7 @@ def test_traces_are_shown_compared_and_replayed(tiny_wan: Path, tmp_path: Path) 
     equal, parted = (runner.invoke(app, ["trace", "diff", str(paths[0]), str(path)]) for path in paths[1:])
     assert (equal.exit_code, equal.output) == (0, "equal: 36 decisions\n")
     assert parted.exit_code == 1
-    assert parted.output.startswith("they part at step 2, segment")
+    assert parted.output.startswith("they differ first at step 2, segment")
     assert "reuse" in parted.output
     assert runner.invoke(app, ["trace", "show", str(tmp_path / "none.json")]).exit_code == 2
     (tmp_path / "broken.json").write_text("{}")

@@ -10,7 +10,7 @@ import yaml
 
 from .said import checked, given_path, say, stoppable
 
-_WORTH_SAYING = 150  # characters of a setting; expected errors of many steps are for the file alone
+_WORTH_SAYING = 150  # characters of a setting that is printed; longer ones (numbers of every step) are in the file alone
 
 
 @stoppable("nothing is written")
@@ -18,14 +18,14 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     model: Annotated[str, typer.Argument(help="'demo', or a checkpoint folder")],
     out: Annotated[Path | None, typer.Option(help="the recipe to write (YAML); in the model's folder, where jobs find it, if left out")] = None,
     recipe: Annotated[str, typer.Option(help="ertacache, lemica, magcache, meancache, planned, ra_cfgcache, smoothcache or teacache")] = "planned",
-    steps: Annotated[int, typer.Option(help="denoising steps of the takes to come", min=3)] = 50,
-    computed: Annotated[int | None, typer.Option(help="steps to compute of them (planned, lemica, meancache), two in five if left out")] = None,
+    steps: Annotated[int, typer.Option(help="denoising steps of the takes that will use the recipe", min=3)] = 50,
+    computed: Annotated[int | None, typer.Option(help="how many of them to compute (planned, lemica, meancache), two in five if left out")] = None,
     threshold: Annotated[float | None, typer.Option(help="error to allow (smoothcache: alpha, ertacache: lambda)")] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="what to render for it; repeat for several takes")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="what to render for measuring; repeat for several takes")] = None,
     guidance_scale: Annotated[float, typer.Option()] = 5.0,
-    flow_shift: Annotated[float | None, typer.Option(help="of the takes to come, the model's own if left out")] = None,
+    flow_shift: Annotated[float | None, typer.Option(help="of the takes that will use the recipe, the model's own if left out")] = None,
 ) -> None:
-    """Measure a model on a few full takes and write a recipe that was made for it."""
+    """Measure a model on a few takes without a cache, and write a recipe with its numbers."""
     from ...pipeline.checkpoint.card import read_card
     from ...pipeline.recipes.choose import numbers_path
 
@@ -50,7 +50,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
 
 
 def _check_target(out: Path, *, make: bool) -> None:
-    """make: the folder if it is not there."""
+    """make: whether to make the folder if it is not there."""
     from ...files import check_target
 
     try:

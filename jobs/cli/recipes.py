@@ -1,4 +1,4 @@
-"""`longtake recipes`: the cache methods that come along."""
+"""`longtake recipes`: the cache methods that come with longtake."""
 
 from __future__ import annotations
 

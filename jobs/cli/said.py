@@ -1,4 +1,4 @@
-"""What the verbs have in common: lines and complaints as they are shown, checks with one message, and stopping."""
+"""What the verbs have in common: printing lines and errors, turning a failed check into one message, and being stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Prints what it is given: a path like '[/x].yaml' is no markup, and no text is coloured, shortened or turned into pictures."""
+    """Prints texts as they are: nothing in them is taken as markup (a path may be '[/x].yaml') or emoji, coloured, wrapped or cut off."""
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -40,7 +40,7 @@ def complain(kind: str, message: object) -> None:
 
 
 def checked(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a check of user input, or what it leads to. ValueError becomes one message and exit code 2; numbers that are none, exit code 1."""
+    """Run a check of user input, or what it leads to. ValueError becomes one message and exit code 2, FloatingPointError exit code 1."""
     try:
         return check(*args, **kwargs)
     except ValueError as error:
@@ -62,7 +62,7 @@ def given_path(path: Path) -> Path:
 def stoppable(where: str, what_stays: str = "") -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP end the command with one line and exit code 130, whatever it is doing.
 
-    where: what to say that it was doing, unless the exception knows better.
+    where: how far the command was, shown unless the exception says it. what_stays: the end of the message.
     """
     interrupt_on_signals()
     try:

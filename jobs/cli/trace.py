@@ -32,7 +32,7 @@ def show_trace(
 
 @traces.command("diff")
 def diff_traces(a: Annotated[Path, typer.Argument(help="a take's folder, or its trace.json")], b: Annotated[Path, typer.Argument()]) -> None:
-    """The first decision in which two takes part; exit code 1 if there is one."""
+    """The first decision in which two takes differ; exit code 1 if there is one."""
     from ..show.decisions import diff
 
     line = diff(checked(_load_trace, a), checked(_load_trace, b))

@@ -10,7 +10,7 @@ _MARKS = {"compute": "#", "partial": "~", "reuse": "."}
 
 
 def show(trace: Trace) -> Iterator[str]:
-    """A line a row (# computed, ~ in part, . reused), then what it comes to."""
+    """A line for each segment, branch and site with a mark a step (# computed, ~ in part, . reused); then lines of totals."""
     rows = trace.rows()
     width = max(map(len, rows), default=0)
     for label, entries in rows.items():
@@ -24,14 +24,16 @@ def show(trace: Trace) -> Iterator[str]:
 
 
 def diff(a: Trace, b: Trace) -> str:
-    """Where two takes part, in one line."""
+    """The first decision in which two traces differ, as one line."""
     parting = a.parting(b)
     if parting is None:
         return f"equal: {len(a.entries)} decisions"
     first = parting[0] or parting[1]
     assert first is not None
     sides = [f"{entry.decision} (value {_number(entry.value)}, margin {_number(entry.margin)})" if entry else "nothing" for entry in parting]
-    return f"they part at step {first.step}, segment {first.segment}, {first.branch}, {first.site} {first.layers}: {sides[0]} against {sides[1]}"
+    return (
+        f"they differ first at step {first.step}, segment {first.segment}, {first.branch}, {first.site} {first.layers}: {sides[0]} against {sides[1]}"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -21,14 +21,14 @@ def decisions_text(decisions: dict[str, int]) -> str:
 
 
 def _ended(event: TakeChanged) -> str:
-    """What is to be said of a take that came to its end; nothing where it was done before."""
+    """What is to be said of a take that is done or has failed; empty where it was done before."""
     if event.state is TakeState.FAILED:
         return f"take '{event.take}' failed: {event.cause}"
     return "" if event.seconds is None else f"take '{event.take}': {event.film} ({event.seconds:.1f} s, {decisions_text(event.decisions)})"
 
 
 class Reporter(ABC):
-    """Gets every event of a job, and lines from before it begins. A context manager, so that a terminal is left tidy."""
+    """Shows the events of a job, each handed to `event`. A context manager, which leaves the terminal as it was."""
 
     def __init__(self) -> None:
         self._takes: list[str] = []
@@ -65,7 +65,7 @@ class Reporter(ABC):
 
     @abstractmethod
     def end(self, event: TakeChanged) -> None:
-        """A take is done, now or since long, or failed."""
+        """A take is done, in this run or an earlier one, or has failed."""
 
     @abstractmethod
     def progress(self, event: Stepped | Decoded) -> None: ...
@@ -126,7 +126,7 @@ class BarReporter(Reporter):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with suppress(OSError):  # the terminal may be gone: being stopped is what this ends by then
+        with suppress(OSError):  # the terminal may be gone, which is why the job ends
             self._progress.stop()
 
     def say(self, line: str) -> None:
