@@ -13,14 +13,14 @@ from .checkpoint.card import ModelCard
 from .options import ModelOptions
 from .take import Take
 
-_VERSION = 2  # raised when the same inputs come to give another film
+_VERSION = 2  # raised when a new version gives another film for the same inputs
 _DELIVERY_VERSION = 1  # likewise, for the file of the same frames
 
 
 def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None = None) -> str:
-    """Of all that may change a film's latents, 64 hex digits. model: its hash.
+    """The hash of all that may change a film's latents, 64 hex digits. model: its own hash.
 
-    A take's name is not in it: it is where the film is kept, not what it shows; nor are windows, where one holds the whole take.
+    A take's name is not in it: it is where the film is kept, not what it shows; nor is the timeline where one window holds the whole take.
     """
     content = asdict(take)
     del content["name"]
@@ -41,7 +41,7 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
 
 
 def delivery_key(fps: Fraction) -> str:
-    """Of all that changes a film's file and none of its pictures, 64 hex digits. fps: frames a second."""
+    """The hash of all that changes a film's file and none of its pictures, 64 hex digits. fps: frames a second."""
     return _hashed({"version": _DELIVERY_VERSION, "fps": str(fps)})
 
 

@@ -10,7 +10,7 @@ from .noise import NOISES
 from .timeline import Timeline
 
 _LARGEST_SIDE = 16384  # pixels; what H.264 and its players can hold
-_MOST_FRAMES, _MOST_STEPS = 1_000_000, 10_000  # far beyond use: a slip of the hand
+_MOST_FRAMES, _MOST_STEPS = 1_000_000, 10_000  # far beyond use: larger numbers are typing errors
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Take:
         for prompt in self.prompts:
             if prompt.text not in heard:
                 raise ValueError(
-                    f"{where}: the prompt from frame {prompt.frame} ('{prompt.text}') is heard by no window, as each takes the prompt at its "
+                    f"{where}: the prompt from frame {prompt.frame} ('{prompt.text}') is used by no window, as each uses the prompt at its "
                     f"middle; set timeline=windows with a shorter timeline.window, or let the prompt hold for longer."
                 )
 
@@ -112,7 +112,7 @@ class Take:
         if self.negative_prompt and not self.is_guided(card):
             why = "this model has its guidance embedded" if card.embeds_guidance else "guidance_scale is 1"
             raise ValueError(
-                f"{where}: negative_prompt is '{self.negative_prompt}', but {why}, so that nothing hears it; drop it, or set "
+                f"{where}: negative_prompt is '{self.negative_prompt}', but {why}, so that it has no effect; drop it, or set "
                 f"takes.*.negative_prompt= (empty){'' if card.embeds_guidance else ', or raise guidance_scale'}."
             )
         if self.noise not in NOISES:

@@ -26,8 +26,8 @@ _GROWTH_SHARES = (0.02, 0.06, 0.12, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)  # of a take
 
 @dataclass(frozen=True)
 class Velocities:
-    """guided: [steps, steps], mean products of the guided velocities of two steps, a latent value. branches: [branches, steps, steps],
-    these of each branch's own. sigmas: [steps + 1].
+    """guided: [steps, steps], the product of the guided velocities of two steps, its mean over latent values. branches: [branches, steps,
+    steps], the same of each branch's own velocities. sigmas: [steps + 1].
     """
 
     guided: Floats

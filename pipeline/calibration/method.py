@@ -15,7 +15,7 @@ from .path import check_budget
 
 @dataclass(frozen=True)
 class Setting:
-    """What may be chosen of a method, where it asks for it. computed: how many steps of a take to compute; threshold: how much error to allow."""
+    """What users may choose of a method. computed: how many steps of a take to compute; threshold: how much error to allow."""
 
     computed: int = 0
     threshold: float = 0.0

@@ -19,8 +19,8 @@ from ...cache.recipe.fit import name_from_path
 from .support import SUPPORT, calls_a_step, check_configs, check_index, moves_by_velocity
 
 _WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")  # any one of which makes a tokenizer
-# What a checkpoint's own card may state otherwise, in its front matter under `longtake`.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")  # a tokenizer has one of them
+# By family; a checkpoint's README.md may state other values in its front matter, under `longtake`.
 _USUAL = {
     "wan": {"trained_frames": 81, "height": 480, "width": 832, "max_sequence_length": 512, "fps": 16},
     "hunyuan_video": {"trained_frames": 129, "height": 720, "width": 1280, "max_sequence_length": 256, "fps": 24},
@@ -29,13 +29,13 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class ModelCard:
-    """name: what the model is called, by which numbers that were published for it are known. family: how its parts are called. Sizes in
-    pixels and frames; strides in pixels (or frames) a latent cell.
+    """name: the model's name, by which the published numbers of recipes are found. family: which of families.FAMILIES loads and calls it. Sizes
+    in pixels and frames; strides in pixels (or frames) a latent cell.
 
     size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for.
-    num_layers: blocks in all; num_joint_layers: those that keep the text beside the video (HunyuanVideo's first list; 0 where blocks
-    carry no text). dim: width of the hidden states. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
-    calls_a_step: how often the scheduler asks the model in every step but the last, which takes one call. moves_by_velocity: whether it
+    num_layers: blocks in all; num_joint_layers: those of them that hold text and video apart (HunyuanVideo's first list; 0 where
+    blocks carry no text). dim: width of the hidden states. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
+    calls_a_step: model calls in every step of the scheduler but the last, which takes one. moves_by_velocity: whether it
     moves the latents by velocity times the step in sigma and by nothing else.
     """
 
@@ -76,7 +76,7 @@ class ModelCard:
 
 
 def model_folder(model: str) -> Path:
-    """The folder of a model given by path, absolute: other nodes work elsewhere. `demo` is the one that comes with longtake."""
+    """The folder of a model given by path, absolute, as ranks have other working folders. `demo` is the one that comes with longtake."""
     return Path(str(resources.files("longtake.pipeline.demo") / "model")) if model == "demo" else Path(model).expanduser().absolute()
 
 
@@ -173,7 +173,7 @@ def _check_weights(folder: Path, part: str) -> None:
 
 
 def _check_whole(file: Path) -> None:
-    """A download that broke off, or a pointer to a file that was never fetched: its header tells another length than the file has."""
+    """Raise ValueError for a file that is not as long as its header says: a download that broke off, or a pointer of Git LFS."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         size = file.stat().st_size

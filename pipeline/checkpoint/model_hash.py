@@ -19,7 +19,7 @@ _SETTLED_SECONDS = 2.0  # a file that changed just now may change again within o
 def model_hash(folder: Path, tell: Callable[[str], None] = lambda line: None) -> str:
     """64 hex digits, of every file in the model's parts, of its index and of all weights (LoRA too) that lie beside them.
 
-    The folder's card, licence and calibrated recipes are no part of the model. tell: gets a line before much is read.
+    The folder's card, licence and calibrated recipes are no part of the model. tell: called with a line before much is read.
     """
     digest = hashlib.sha256()
     memory, files = _Memory(), _files(folder)
@@ -77,7 +77,7 @@ class _Memory:
         return content
 
     def write(self) -> None:
-        """Beside what others have written meanwhile, without files that are gone."""
+        """Adds to what other processes have written meanwhile, and leaves out files that are gone."""
         if not self._new:
             return
         there = {where: known for where, known in {**self._read(), **self._new}.items() if Path(where).exists()}

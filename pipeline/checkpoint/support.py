@@ -1,4 +1,4 @@
-"""Which checkpoints a family renders as their own pipeline does; any other is refused, as half of a model gives a wrong film without a word.
+"""Which checkpoints a family renders as their own pipeline does; any other is refused, as leaving out a part gives a wrong film without an error.
 
 Knows diffusers' class names and configs as plain JSON: no weights, no torch.
 """
@@ -22,7 +22,7 @@ _SCHEDULER_MEND = f"save the model with {_EULER}, or with {_UNIPC} (prediction_t
 @dataclass(frozen=True)
 class Support:
     """Which checkpoints a family renders. parts: the folders of a checkpoint and the class that each must be of, None where any will do.
-    schedulers: those that its way of setting timesteps works with. latents: what the VAE's config calls its latent channels.
+    schedulers: those that its way of setting timesteps works with. latents: the VAE config's key for its latent channels.
     """
 
     family: str
@@ -60,7 +60,7 @@ SUPPORT = {
     ),
 }
 
-# Settings that ask for what no family does, and what they ask for. Elsewhere in a config they are absent, null or false.
+# Settings of what no family does, and what a model with them does. In models that families render they are absent, null or false.
 _UNSUPPORTED = {
     "transformer": {
         "image_dim": "is conditioned on images",
@@ -129,13 +129,13 @@ def _check_scheduler(model: str, support: Support, scheduler: Mapping[str, Any])
     stated = {"prediction_type": scheduler.get("prediction_type"), "use_flow_sigmas": scheduler.get("use_flow_sigmas")}
     if stated != {"prediction_type": "flow_prediction", "use_flow_sigmas": True}:
         said = ", ".join(f"{key}={value}" for key, value in stated.items())
-        raise ValueError(f"{where} with {said}, but these models say a flow's velocity; {_SCHEDULER_MEND}.")
+        raise ValueError(f"{where} with {said}, but these models predict a flow's velocity; {_SCHEDULER_MEND}.")
     if str(scheduler.get("algorithm_type")).startswith("sde-"):
         raise ValueError(f"{where} with algorithm_type={scheduler['algorithm_type']}, which draws noise at every step; {_SCHEDULER_MEND}.")
 
 
 def calls_a_step(scheduler: Mapping[str, Any]) -> int:
-    """How often a scheduler asks the model in every step but the last, which takes one call."""
+    """Model calls in every step of a scheduler but the last, which takes one."""
     return _CALLS_A_STEP.get(str(scheduler.get("_class_name")), 1)
 
 

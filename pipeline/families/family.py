@@ -43,7 +43,7 @@ class Family(ABC):
 
     @classmethod
     def load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> Family:
-        """Load all parts; transformer and text encoders in `dtype`, the VAE in fp32. held: where the transformer's weights go first."""
+        """Load all parts; transformer and text encoders in `dtype`, the VAE in fp32. held: the device that the transformer's weights go to first."""
         with quiet_loading():
             return cls._load(card, dtype, device, held)
 
@@ -74,7 +74,7 @@ class Family(ABC):
     def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
         """One model call. latents: [batch, channels, latent frames, height, width]; timestep: scalar; prompt: of the same batch.
 
-        guidance_scale: an input of models with guidance embedded; the others take no notice of it.
+        guidance_scale: an input of models with guidance embedded; the others ignore it.
         """
 
     @abstractmethod
@@ -91,7 +91,7 @@ class Family(ABC):
     def bind(self, mesh: Mesh, kernel: Kernel, *, by_frames: bool = False) -> None:
         """Work as one rank of `mesh` until `unbind`: model calls share the tokens over its sequence axis, decoding shares the rows of every
         frame over all ranks. kernel: attention on this rank; by_frames: ranks hold whole frames of tokens. Raises ValueError, with nothing
-        bound, for degrees that the model cannot be shared by.
+        bound, for degrees that do not fit the model.
         """
         assert self._bound is None, "unbind() first"
         with ExitStack() as bound:
@@ -103,7 +103,7 @@ class Family(ABC):
             self._bound = bound.pop_all()
 
     def unbind(self) -> None:
-        """Work alone again: the transformer and the VAE's decoder are what they were before `bind`, and nothing keeps the mesh."""
+        """Work alone again: the transformer and the VAE's decoder are what they were before `bind`, and hold no reference to the mesh."""
         if self._bound is not None:
             self._bound.close()
         self._bound = self._rows = None
@@ -129,8 +129,8 @@ class Family(ABC):
 
 
 def read_part(model_class: Any, folder: Path, **options: Any) -> Any:
-    """A part's model as its class reads it. Raises ValueError, naming them, for weights that the files lack, as both libraries would go on
-    with random ones, and for weights of diffusers' models that the class leaves out.
+    """One part of a checkpoint, loaded by its class. Raises ValueError, naming the weights, where the files lack some (diffusers and
+    transformers would go on with random ones), and where files of diffusers' models have some that the class does not use.
     """
     model, found = model_class.from_pretrained(folder, output_loading_info=True, **options)
     keys = {"lacks": found["missing_keys"], "has left over": found["unexpected_keys"] if isinstance(model, diffusers.ModelMixin) else ()}

@@ -27,7 +27,7 @@ class HunyuanVideo(Family):
 
     @classmethod
     def _load(cls, card: ModelCard, dtype: torch.dtype, device: torch.device, held: torch.device) -> HunyuanVideo:
-        # A second of imports that other families do without.
+        # A second of imports, which other families need not wait for.
         from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
         from transformers import CLIPTextModel, LlamaModel
 
@@ -44,7 +44,7 @@ class HunyuanVideo(Family):
         return cls(card, stock, device)
 
     def _encode_prompt(self, prompt: str) -> Prompt:
-        """Llama's states behind the stock template, with their mask, and CLIP's pooled state."""
+        """Llama's states after the stock template, with their mask, and CLIP's pooled state."""
         embeds, pooled, mask = self._stock.encode_prompt(prompt, device=self.device, max_sequence_length=self.card.max_sequence_length)
         inputs = {"encoder_hidden_states": embeds, "pooled_projections": pooled, "encoder_attention_mask": mask}
         return {name: tensor.to(self.transformer.dtype) for name, tensor in inputs.items()}
@@ -68,8 +68,9 @@ class HunyuanVideo(Family):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """In diffusers' overlapping temporal tiles, blended where they overlap, one tile held at a time: the same frames as its own
-        decoding, which blends as well (group norms look at all frames of a tile). Rows that are spread over a gang change nothing.
+        """In diffusers' overlapping temporal tiles, blended where they overlap, one tile held at a time: the same frames as diffusers' own
+        decoding in such tiles (of another length they give others, as group norms look at all frames of a tile). Rows may be spread over a
+        gang without changing them.
         """
         vae = self.vae
         stride, tile_frames = vae.tile_sample_stride_num_frames, vae.tile_sample_min_num_frames
@@ -98,7 +99,7 @@ class HunyuanVideo(Family):
 
     @staticmethod
     def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:
-        """Video tokens are sharded behind the patch embedding and gathered after the output projection; every rank holds the text."""
+        """Video tokens are sharded after the patch embedding and gathered after the output projection; every rank holds the text."""
         patch_frames = transformer.config.patch_size_t
 
         def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

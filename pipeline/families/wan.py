@@ -81,7 +81,7 @@ class Wan(Family):
 
     @staticmethod
     def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:
-        """Tokens are sharded behind the patch embedding, with their rotary positions and timesteps a token, and gathered after the
+        """Tokens are sharded after the patch embedding, with their rotary positions and timesteps a token, and gathered after the
         output projection, where a token has 64 channels instead of the model's width.
         """
         patch_frames = transformer.config.patch_size[0]

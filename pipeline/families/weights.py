@@ -28,7 +28,7 @@ def shard_weights(transformer: Any, axis: Axis, device: torch.device) -> None:
 
 
 def offload_weights(transformer: Any, device: torch.device) -> tempfile.TemporaryDirectory[str] | None:
-    """Keep the blocks' weights away from `device` but for the running block's: in host memory, or in files where the device is the CPU.
+    """Keep the blocks' weights away from `device`, except for the block that runs: in host memory, or in files where the device is the CPU.
 
     Returns the folder of the files, which must live as long as the model.
     """

@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 _LARGEST = 1000
-_DENOMINATOR = 1001  # ffmpeg keeps rates of terms up to 1,001,000
+_DENOMINATOR = 1001  # ffmpeg keeps fractions whose terms are at most 1,001,000
 
 
 def frame_rate(stated: str | float) -> Fraction:

@@ -13,7 +13,7 @@ from .read import open_film
 
 
 def retime(source: Path, target: Path, fps: Fraction) -> None:
-    """Writes a film's very packets as a film of another frame rate: the same pictures, tags and metadata, nothing decoded.
+    """Copies a film's encoded packets into a film of another frame rate: the same pictures, tags and metadata, nothing decoded.
 
     Raises ValueError for an unreadable film, and for one whose frames do not follow each other at one rate.
     """
@@ -27,7 +27,7 @@ def retime(source: Path, target: Path, fps: Fraction) -> None:
         copied.time_base = 1 / fps
         rate = stream.average_rate or Fraction(0)
         for packet in container.demux(stream):
-            if packet.dts is None:  # the demuxer's last word
+            if packet.dts is None:  # the empty packet at the end of the stream
                 continue
             packet.pts, packet.dts = (_frame_index(source, time, packet.time_base * rate) for time in (packet.pts, packet.dts))
             packet.duration, packet.time_base, packet.stream = 1, 1 / fps, copied

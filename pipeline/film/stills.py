@@ -21,7 +21,7 @@ class ContactSheet:
     """Keeps evenly spaced stills, the first and the last frame among them, while a film streams by; at most columns * rows + 1 of them.
 
     Stills are scaled as they come (SHORT_SIDE, LONG_SIDE), so memory depends on neither the film's length nor its size. Both pictures can be
-    saved before the film is complete: they then show what has come.
+    saved before the film is complete: they then show the frames so far.
     """
 
     def __init__(self, num_frames: int, columns: int = 6, rows: int = 4) -> None:
@@ -39,7 +39,7 @@ class ContactSheet:
         self._next = 0
 
     def add(self, frames: NDArray[np.uint8]) -> None:
-        """The film's next frames come, uint8 RGB [n, height, width, 3]. Raises ValueError for more frames than announced."""
+        """Take the film's next frames, uint8 RGB [n, height, width, 3]. Raises ValueError for more frames than announced."""
         if self._next + len(frames) > self.num_frames:
             raise ValueError(f"{self._next + len(frames)} frames came for a film of num_frames={self.num_frames}; announce its true length")
         for index, frame in enumerate(frames, start=self._next):

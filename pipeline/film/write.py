@@ -56,7 +56,7 @@ class FilmWriter:
     def __init__(self, path: Path, *, width: int, height: int, fps: float | Fraction, metadata: Mapping[str, str] | None = None) -> None:
         """width, height: pixels, even. fps: frames a second. metadata: short texts for the container; keys are free, without "=".
 
-        Raises ValueError where one of these cannot be.
+        Raises ValueError for values that no film can have.
         """
         if path.suffix.lower() != ".mp4":
             raise ValueError(f"{path}: films are written as MP4; give a name that ends in .mp4")

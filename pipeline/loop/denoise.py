@@ -38,7 +38,7 @@ class Step:
 
 class Denoising:
     """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike. Raises
-    FloatingPointError behind the last step, on every rank, if they are not finite.
+    FloatingPointError after the last step, on every rank, if they are not finite.
 
     index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. encode_seconds: spent on encoding
     the texts. cached: the cache on this family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
@@ -64,7 +64,7 @@ class Denoising:
         self.index = 0
 
     def fork(self, cached: Cached | None = None) -> Denoising:
-        """The rest of the take, between two steps, to be tried apart from this one. cached: the fork's own cache."""
+        """A copy, made between two steps, whose steps leave this one as it is. cached: the copy's own cache."""
         other = copy(self)
         other.scheduler, other.cached = deepcopy(self.scheduler), cached
         return other
@@ -81,7 +81,7 @@ class Denoising:
         self._check_finite()
 
     def _check_finite(self) -> None:
-        """Once a take, summed over the gang, so that all ranks say the same."""
+        """Raise FloatingPointError if a rank's latents are not finite. Summed over the gang, so that all ranks raise or none."""
         if self.mesh.gang.sum((~self.latents.isfinite()).sum(dtype=torch.float64)) > 0:
             raise FloatingPointError(
                 "the take's latents are not finite (nan or inf); lower guidance_scale, check flow_shift, or set model.dtype to bfloat16 or "
@@ -97,8 +97,8 @@ class Denoising:
         return velocity, clean
 
     def _guided(self, index: int, timestep: Tensor) -> Tensor:
-        """Classifier-free guidance (arXiv 2207.12598): one branch after the other, cond first as diffusers does; or a branch a half of
-        the gang and one exchange of latents; or both in a batch, where the cache decides from both before either runs.
+        """Classifier-free guidance (arXiv 2207.12598): one branch after the other, cond first as diffusers does; or, at cfg_degree 2,
+        one branch on each half of the gang and one exchange of latents; or both in a batch, where the cache decides from both before either runs.
         """
         if not self._is_guided:
             return self._fused("cond", index, timestep)
@@ -123,7 +123,7 @@ class Denoising:
         return fuse(self.timeline, latents, call, self.mesh.window)
 
     def _prompt(self, branch: str, segment: int) -> Prompt:
-        """The encoded text that a window's call hears; for branch `both`, those of both branches in a batch."""
+        """The encoded text of a window's call; for branch `both`, those of both branches in a batch."""
         if branch == "both":
             return self._both[segment]
         return self._prompts[segment] if branch == "cond" else self._negative

@@ -1,4 +1,4 @@
-"""What a model predicts for the windows of a take, put together."""
+"""Fusing what a model predicts for the windows of a take into one prediction for all of it."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def file_name(kind: str, number: int, suffix: str) -> str:
 
 
 def publish(folder: Path, number: int, paths: Mapping[str, Path], *, film_key: str, step: int, num_inference_steps: int) -> None:
-    """Make a generation count whose files, by what they hold, are written; then remove all but the last two."""
+    """Write the index of a generation whose files are written, by what they hold; then remove all generations but the last two."""
     files = {kind: FileRecord(name=path.name, size=path.stat().st_size, sha256=_checksum(path)) for kind, path in paths.items()}
     index = Generation(number=number, film_key=film_key, step=step, num_inference_steps=num_inference_steps, files=files)
     write_atomic(folder / file_name("index", number, ".json"), index.model_dump_json(indent=2))
@@ -109,7 +109,7 @@ def _checksum(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[tuple[int, Path]]:
-    """All files of generations, begun ones among them, by number."""
+    """All files of generations, with their numbers; unfinished generations too."""
     return [(int(match[1]), path) for path in folder.glob("*") if (match := _OURS.match(path.name))]
 
 

@@ -58,9 +58,9 @@ class Renderer:
         self._bind(mesh)
 
     def bind(self, mesh: Mesh) -> None:
-        """Between two takes: be one rank of another mesh from now on, with the model that is loaded; of `Mesh()`, to be alone. Nothing keeps
-        the mesh before. Raises ValueError for a model whose weights keep their process group (`ModelOptions.can_rebind`), and for degrees
-        that it cannot be shared by.
+        """Between two takes: work as one rank of another mesh from now on, with the model that is loaded; `Mesh()` is a gang of one. No reference
+        to the old mesh is kept. Raises ValueError for a model whose weights keep their process group (`ModelOptions.can_rebind`), and for
+        degrees that do not fit it.
         """
         if not self.options.can_rebind:
             raise ValueError("model.shard is gang: the weights are shared out over one process group for good; load the model again in another one.")
@@ -92,7 +92,7 @@ class Renderer:
 
         replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
         or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
-        another key is refused; if left out, one of all but the model and the recipe. Raises ValueError for a snapshot that cannot be gone on
+        another key is refused; if left out, a key without the model and the recipe. Raises ValueError for a snapshot that cannot be gone on
         from, and FloatingPointError, on every rank, for a take whose latents are not finite.
         """
         film_key = film_key or key_of(self.family.card, "", take, None, self.options)
@@ -124,8 +124,8 @@ class Renderer:
                 cached.disable()
 
     def save(self, folder: Path) -> None:
-        """Write a snapshot of the running take, between two of its steps; called on every rank. Raises ValueError if no take is running:
-        with it, its cache is gone.
+        """Write a snapshot of the running take, between two of its steps; called on every rank. Raises ValueError if no take is running: a
+        cache lives as long as its take.
         """
         if self._running is None:
             raise ValueError(f"No take is running that a snapshot in '{folder}' could be of; call save() between two of its steps.")
@@ -137,7 +137,7 @@ class Renderer:
         return MeshRelay(self.mesh, self.family.card.num_tokens(self.family.card.patch_size[0], take.height, take.width) if by_frames else 0)
 
     def _whole_trace(self, cached: Cached) -> Trace:
-        """The take's trace, with the calls that other lines of the mesh made (other branches, other windows)."""
+        """The take's trace, with the calls that other ranks made (of other branches, of other windows)."""
         return Trace.joined(self.mesh.calls.gather_objects(cached.finish()))
 
     @property

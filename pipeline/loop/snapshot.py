@@ -28,7 +28,7 @@ Found = TypeVar("Found")
 
 
 class MeshRelay:
-    """The cache's Relay over a gang. tokens_a_frame: of a latent frame step, where ranks hold whole frames; 0: they hold even shares."""
+    """The cache's Relay over a gang. tokens_a_frame: of a latent frame, patched, where ranks hold whole frames; 0 where they hold even shares."""
 
     def __init__(self, mesh: Mesh, tokens_a_frame: int) -> None:
         self.mesh, self._tokens_a_frame = mesh, tokens_a_frame

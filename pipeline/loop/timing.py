@@ -1,4 +1,4 @@
-"""How long the parts of a take take, and what the cache saves of that."""
+"""How long the stages of a take last, and what the cache saves of that."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clock(device: torch.device) -> float:
 
 
 class Timed(Iterator[Item], Generic[Item]):
-    """Passes on what an iterator makes. seconds: what making each item took so far; finding that there are no more is the last."""
+    """Passes on the items of an iterator. seconds: how long it took to make each so far; at the end, also to find that there are no more."""
 
     def __init__(self, items: Iterator[Item], device: torch.device) -> None:
         self.seconds: list[float] = []
@@ -38,12 +38,12 @@ class Timed(Iterator[Item], Generic[Item]):
 
 
 def cache_speedup(step_seconds: Sequence[float], first_step: int, decisions: Iterable[TraceEntry]) -> float | None:
-    """How many times as fast the steps were as they would have been without the cache, measured on themselves: each step of which something
-    was reused had taken the median of those in which every call was computed. For that median the first of all steps counts only if it is
-    alone, as it warms up.
+    """How many times as fast the steps were as they would have been without the cache, estimated from the steps themselves: without it, a step
+    in which something was reused would have lasted as long as the median of those in which every call was computed. The take's first step,
+    which is slower, is left out of the median unless it is the only one.
 
-    step_seconds: of each step, from `first_step` of the take on. decisions: of the calls made in them. None where no step was computed
-    whole.
+    step_seconds: of each step, from `first_step` of the take on. decisions: of the calls made in them. Returns None where there is no step in
+    which every call was computed.
     """
     saving = {entry.step for entry in decisions if entry.decision != Decision.COMPUTE.value}
     whole = [seconds for step, seconds in enumerate(step_seconds, first_step) if step not in saving]

@@ -13,7 +13,7 @@ from .check import check_recipe
 
 
 def numbers_path(card: ModelCard, name: str, num_inference_steps: int) -> Path:
-    """Where a recipe lies that was calibrated on this model; num_inference_steps: 0 for one that fits any."""
+    """The path of a recipe with numbers that were measured on this model; num_inference_steps: 0 where they hold for any number of steps."""
     return card.path / "longtake" / (f"{name}-{num_inference_steps}-steps.yaml" if num_inference_steps else f"{name}.yaml")
 
 
@@ -41,7 +41,7 @@ def find_recipe(
 def default_recipe(
     card: ModelCard, takes: Sequence[Take], model: str, changes: Mapping[str, Mapping[str, Any]], dtype: str | None
 ) -> tuple[Recipe | None, str]:
-    """What a job uses that names no cache: `planned` where it was calibrated on this model for such takes; else none, and why.
+    """The recipe of a job that names none: `planned` where it was calibrated on this model for such takes; else none, and why.
 
     model: the model's hash. Raises ValueError for changes that do not belong to `planned`.
     """

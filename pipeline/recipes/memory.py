@@ -1,4 +1,4 @@
-"""How many bytes a recipe's cache will hold during a take, and where they are to be kept. Knows cards and takes; loads no model."""
+"""How many bytes a recipe's cache will hold during a take, and where they will be kept. Knows cards and takes; loads no model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Budget:
 
 
 def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, by_frames: bool = False) -> ModelShape:
-    """One model call of a take, of its longest window. ranks: that share tokens, of which this is the shape on one."""
+    """The sizes of a model call on the longest window of a take, on one rank. ranks: how many share the tokens; rank: which of them it is."""
     frames = max(window.stop - window.start for window in take.timeline_for(card).windows)
     tokens = card.num_tokens(frames, take.height, take.width)
     steps = frames // card.patch_size[0]
@@ -39,7 +39,7 @@ def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, b
 
 
 def choose_place(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, options: ModelOptions, budget: Budget) -> str:
-    """Where the cache is to keep what it keeps, `device` or `host`. Raises ValueError, with the mend, for one over a budget that refuses."""
+    """Where the cache will keep features, `device` or `host`. Raises ValueError, with the mend, for one above a budget whose `over` is refuse."""
     needed = cache_bytes(recipe, card, take, degrees, options) / 1e9
     if budget.gigabytes is None or needed <= budget.gigabytes:
         return "device"

@@ -18,7 +18,7 @@ _TRIALS_A_REFERENCE = 6
 
 
 class ProxyBench:
-    """Renders a take again and again and compares it with itself without a cache, which is timed anew every few trials."""
+    """Renders a take again and again and compares it with the take without a cache, which is timed again every few trials."""
 
     def __init__(self, renderer: Renderer, take: Take) -> None:
         self.renderer, self.take = renderer, take
@@ -29,7 +29,7 @@ class ProxyBench:
 
     @property
     def seconds(self) -> float:
-        """Without a cache. One slow run among the last three, the very first one for example, makes no recipe look fast."""
+        """Of the take without a cache: the median of the last three runs, so that one slow run, maybe the first, makes no recipe look fast."""
         return median_low(self._uncached[-3:])
 
     def measure(self, recipe: Recipe) -> Trial:

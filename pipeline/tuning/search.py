@@ -59,7 +59,7 @@ class Goal:
         return bound is not None and self.held(trial) >= bound
 
     def is_reached(self, trial: Trial) -> bool:
-        """A cache that reuses nothing or saves no time is no find, whatever its quality."""
+        """Whether the goal is met by a cache that reuses something and saves time; one that does neither is no find, whatever its quality."""
         return self.is_met(trial) and trial.computed < 1 and trial.speedup > 1
 
 
@@ -86,7 +86,7 @@ class _Climb:
         self._index = (self._low + self._high) // 2
 
     def is_over(self, goal: Goal, leader: Trial | None) -> bool:
-        """Whether all is tried, or nothing here can overtake: what meets the goal gains less than what misses it."""
+        """Whether all is tried, or nothing here can beat the leader: a setting that meets the goal gains less than one that misses it."""
         if self._high - self._low <= 1:
             return True
         if leader is None or len(self._trials) < _TRIALS_BEFORE_DROPPING:
@@ -114,7 +114,7 @@ def search(recipes: Sequence[Recipe], measure: Callable[[Recipe], Trial], goal: 
 
 
 def confirm(trials: Sequence[Trial], measure: Callable[[Recipe], Trial], goal: Goal) -> Trial | None:
-    """The best trial that reaches the goal, by the smaller of two measured speed-ups, as the clock may have been kind once; None if none does."""
+    """The best trial that reaches the goal, by the smaller of two measured speed-ups, as one may have been luck; None if none does."""
     best: Trial | None = None
     for trial in sorted(filter(goal.is_reached, trials), key=goal.gained, reverse=True):
         if best is not None and goal.gained(trial) <= goal.gained(best):

@@ -1,6 +1,6 @@
 """Which steps to compute so that corrected mean velocities stand in best for the rest (MeanCache, arXiv 2601.19961; re-derived).
 
-The steps i+1 .. j-1, skipped behind the computed step i, go on with v_i + 2 (sigma_s - sigma_i) J, where with r some computed steps before
+The steps i+1 .. j-1, skipped after the computed step i, go on with v_i + 2 (sigma_s - sigma_i) J, where with r some computed steps before
 i, and z and v of uncached takes, J = [z_i - z_r - (sigma_i - sigma_r) v_r] / (sigma_i - sigma_r)^2. Latents move by velocities, so that
 z_i - z_r, and with it the error D that the gap puts into the latents, is linear in these: their Gram matrix gives its size C = ||D||.
 The B steps with the least sum of C^gamma are computed: a high gamma avoids single bad gaps.

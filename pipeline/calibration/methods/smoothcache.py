@@ -19,7 +19,7 @@ LOOK_BACK = 3
 
 
 def smooth_steps(errors: Floats, threshold: float) -> tuple[int, ...]:
-    """The steps to compute, the first and the last of the take among them: behind each as many are skipped as the threshold allows.
+    """The steps to compute, the first and the last of the take among them: after each as many are skipped as the threshold allows.
 
     errors: [look-back, steps], ||o_(s-k) - o_s||_1 / ||o_s||_1 at [k - 1, s], averaged over blocks: what it does to reuse at step s what
     step s - k computed. threshold: alpha, the most of it to allow.
