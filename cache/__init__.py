@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cached", "Recipe", "Replay", "Shards", "Trace", "TraceEntry", "enable_cache", "load_recipe"]
 
-# Names are fetched from where they lie when they are first asked for: who reads recipes and traces does not import torch for it.
+# Where each name is defined. It is imported when it is first used, so that reading recipes and traces does not import torch.
 _HOMES = {
     "Cached": ".run.cached",
     "Recipe": ".recipe.recipe",

@@ -83,7 +83,7 @@ def test_features_stand_in_for_the_frames_alone_that_they_are_of(tiny_wan: Path,
         for segment, frames, message in (
             (1, range(4, 9), "Segment 1 is of the latent frames 4 to 8 here, and what the cache keeps of it is of the latent frames 3 to 7"),
             (0, range(3, 8), "Segment 0 is of the latent frames 3 to 7 here, and what .* the latent frames 0 to 4"),
-            (0, None, "Segment 0 is of frames that nobody named here"),
+            (0, None, "Segment 0 is of frames that were not named here"),
             (2, range(3, 3), r"frames is range\(3, 3\); give the latent frames of segment 2"),
             (2, range(8, 3, -1), "frames is range"),
         ):

@@ -1,1 +1,1 @@
-"""What a recipe's sites see of a model that is not cached: what calibrations are made from."""
+"""Recording what a recipe's sites see in takes without a cache, from which calibrations are worked out."""

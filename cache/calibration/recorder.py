@@ -1,4 +1,4 @@
-"""Noting what a recipe's sites see at steps that are all computed: what calibrations are made from."""
+"""Recording what a recipe's sites see when every step is computed; calibrations are worked out from it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Recorder(Cached):
 
 
 class _Recording:
-    """What a site asks for (SiteRun)."""
+    """The SiteRun of a recorded call: computes everything and records it."""
 
     reused_run = 0
 

@@ -23,7 +23,7 @@ class _Mark:
 
 
 def mark(transformer: Any) -> Callable[[], None]:
-    """Note that a cache of ours is on the transformer; returns what takes the note away."""
+    """Mark the transformer as having a cache of ours; returns a function that removes the mark."""
     setattr(transformer, _MARK, _Mark())
     return partial(delattr, transformer, _MARK)
 

@@ -1,4 +1,4 @@
-"""A model's block lists while a cache is on it: each call of a block goes to whoever runs, skips or replaces it."""
+"""A model's block lists while a cache is on it: each call of a block goes to a runner, which runs, skips or replaces it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BlockRunner(Protocol):
     """Runs one model call's blocks, or does without some of them."""
 
     def __call__(self, index: int, hidden_states: Tensor, block: Block) -> Tensor:
-        """The hidden states that the model is to go on with behind block `index`. hidden_states: what the model hands to the block, with the
+        """The hidden states that the model is to go on with after block `index`. hidden_states: what the model hands to the block, with the
         text where blocks carry it. block: the block itself, from hidden states to hidden states.
         """
 
@@ -58,7 +58,7 @@ class Interceptor:
         self._calls, self._start = block_calls(transformer), start
         self._runner: BlockRunner | None = None
         self._num_video = 0
-        self._joint: Tensor | None = None  # video and text behind the last block, in one tensor
+        self._joint: Tensor | None = None  # video and text after the last block, in one tensor
         self._shown: tuple[Any, ...] = ()  # its video and its text, as the model was given them
 
     def run_model(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -91,8 +91,8 @@ class Interceptor:
 
 
 def intercept(transformer: nn.Module, start: Callable[[StackInput], BlockRunner]) -> Callable[[], None]:
-    """Run the blocks of all model calls by runners that `start` makes, one a call; returns what ends that. Raises ValueError for a transformer
-    whose blocks are not known, or are run by a runner already.
+    """Run the blocks of all model calls by runners that `start` makes, one a call; returns a function that ends that. Raises ValueError for a
+    transformer whose blocks are not known, or are run by a runner already.
     """
     lists = block_lists(transformer)
     if any(isinstance(blocks, CachedStack) for blocks in lists.values()):

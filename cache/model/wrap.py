@@ -19,7 +19,7 @@ from torch import nn
 class Wrapped:
     """A method of ours where an object's own was: `wrapper(original, *args, **kwargs)` is called instead of it.
 
-    Once it is let go, whoever may still hold it calls the object's own method by it. A deep copy of the object has its own method back.
+    After `let_go`, calls of it that others still hold go to the object's own method. A deep copy of the object has its own method back.
     """
 
     def __init__(self, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
@@ -56,7 +56,7 @@ def _say_nothing(*args: Any) -> None:
 
 
 def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Put `wrapper` in front of a method of one object; returns what takes it back, and nothing else."""
+    """Put `wrapper` in front of a method of one object; returns a function that takes it away, and nothing else."""
     holder, attribute = next((found for found in _holders(owner, name) if _is_own(owner, name, vars(found[0]).get(found[1]))), (owner, name))
     ours = Wrapped(getattr(holder, attribute), wrapper)
     setattr(holder, attribute, ours)

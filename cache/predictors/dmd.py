@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DmdConfig:
-    """window: features looked at. rank_cut: modes of a singular value below that share of the largest are left out. fewest: equally
-    spaced last features from which on the dynamics are believed; with fewer, the line through the last two is followed.
+    """window: features looked at. rank_cut: modes whose singular value is below this share of the largest are left out. fewest: how
+    many equally spaced features the dynamics are fitted to at least; with fewer, the line through the last two is followed.
     """
 
     window: int = 6
@@ -39,7 +39,7 @@ class DmdConfig:
 
 
 class Dmd(WindowPredictor):
-    """Sums of products of the newest feature with all of the window are reduced with the next decision: the Gram matrix is common."""
+    """Products of the newest feature with all of the window are summed over the shards with the next decision: all have the same Gram matrix."""
 
     measures = True
     measures_features = True
@@ -84,7 +84,7 @@ class Dmd(WindowPredictor):
 
 
 def dmd_weights(gram: NDArray[np.float64], ahead: float, rank_cut: float) -> list[float]:
-    """Weights of the snapshots, [m, m] products of which are `gram`, in the forecast `ahead` gaps behind the last one."""
+    """Weights of the snapshots, [m, m] products of which are `gram`, in the forecast `ahead` gaps after the last one."""
     squares, vectors = np.linalg.eigh(gram[:-1, :-1])
     kept = squares > (rank_cut**2) * squares.max()
     scaled = vectors[:, kept] / np.sqrt(squares[kept])  # columns of X V S^-1 are orthonormal modes

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class MeanVelocityConfig:
     """states_back: how many computed places before the last one the acceleration is measured from (K). damping: share of the correction
-    that is believed, 1 for all of it, 0 for plain reuse.
+    that is applied, 1 for all of it, 0 for plain reuse.
     """
 
     states_back: int = 2
@@ -33,7 +33,7 @@ class MeanVelocityConfig:
 
     def __post_init__(self) -> None:
         if self.states_back < 2:
-            raise ValueError(f"states_back is {self.states_back}; from 2 on the latents show a change of velocity.")
+            raise ValueError(f"states_back is {self.states_back}; it must be at least 2, as one place back the latents show no change of velocity.")
         if not 0 <= self.damping <= 1:
             raise ValueError(f"damping is {self.damping:g}; it must lie between 0 and 1.")
 
@@ -50,7 +50,7 @@ class MeanVelocity(Predictor):
         self.config = config
         self._last: tuple[float, Tensor] | None = None  # latents of the call at hand
         self._computed: deque[tuple[float, Tensor]] = deque()  # latents at the last computed places
-        self._moved: deque[Tensor] = deque()  # the latents' slopes just behind these
+        self._moved: deque[Tensor] = deque()  # the latents' slopes just after these
         self._velocity: Kept | None = None
         self._correction: Tensor | None = None
 
@@ -91,7 +91,7 @@ class MeanVelocity(Predictor):
         self._last = None
 
     def predict(self, at: float, channels: int | None = None) -> Tensor:
-        """The abscissa runs against sigma, so that the latents' slope along it is the velocity over minus its span."""
+        """The abscissa rises as sigma falls, so that the latents' slope along it is the velocity divided by minus its span."""
         assert self._velocity is not None and self._computed, "predict() before push()"
         velocity = self._velocity.get(channels)
         if self._correction is None or not self.config.damping:

@@ -27,9 +27,9 @@ _SAME_SIGMA = 1e-3  # a thousandth of a take
 
 @dataclass(frozen=True)
 class PlannedConfig:
-    """damping_by_step: for each step of the take, the share of the slope to believe in the gap that starts there; empty: all of it.
+    """damping_by_step: for each step of the take, the share of the slope that forecasts follow in the gap that starts there; empty: all of it.
 
-    sigmas: of the take, one more than it has steps, of a sampler that steps by velocity times sigma; empty: nothing is made up for.
+    sigmas: of the take, one more than it has steps, of a sampler that steps by velocity times sigma; empty: nothing is corrected.
     bending_by_step: b of the gap that starts at each step of the take; empty: 0.
     """
 
@@ -48,7 +48,7 @@ class PlannedConfig:
 
 
 class Planned(WindowPredictor):
-    """For the site `output` on the abscissa `step`. Steps that the plan did not foresee are made up for as well."""
+    """For the site `output` on the abscissa `step`. Skipped steps are corrected even if the plan did not skip them."""
 
     needs_velocity = True
     needs_abscissa = "step"

@@ -14,18 +14,18 @@ from ..state.storage import Kept, Storage
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SAMPLED = 8  # of so many channels, one is compared
+_SAMPLED = 8  # one channel of so many is compared
 
 
 class Predictor(ABC):
-    """Foretells one feature of one segment and branch from its computed past; made anew for each take.
+    """Forecasts one feature of one segment and branch from its computed past; made anew for each take.
 
     `at` is where a feature lies on the recipe's abscissa: steps are not evenly spaced once a trigger picks them. holds: what its attributes
-    are; every class declares those that it adds, so that they can be saved. storage: how its features are kept. span: how long the abscissa
-    is, from noise to film. num_text: how many of the feature's last tokens are text, which every shard holds. risk: how much the forecast of
-    the step at hand is to be doubted, for guards; None where it is not known. measures: whether `measure` gives sums. measures_features:
-    whether these are of its features, not of the probe. knows_risk: whether it ever sets `risk`. needs_velocity: whether it stands in for
-    velocities alone, at the site `output`. needs_abscissa: the one that it works along; empty: any.
+    hold; every class declares those that it adds, so that they can be saved. storage: how its features are kept. span: how long the abscissa
+    is, from noise to film. num_text: how many of the feature's last tokens are text, which every shard holds. risk: the relative error
+    that it expects of its forecast for the present step, for guards; None where it is not known. measures: whether `measure` gives sums.
+    measures_features: whether these are of its features, not of the probe. knows_risk: whether it ever sets `risk`. needs_velocity: whether it
+    stands in for velocities alone, at the site `output`. needs_abscissa: the one that it works along; empty: any.
     """
 
     measures = False
@@ -62,7 +62,7 @@ class Predictor(ABC):
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether enough was pushed to predict from; depends on how often, never on values."""
+        """Whether enough features were pushed to predict from; depends on how many, never on their values, so that all shards say the same."""
 
     def check_sampler(self, sigmas: Sequence[float] | None) -> None:  # noqa: B027 - most do not ask how the latents move
         """Raise ValueError, with the mend, for a sampler that its forecasts do not fit. sigmas: of one that steps by velocity times sigma;
@@ -80,7 +80,7 @@ class Predictor(ABC):
         """sums: what `measure` gave, added up over all shards; empty if it gave nothing."""
 
     def amend(self, at: float, feature: Tensor) -> Tensor:
-        """What the model's output is to be instead of the feature computed at `at`, not pushed yet: as a rule the feature itself."""
+        """What the model goes on with instead of the feature that was computed at `at` and is not pushed yet: as a rule the feature itself."""
         return feature
 
     @abstractmethod

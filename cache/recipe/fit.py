@@ -1,4 +1,4 @@
-"""Numbers that a recipe's authors published for one model, and what a model is called, by which they are known.
+"""Numbers that a recipe's authors published for one model, and the names by which models are told to be that one.
 
 Knows names and paths as text: no files, no torch.
 """

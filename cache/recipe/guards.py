@@ -16,7 +16,7 @@ class Guards:
     first_steps, last_steps: how many steps are computed at the start and at the end of a take; numbers below 1 are shares of its steps.
     max_reused_steps: the most steps that may be reused in a row (0: no limit). max_risk: the error that a predictor expects of its own
     forecast (RACER: how far its two forecasts are apart, relative) above which the step is computed. The next step that the trigger would
-    have computed is reused in return, unless the same is true of it (0: no limit).
+    have computed is reused in return, unless its expected error is above max_risk as well (0: no limit).
     """
 
     first_steps: float = 1
@@ -26,7 +26,7 @@ class Guards:
 
     def __post_init__(self) -> None:
         if self.first_steps <= 0:
-            raise ValueError(f"first_steps is {self.first_steps:g}; the first step can only be computed, so at least 1.")
+            raise ValueError(f"first_steps is {self.first_steps:g}; it must be above 0, as the first step can only be computed.")
         check_count("first_steps", self.first_steps)
         check_count("last_steps", self.last_steps)
         if min(self.last_steps, self.max_reused_steps, self.max_risk) < 0:

@@ -15,7 +15,7 @@ _RUNGS_PER_OCTAVE = 4
 class Knob:
     """Settings of a trigger that are multiplied by one factor: the larger they are, the more is reused.
 
-    octaves: by how many doublings, and halvings, they may leave what the recipe says. least: the smallest value that makes sense where
+    octaves: how many doublings, or halvings, away from the recipe's values they may go. least: the smallest value that makes sense where
     they are whole numbers; None where they are not.
     """
 
@@ -68,7 +68,7 @@ def _knob(part: Part) -> Knob | None:
 
 def ladder(recipe: Recipe) -> tuple[Recipe, ...]:
     """The recipe at several settings, slow ones first: the knobs of all its parts are multiplied by the same factors, 1 among them. A recipe
-    without knobs alone.
+    without knobs is the only one.
     """
     knobs = [knob for part in recipe.parts if (knob := _knob(part))]
     end = _RUNGS_PER_OCTAVE * max((knob.octaves for knob in knobs), default=0)

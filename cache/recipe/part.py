@@ -16,7 +16,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Choice(Generic[Kind]):
-    """A trigger, site or predictor: its name in the registry, its settings and its class. `build` makes one in its first state."""
+    """A trigger, site or predictor: its name in the registry, its settings and its class. `build` makes one that has seen nothing yet."""
 
     name: str
     config: Any

@@ -16,6 +16,7 @@ from .guards import Guards
 from .part import Part, RawPart, read_part
 
 ABSCISSAE = ("step", "sigma")
+# Which branches decide:
 # each: every branch for itself; cond: the conditional one for both (EasyCache); joint: from the signals of both, before either runs.
 BRANCHES = ("each", "cond", "joint")
 CATEGORIES = ("static", "timestep-adaptive", "layer-adaptive", "predictive", "hybrid")  # survey arXiv 2510.19755, section 3
@@ -168,7 +169,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) 
             raise ValueError(f"Recipe '{values.get('name')}' has several parts, so that {part} is not one; change them in a YAML file of your own.")
 
     def changed(place: Any) -> Any:
-        """What is no mapping is left as it is, for the reading of the recipe to refuse."""
+        """What is not a mapping is left as it is: reading the recipe refuses it."""
         if not isinstance(place, Mapping):
             return place
         parts = {part: place.get(part, {}) for part in changes}

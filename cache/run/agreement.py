@@ -22,7 +22,7 @@ class Shards:
 
     tokens: over the shards of one branch's tokens. branches: over those of both guidance branches, where each branch runs on shards of its
     own at the same time; None where the same shards run both. is_first: whether this is the first shard of a branch's tokens, whose sums of
-    what all shards hold alike (latents) count for all: on unlike machines two shards need not compute the same from the same.
+    what all shards hold alike (latents) are used by all: on unlike machines the same input need not give the same sums.
     """
 
     tokens: Reduce = lambda sums: sums

@@ -1,4 +1,4 @@
-"""The handle to a cache at work on a model: which call is made, what was decided, saving, going on and taking the cache off."""
+"""The handle to a cache at work on a model: it is told the calls, has the trace, saves and loads what is kept, and takes the cache off."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Cached:
         self._clock: Clock | None = None
         self._cursor: Cursor | None = None
         self._expert = 0
-        self._goes_on = False  # from a file
+        self._goes_on = False  # from a file that was loaded in the midst of a take
         self._undo: list[Callable[[], None]] = []
 
     @property
@@ -70,9 +70,9 @@ class Cached:
     def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0, frames: range | None = None) -> Iterator[None]:
         """Name the model call inside: step `index` of the take (0-based), branch `cond`, `uncond` or `both`, and its segment.
 
-        frames: the latent frames of the take that the call is of, where it is of a part of them: what is kept of a segment is kept with
-        them, and stands in for no others. Raises ValueError for a step that the take does not have, and for a segment of other frames than
-        those that features are kept of.
+        frames: the latent frames of the take that the call renders, where it does not render all: the segment's features are kept for these
+        frames, and reused for no others. Raises ValueError for a step that the take does not have, and for a segment whose features are kept
+        for other frames.
         """
         last = self.session.num_inference_steps - 1
         if not 0 <= index <= last:
@@ -110,7 +110,7 @@ class Cached:
     def load(self, path: Path, relay: Relay | None = None, device: torch.device | None = None) -> None:
         """Go on from a file that `save` wrote, on any number of shards. Raises ValueError, with nothing changed, if another recipe wrote
         it, or a gang that called a joint decision's branches in another way. The calls that follow must be made inside `step`: the file is
-        of the midst of a take, and calls are counted from its start.
+        from the midst of a take, and other calls are counted from its start.
         """
         about = read_about(path)
         if json.loads(about["recipe"]) != self.recipe.deciding():

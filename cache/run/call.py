@@ -39,7 +39,7 @@ class Call:
         self.branch = "both" if mode == "joint" else cursor.branch
         self._session, self._at, self._units = session, cursor.at, units
         self._part, self._site, self._num_text = part, site, num_text or 0
-        # This branch among the two that decide together while each runs on shards of its own.
+        # This branch, 0 for cond and 1 for uncond, where both decide together while each runs on shards of its own.
         self._row = _BRANCHES.index(cursor.branch) if at_once and mode != "each" else None
         self._follows = mode == "cond" and cursor.branch == "uncond" and not at_once
         # By the branch that runs here: features are its own, even where another one decides for it.
@@ -59,7 +59,7 @@ class Call:
         return max(predictor.risk or 0.0 for predictor in self._slot.predictors.values())
 
     def decide(self, probe: Tensor, beside: Tensor | None = None) -> Verdict:
-        """Whatever is decided, what was measured is reduced first: a shard that goes another way than the rest would leave them waiting."""
+        """What was measured is reduced before anything is decided, on every shard: one that left the collective out would leave the rest waiting."""
         session, slot = self._session, self._slot
         self._beside = probe if beside is None else beside
         judges = not session.replay and not self._follows
@@ -96,7 +96,7 @@ class Call:
         return pieces
 
     def _measured(self, tensor: Tensor, num_text: int | None = None) -> Tensor:
-        """Without the text, which every shard holds."""
+        """The tensor without the text, which every shard holds."""
         text = self._num_text if num_text is None else num_text
         return tensor[:, : tensor.shape[1] - text] if text and tensor.ndim == 3 else tensor
 

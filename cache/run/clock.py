@@ -1,4 +1,4 @@
-"""Telling the step and branch of a model call where nobody says them: from a pipeline's schedule, and from diffusers' cache_context."""
+"""Telling the step and branch of a model call where the caller does not name them: from a pipeline's schedule, and from diffusers' cache_context."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Clock:
         self._last: dict[str, int] = {}
 
     def attach(self, transformers: Sequence[Any]) -> Iterator[Callable[[], None]]:
-        """Listen to the transformers' calls; yields what ends that."""
+        """Listen to the transformers' calls; yields functions that end that."""
         for transformer in transformers:
             names = list(inspect.signature(type(transformer).forward).parameters)[1:]
             position = names.index("timestep") if "timestep" in names else len(names)
@@ -112,7 +112,7 @@ class Clock:
             self._schedule = schedule
         away = (schedule.double() - timestep).abs()
         index = getattr(scheduler, "step_index", None)
-        if index is None:  # it counts from its first step on, or never
+        if index is None:  # this scheduler has none before its first step, or none at all
             index = int(away.argmin()) if len(away) else 0
         room = 1000 * torch.finfo(dtype if dtype.is_floating_point else torch.float32).eps  # what rounding to the call's dtype may do
         if index >= len(schedule) or away[index] > room:

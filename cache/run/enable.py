@@ -35,10 +35,10 @@ def enable_cache(
     Model calls are told apart by their timestep and by diffusers' `cache_context`, as stock pipelines use it, or inside
     `with cached.step(...)`, which says more (segments of a long take).
 
-    model: in a pipeline, each call's own schedule says how many steps it has; num_inference_steps is what a transformer alone is told.
+    num_inference_steps: of a take, for a transformer alone; a pipeline's calls have as many as their own schedule says.
     recipe: a name, a YAML path or a Recipe. shards: for sharded models. replay: make the decisions of a trace again instead of the
-    trigger's own. place: where features are kept, `device` or `host`. model_name: what the model is called, by which numbers that were
-    published for it are known; the name of the folder or hub id that it was loaded from, if left out. Raises ValueError, with the mend,
+    trigger's own. place: where features are kept, `device` or `host`. model_name: the model's name, by which the published numbers of
+    recipes are found; if left out, the name of the folder or hub id that it was loaded from. Raises ValueError, with the mend,
     for what does not fit: recipes, pipelines, schedulers and transformers that the cache cannot work on, other caches that are on already.
     """
     pipeline, transformers = _parts(model)
@@ -76,7 +76,7 @@ def _parts(model: Any) -> tuple[Any, list[Any]]:
 
 
 def _name(transformer: Any) -> str:
-    """Of where diffusers loaded it from; empty for a model that was made from a config."""
+    """The name in the path or hub id that diffusers loaded it from; empty for a model that was made from a config."""
     return name_from_path(str(getattr(transformer.config, "_name_or_path", "")))
 
 

@@ -17,7 +17,7 @@ from .forecast_errors import ForecastErrors
 @dataclass(frozen=True)
 class Cursor:
     """Which of a take's model calls is made. at: where its step lies on the recipe's abscissa. frames: the take's latent frames that the call
-    shows to the model; None where nobody said.
+    shows to the model; None where the caller did not say.
     """
 
     segment: int

@@ -24,7 +24,7 @@ def check_probe(probe: str) -> None:
 class Probe:
     """Reads one kind of probe.
 
-    residual: of the first blocks (FBCache); hidden_states: behind the first blocks (DiCache); modulated: the first block's modulated
+    residual: of the first blocks (FBCache); hidden_states: after the first blocks (DiCache); modulated: the first block's modulated
     input (TeaCache); timestep: its embedding (TeaCache on Wan); latents: the model's input; evolution: the latents through a filter that
     passes what the model already knows of the film at this noise level (SeaCache, arXiv 2602.18993, eq. 5 to 7).
     """
@@ -35,7 +35,7 @@ class Probe:
         self._latents: Tensor | None = None
 
     def attach(self, transformer: nn.Module) -> Callable[[], None]:
-        """Listen to the model's input where the probe is of it; returns what ends that."""
+        """Listen to the model's input where the probe is made from it; returns a function that ends that."""
         if self.kind not in ("latents", "evolution"):
             return lambda: None
 
@@ -47,7 +47,7 @@ class Probe:
         return transformer.register_forward_pre_hook(Listener(listen), with_kwargs=True).remove
 
     def read(self, given: StackInput, after_first: Tensor, timestep: float) -> Tensor:
-        """Without the text. after_first: the hidden states behind the first blocks, [batch, tokens, dim]; where there are no first blocks,
+        """Without the text. after_first: the hidden states after the first blocks, [batch, tokens, dim]; where there are no first blocks,
         those of `given`, which then stand for the residual as well. Raises ValueError for the probe `timestep` of a call that has one a
         token: shards of the tokens would see different ones, and decide apart.
         """

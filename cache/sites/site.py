@@ -1,4 +1,4 @@
-"""The contract of a site, and what a site may ask of the run it belongs to."""
+"""The contract of a site, and what it may ask of the model call that is running."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Site(ABC):
 
     @abstractmethod
     def attach(self, transformer: nn.Module, begin: Begin) -> Callable[[], None]:
-        """Take the transformer's calls over; returns what gives them back. Raises ValueError for a transformer that it cannot."""
+        """Take over the transformer's calls; returns a function that gives them back. Raises ValueError for a transformer that it does not know."""
 
     @abstractmethod
     def feature_values(self, shape: ModelShape) -> Iterator[int]:

@@ -96,7 +96,7 @@ class Stack(Site):
         return detach
 
     def decides_reuse(self, given: StackInput, before: Tensor, call: SiteRun) -> bool:
-        """before: the hidden states in front of the blocks that are kept."""
+        """Whether this call reuses the blocks that are kept. before: the hidden states that go into them."""
         residual = self._residual.read(given, before, call.moment.timestep)
         probe = residual if self.config.probe == "residual" else self._probe.read(given, before, call.moment.timestep)
         return call.decide(probe, residual).decision is Decision.REUSE

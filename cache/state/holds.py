@@ -1,4 +1,4 @@
-"""What the objects of a class hold from step to step, as the class declares it: what is saved, shared out and counted goes by that."""
+"""What the objects of a class hold from step to step, as the class declares it. Saving, sharding and counting of bytes go by that."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Holds:
-    """The names of attributes, by what lies in them, in containers or alone. What is None for now has nothing in it.
+    """The names of attributes, by the kind of what is in them, in containers or alone; one that is None is empty for now.
 
-    settings: what an object was made with or is told before its first call; no state. numbers: what JSON can say, the same on all shards.
+    settings: what an object was made with or is told before its first call; no state. numbers: what JSON can hold, the same on all shards.
     probes: tensors of what the model showed to it: a shard's own tokens where the site's probe is tokens, else the same on all shards. sums: partial
     sums that are not reduced yet. features: features as a storage keeps them: a shard's own tokens where the site's features are tokens.
     """

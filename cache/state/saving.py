@@ -1,4 +1,4 @@
-"""A cache's state as a file, apart from how its tokens were sharded: saved on some number of shards, loaded on any other."""
+"""A cache's state as a file that does not depend on how its tokens were sharded: saved on some number of shards, loaded on any other."""
 
 from __future__ import annotations
 
@@ -115,9 +115,9 @@ def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device
 
 
 class _Saver:
-    """Takes in the tensors of a slot's trigger and predictors, made whole. What becomes of a tensor, its owner's declaration and the site say:
-    `tokens` and `sums` (partial ones) are shared out over the shards, `whole` ones are the same on all. A tensor's name ends with that and with
-    how many of its last tokens are text.
+    """Collects the tensors of a slot's trigger and predictors, gathered from all shards. How a tensor is sharded follows from its owner's
+    declaration and the site: `tokens` and `sums` (partial ones) are spread over the shards, `whole` ones are the same on all. A tensor's name
+    ends with that word and with how many of its last tokens are text.
     """
 
     def __init__(self, tensors: dict[str, Tensor], slot: str, site: Site, relay: Relay) -> None:
@@ -189,7 +189,7 @@ class _Loader:
 
 
 def _without_text(tensor: Tensor, num_text: int, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """`move` the tokens of [batch, tokens, dim] and leave the text behind them; what is text alone stays as it is."""
+    """`move` the tokens of [batch, tokens, dim] but for the text, and put that after them again; a tensor of text alone stays as it is."""
     num_tokens = tensor.shape[1] - num_text
     return torch.cat((move(tensor[:, :num_tokens].contiguous()), tensor[:, num_tokens:]), dim=1) if num_tokens else tensor
 

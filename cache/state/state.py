@@ -20,7 +20,7 @@ Key = tuple[int, int, str]
 
 @dataclass
 class Slot:
-    """frames: the latent frames of the take that all of it is of; None where nobody said. predictors: by unit and name of the feature.
+    """frames: the latent frames of the take that its features are of; None where the caller did not say. predictors: by unit and name of the feature.
     reused_run: steps reused in a row so far. owed: how many steps were computed out of turn because their forecasts were in doubt; as many
     that the trigger wants computed are reused for them.
     """
@@ -37,7 +37,7 @@ class Slot:
 
     @property
     def num_bytes(self) -> int:
-        """What several of its owners hold (a probe, as a rule) counts once."""
+        """Bytes of its tensors. One that several of its owners hold (a probe, as a rule) counts once."""
         owners: list[Trigger | Predictor] = [self.trigger, *self.predictors.values()]
         tensors = (tensor for owner in owners for tensor in _tensors_of(owner))
         return sum({(tensor.data_ptr(), tensor.shape): tensor.nbytes for tensor in tensors}.values())
@@ -65,7 +65,7 @@ class CacheState:
     def check_frames(self, segment: int, frames: range | None) -> None:
         """Raise ValueError, with the mend, if what is kept of a segment is of other latent frames: a feature stands in for its own alone."""
         if frames is not None and (frames.step != 1 or not frames):
-            raise ValueError(f"frames is {frames}; give the latent frames of segment {segment} in a row, as range(first, behind_the_last).")
+            raise ValueError(f"frames is {frames}; give the latent frames of segment {segment} in a row, as range(first, last + 1).")
         for (_, of, _), slot in self.slots.items():
             if of == segment and slot.frames != frames:
                 raise ValueError(
@@ -91,7 +91,7 @@ class CacheState:
 
 
 def _described(frames: range | None) -> str:
-    return "frames that nobody named" if frames is None else f"the latent frames {frames.start} to {frames[-1]}"
+    return "frames that were not named" if frames is None else f"the latent frames {frames.start} to {frames[-1]}"
 
 
 def _tensors_of(owner: Trigger | Predictor) -> Iterator[Tensor]:

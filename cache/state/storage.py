@@ -70,7 +70,7 @@ class Storage:
 
     def put(self, feature: Tensor) -> Kept:
         """feature: [batch, tokens, dim], or latents [batch, channels, frames, height, width]. Values that are not finite stay so: they are
-        an error of the model, which whoever looks at the film must see; other tokens do not suffer from them.
+        an error of the model, which must show in the film; other tokens are not changed by them.
         """
         stored = DTYPES[self.dtype]
         dtype = feature.dtype if stored is None else getattr(torch, stored.name)

@@ -1,4 +1,4 @@
-"""Plain data with other things in it (tensors, features), walked without knowing whose it is."""
+"""Nested containers of plain data, tensors and features, walked without knowing what they are for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-Plain = Any  # what JSON can say
+Plain = Any  # what JSON can hold
 _SEQUENCES: dict[str, type[Any]] = {"list": list, "tuple": tuple, "deque": deque}
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """All that lies in nested containers and is none itself, each thing as often as it is there."""
+    """Everything in nested containers that is not a container itself, each thing as often as it is there."""
     if isinstance(value, (dict, list, tuple, deque)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from leaves(item)
@@ -20,7 +20,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def pack(value: Any, put: Callable[[Any], Plain]) -> Plain:
-    """`value` as JSON can say it; `put` says where anything is that JSON cannot say, or raises TypeError."""
+    """`value` as JSON can hold it. put: gives what stands for a thing that JSON cannot hold, a tensor's name for example, or raises TypeError."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
@@ -32,7 +32,7 @@ def pack(value: Any, put: Callable[[Any], Plain]) -> Plain:
 
 
 def unpack(plain: Plain, get: Callable[[Plain], Any]) -> Any:
-    """What `pack` was given; `get` finds a thing by what `put` said of it."""
+    """The value that `pack` was given. get: gives back a thing for what `put` gave for it."""
     if not isinstance(plain, dict):
         return plain
     ((kind, content),) = plain.items()

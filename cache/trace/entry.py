@@ -12,7 +12,8 @@ Key = tuple[int, int, str, str]  # segment, step, branch, site
 class TraceEntry:
     """What one model call did at one site. layers: the blocks that this is about, as `name_layers` writes them.
 
-    value: the reduced signal; margin: its distance from the threshold; both None for schedules and first steps.
+    value: the reduced signal, or the risk of the forecasts where guards limit that; margin: its distance from the threshold; both None for
+    schedules and first steps.
     forecast_error: relative L1 error of what the predictor would have said at a computed step; None until the take is through.
     """
 

@@ -16,7 +16,7 @@ _VERSION = 2
 
 @dataclass
 class Trace:
-    """model: hash of the model that rendered the take, empty if nobody said; num_inference_steps: of the take."""
+    """model: hash of the model that rendered the take, empty if it is not known; num_inference_steps: of the take."""
 
     recipe: str
     num_inference_steps: int = 0
@@ -59,8 +59,8 @@ class Trace:
 
     @classmethod
     def joined(cls, parts: list[Trace]) -> Trace:
-        """One trace of model calls that were shared out (branches, windows), each part with its own; in the order in which they are made where
-        they are not. Decisions that several parts made together count once.
+        """One trace out of those of ranks that made different calls (branches, windows), in the order in which one rank alone would have made
+        them. Decisions that several parts made together count once.
         """
         by_key = {entry.key: entry for part in reversed(parts) for entry in part.entries}
         first = parts[0]

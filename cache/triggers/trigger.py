@@ -26,7 +26,7 @@ class Moment:
 class Trigger(ABC):
     """Decides for one segment and branch of one take; made anew for each. Sees numbers and tensors, never a model or a rank.
 
-    holds: what its attributes are; every class declares those that it adds, so that they can be saved.
+    holds: what its attributes hold; every class declares those that it adds, so that they can be saved.
     threshold, value: what the last decision compared, for the trace; None where nothing was judged, as by schedules. num_units: how many
     parts of the model the site keeps apart. measures: whether `signal` gives sums. measures_features: whether these are of what it learnt,
     not of the probe. num_probes: the most probes that it holds at once. learns: whether it wants `learn` called for all that is computed.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """The error allowed at step s of T is max(threshold * decay^(s / T), floor), dimensionless. unchecked_steps: reused steps after a
-    computed one that no error ends.
+    """The error allowed at step s of T is max(threshold * decay^(s / T), floor), dimensionless. unchecked_steps: the errors of so many
+    reused steps after a computed one are ignored.
     """
 
     threshold: float = 1.0

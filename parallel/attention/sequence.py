@@ -139,7 +139,7 @@ class SequenceAttention:
         return attended.out.to(query.dtype)
 
     def _spread_mask(self, mask: Tensor, context: Layout) -> Tensor:
-        """The mask of all keys with kept context, none of which is masked, behind each rank's tokens."""
+        """The mask of all keys where kept context, none of which is masked, follows each rank's tokens."""
         *runs, text = mask.split([*self.shards.layout.counts, mask.shape[1] - self.shards.layout.num_tokens], dim=1)
         kept = [mask.new_ones((mask.shape[0], count)) for count in context.counts]
         return torch.cat([piece for pair in zip(runs, kept, strict=True) for piece in pair] + [text], dim=1)
