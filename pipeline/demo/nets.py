@@ -57,7 +57,7 @@ def build_tokenizer() -> T5Tokenizer:
 
 
 def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
-    """Its words look at their neighbours from the start: UMT5 begins with next to no sense of order, and so small a one never finds it."""
+    """Its attention looks at neighbouring words from the start: UMT5 begins with hardly any sense of order, and one so small never learns it."""
     config = UMT5Config(vocab_size=vocab_size, d_model=TEXT_DIM, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0)
     encoder = UMT5EncoderModel(config)
     exact = config.relative_attention_num_buckets // 4  # buckets: so many distances one by one, then as many on a logarithmic scale

@@ -28,12 +28,12 @@ from .vae import clip_to_tensor
 
 _SHARD = 100
 _LATEST_START = 150  # frames into a take, for clips from the middle
-_BEFORE_MIDDLE = 2  # latents of such a clip that are left out: they know too little of what was before them
+_BEFORE_MIDDLE = 2  # latents of such a clip that are left out: they are encoded with too little of what was before them
 _FRAMES_A_STEP = 64  # latent frames in a batch, whatever the clip length
 _LENGTHS = {MAX_LATENT_FRAMES: 0.65, 6: 0.15, 4: 0.1, 2: 0.05, 1: 0.05}
-# Half of all samples start in the middle of a clip, with a latent that stands for four frames; but of whole clips at one noise level
-# few do. That is what a take looks like, and nothing else tells the model that a take starts with a latent for one frame, whose code
-# is another: rotary positions are relative. In a mid-take window the neighbours, fused in at every step, tell.
+# Half of all samples start in the middle of a clip, with a latent that stands for four frames; but few of the whole clips at one noise
+# level do. A take looks like the latter, and the model must learn from them that it starts with a latent for one frame, which is encoded
+# differently: rotary positions are relative and do not tell. In a mid-take window the neighbours, fused in at every step, tell.
 _FROM_MIDDLE, _WHOLE_FROM_MIDDLE = 0.61, 0.03
 
 _TWO_THINGS = 0.6  # of a batch: one thing alone is learnt sooner

@@ -1,8 +1,8 @@
 """Training the demo model's text encoder alone, before or between training it together with the DiT.
 
-Real models start from a text encoder that has read. Ours learns here that a sentence speaks of things: from every word it must be told which
-thing the word is about, and all that is said about that thing. A DiT that is trained with an encoder that has not read sees a bag of words
-for hours: it draws two things of the right colours whose shapes are mixed.
+Real models start from a pretrained text encoder. Ours learns here that a sentence speaks of things: linear classifiers must read off every
+word's embedding which thing the word is about, and all that is said about that thing. A DiT that is trained with an untrained encoder treats
+the sentence as a bag of words for hours: it draws two things of the right colours whose shapes are mixed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .trainer import Schedule, Trainer
 
 _ASKED: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS}
 _PROMPTS_A_STEP = 128
-_STAY = 0.3  # how much an encoder that a DiT knows already is kept from changing, beside a loss of 1 nat for each question
-_NOISE = 0.7  # of an embedding's root mean square: an answer that is whispered would do for a linear question, but not for a DiT
+_STAY = 0.3  # weight of the loss that keeps an encoder close to what its DiT was trained with; each question's loss has weight 1
+_NOISE = 0.7  # of an embedding's root mean square: a faint answer would do for a linear classifier, but not for a DiT
 NO_ANSWER = -100
 
 
 class _Reader(nn.Module):
-    """The encoder, and a linear question to each word it returns."""
+    """The encoder, and for each question a linear classifier of its words' embeddings."""
 
     def __init__(self, model: DenoiserWithText, device: torch.device) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class _Reader(nn.Module):
 def train_text(folder: Path, schedule: Schedule, device: torch.device) -> None:
     """Train the encoder of `folder`/dit.pt, if there is one, and put it back there; or else a new one for `train_dit` to begin with.
 
-    Raises ValueError where an earlier reading would overwrite what the DiT has learnt since.
+    Raises ValueError where an earlier training of the encoder alone would overwrite what it has learnt with the DiT since.
     """
     known, earlier = folder / "dit.pt", folder / "text.pt"
     if known.exists() and earlier.exists():
-        raise ValueError(f"'{earlier}' is older than the encoder in '{known}'; move it away to read anew from there.")
+        raise ValueError(f"'{earlier}' is older than the encoder in '{known}'; move it away to train again from there.")
     model = DenoiserWithText()
     if known.exists():
         weights = torch.load(known, weights_only=True)["module"]
