@@ -297,7 +297,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="only print points of one clip; writes no results")
     parser.add_argument("--only", default="", help="with --quick: contenders whose name contains this")
     parser.add_argument("--steps", type=int, choices=STEPS, default=STEPS[0], help="with --quick: of a film")
-    parser.add_argument("--every", type=int, default=1, help="with --quick: every so manieth setting")
+    parser.add_argument("--every", type=int, default=1, help="with --quick: one setting of so many")
     options = parser.parse_args()
     if options.quick:
         _look(options.only, options.steps, options.every)

@@ -150,7 +150,7 @@ _CALIBRATED: dict[str, Callable[[str, Tuning], dict[str, Recipe]]] = {
 
 
 def our_contenders(tuning: Tuning, only: str = "") -> list[Contender]:
-    """Every recipe that comes along and runs in a stock pipeline, or those of them whose name contains `only`.
+    """Every recipe that comes with longtake and runs in a stock pipeline, or those of them whose name contains `only`.
 
     Raises ValueError for a recipe without a sweep.
     """

@@ -12,7 +12,7 @@ from ..files import write_atomic
 class Journal:
     """Figures under names, a line each in the order of measuring; a line that was cut off is measured again.
 
-    subject: what is measured, such as a model's hash and versions; of another subject nothing is believed, and the file begins anew.
+    subject: what is measured, such as a model's hash and versions; figures of another subject are dropped, and the file begins anew.
     """
 
     def __init__(self, path: Path, subject: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ class Journal:
 
     @property
     def sittings(self) -> int:
-        """In how many goes it was measured."""
+        """How many runs of the benchmark it took to measure."""
         return int(self["sittings"])
 
     def __contains__(self, name: str) -> bool:

@@ -170,5 +170,5 @@ def _draw(rng: np.random.Generator, index: int) -> tuple[Take, Degrees, str]:
 
 
 def _latents(mesh: Mesh, take: Take, layout: str) -> Tensor:
-    """With a cache that decides by schedule: near a threshold, rounding may make two gangs part, which other tests look at."""
+    """With a cache that decides by schedule: near a threshold, rounding may make two gangs decide differently, which other tests look at."""
     return Renderer(read_card("demo"), ModelOptions(layout=layout), mesh=mesh).render(take, load_recipe("interval")).latents
