@@ -204,10 +204,10 @@ class Driver:
             with uninterrupted():
                 gang.close()
                 sweep(folder)
-            place = f"take '{take.name}' after step {gang.step} of {self.plan.card.num_calls(take.num_inference_steps)}"
-            self._tell(TakeChanged, take=take.name, state=TakeState.WAITING, cause=f"stopped {place}")
+            where = f"take '{take.name}' after step {gang.step} of {self.plan.card.num_calls(take.num_inference_steps)}"
+            self._tell(TakeChanged, take=take.name, state=TakeState.WAITING, cause=f"stopped {where}")
             if isinstance(error, KeyboardInterrupt):
-                raise JobStopped(place) from None
+                raise JobStopped(where) from None
             raise
         manifest = self._manifest(planned, gang, loaded, finished, time.monotonic() - began)
         with uninterrupted():

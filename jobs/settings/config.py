@@ -273,9 +273,9 @@ def _check_keys(values: dict[str, Any], config_class: type, where: str) -> None:
         if key in _NESTED:
             items = value if isinstance(value, list) else [value]
             for index, item in enumerate(items):
-                place = f"{key}[{index}]" if isinstance(value, list) else key
+                group = f"{key}[{index}]" if isinstance(value, list) else key
                 if isinstance(item, dict):
-                    _check_keys(item, _NESTED[key], f"{where}, {place},")
+                    _check_keys(item, _NESTED[key], f"{where}, {group},")
 
 
 def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:

@@ -137,22 +137,22 @@ def _within(kind: Any, step: str) -> Any:
 
 def _change(values: Any, steps: list[str], change: Callable[[Any], Any], key: str) -> None:
     step, *rest = steps
-    places: list[Any] = [step]
+    found: list[Any] = [step]
     if isinstance(values, list):
         if step == "*":
-            places = list(range(len(values)))
+            found = list(range(len(values)))
         elif step.isdigit() and int(step) < len(values):
-            places = [int(step)]
+            found = [int(step)]
         else:
             numbers = f"0 to {len(values) - 1}, or * for all" if values else "it is empty"
             raise ValueError(f"The override '{key}' has '{step}' where the number of a list's item is wanted ({numbers}).")
-    for place in places:
+    for at in found:
         if not rest:
-            values[place] = change(values.get(place) if isinstance(values, dict) else values[place])
+            values[at] = change(values.get(at) if isinstance(values, dict) else values[at])
             continue
-        inner = values.get(place) if isinstance(values, dict) else values[place]
+        inner = values.get(at) if isinstance(values, dict) else values[at]
         if inner is None:
-            inner = values[place] = {}
+            inner = values[at] = {}
         if not isinstance(inner, dict | list):
-            raise ValueError(f"The override '{key}' reaches into '{place}', which is {inner!r} and has no settings of its own.")
+            raise ValueError(f"The override '{key}' reaches into '{at}', which is {inner!r} and has no settings of its own.")
         _change(inner, rest, change, key)

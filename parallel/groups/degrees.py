@@ -40,7 +40,7 @@ class Degrees:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a job's takes have to share out, at their least: attention heads, tokens a model call, guidance branches, windows."""
+    """What can be shared out over ranks in every take of a job: attention heads, tokens a model call, guidance branches, windows."""
 
     num_heads: int
     num_tokens: int
