@@ -94,7 +94,8 @@ class ModelLoaded(Event):
 @dataclass(frozen=True, kw_only=True)
 class TakeChanged(Event):
     """A take entered `state`. cause: why it failed, was stopped or had nothing left to do, else empty. film: its path, once it is done.
-    seconds: that it took in this run; decisions: how many of its model calls were computed, reused ...; None and empty if it was done before.
+    seconds: from its beginning to its end in this run; decisions: how many of its model calls were computed, reused ...; None and empty if
+    it was done before.
     """
 
     state: TakeState

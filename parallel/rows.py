@@ -19,7 +19,7 @@ class RowShards:
     """Makes a convolutional decoder work on some rows of every frame, [batch, channels, (frames,) rows, width], until it is released.
 
     What the ranks compute together is what one computes alone, up to rounding: 3x3 convolutions get their missing edge rows from
-    the neighbours, group norms take their statistics over all rows, and modules that look at whole frames (`whole`: attention,
+    the neighbours, group norms compute their statistics over all rows, and modules that look at whole frames (`whole`: attention,
     say) are run on the gathered rows by everybody. Where a frame has fewer rows than there are ranks, all ranks decode all of it.
     """
 

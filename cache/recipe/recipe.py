@@ -27,7 +27,7 @@ class Recipe:
     """name, category (of CATEGORIES) and paper are for people; the rest decides the film.
 
     parts: one as a rule; several where a method treats parts of the model differently. abscissa: what predictors extrapolate along,
-    `step` or `sigma`. branches: of BRANCHES, which guidance branches decide. dtype: of DTYPES in storage.py, how features are kept.
+    `step` or `sigma`. branches: of BRANCHES, which guidance branches decide. dtype: of DTYPES in state/storage.py, how features are kept.
     calibrated: whether the method needs numbers that are measured on the model. calibration: what they were measured on; a calibrated
     recipe without it can be shown and changed, but not rendered with. fits: published numbers for known models, which `fitted` puts in.
     """

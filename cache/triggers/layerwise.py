@@ -2,7 +2,7 @@
 arXiv 2509.13789): a vector of signals, one entry a unit, in one collective.
 
 When a unit is computed, its change since it was last computed is looked up in a codebook, which says after how many steps it is to be
-computed again. AdaCache takes the mean change of all units, divided by the steps that it took, and a codebook of many entries; BWCache the
+computed again. AdaCache uses the mean change of all units, divided by the steps since then, and a codebook of many entries; BWCache the
 mean and one entry; Foresight each unit's own mean square change, as a multiple of its change in the first steps.
 """
 
@@ -30,7 +30,7 @@ class LayerwiseConfig:
     later; after a change above the last bound, at the next step.
 
     measure: `l1` (relative L1) or `mse` of a unit's change. aggregate: `each` unit for itself or all by their `mean`. per_gap: divide the
-    change by the steps that it took. warmup: share of first steps that are computed. relative: bounds are multiples of the change in the
+    change by the number of steps since then. warmup: share of first steps that are computed. relative: bounds are multiples of the change in the
     warm-up (the sum of its MSEs, each weighted a tenth of the next; from the last two steps on down that is Foresight's lambda).
     tail: if the take's first reuse comes with k steps to go, the last `tail` times k steps are computed; 0 for none.
     """

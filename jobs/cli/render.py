@@ -71,7 +71,7 @@ def _run(rendering: Rendering) -> None:
 
 
 def _show(result: JobResult) -> None:
-    """What became of each take: its frames, the seconds that it took in all, the share of model calls that were computed and how many times
+    """What became of each take: its frames, its seconds in all, the share of model calls that were computed and how many times
     as fast denoising was for it, and where its film is; or why there is none.
     """
     say("")

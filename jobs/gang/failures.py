@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class FailureKind(IntEnum):
-    """How a rank failed; sorted, those first that are causes rather than effects of another rank's failure.
+    """How a rank failed; the lower its number, the likelier it is the cause, and no effect of another rank's failure.
 
     DIED: its process is gone. RAISED: it raised an error of its own. LOST_EXCHANGE: a collective failed, as other ranks had failed before.
     """

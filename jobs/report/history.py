@@ -101,7 +101,7 @@ def current_run(runs: Sequence[Run]) -> Run | None:
 
 
 def takes_of(events: Iterable[Event], runs: Sequence[Run]) -> dict[str, TakeHistory]:
-    """By name, each take that an event tells of."""
+    """The history of each take that an event tells of, by its name."""
     by_job = {run.job: run for run in runs}
     changes: dict[str, list[TakeChanged]] = {}
     progress: dict[tuple[str, str], Stepped | Decoded] = {}

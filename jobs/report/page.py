@@ -110,7 +110,7 @@ class Page:
 
     @property
     def counts(self) -> dict[Standing, int]:
-        """How many takes stand how, the most important first; without standings that no take has."""
+        """How many takes there are of each standing, the most important first; without those of which there are none."""
         found = [take.standing for take in self.takes]
         return {standing: found.count(standing) for standing in _ORDER if standing in found}
 

@@ -129,7 +129,7 @@ def check_degrees(degrees: Degrees, card: ModelCard, takes: Sequence[Take], reci
         fitting = [n for n in range(1, card.num_heads + 1) if card.num_heads % n == 0]
         raise ValueError(
             f"parallel.ulysses_degree is {ulysses}; it must divide the model's {card.num_heads} heads: {', '.join(map(str, fitting))}. "
-            f"parallel.ring_degree takes any number."
+            f"parallel.ring_degree may be any number."
         )
     if degrees.cfg_degree > shared.num_branches:
         why = "there are two branches at most" if shared.num_branches == 2 else "not every take has a second branch (guidance_scale 1, or embedded)"

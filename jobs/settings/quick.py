@@ -26,7 +26,7 @@ def quick_job(
     """
     for change in overrides:
         if "=" not in change:
-            raise ValueError(f"'{change}' stands beside --prompt, which takes no job file; write settings as key=value.")
+            raise ValueError(f"'{change}' stands beside --prompt, which needs no job file; write settings as key=value.")
     name = take_name(prompt) if seed is None else f"{take_name(prompt)}-{seed}"
     values: dict[str, Any] = {"output": OUTPUT, "takes": [{"name": name, "prompt": prompt}]}
     if model is not None:

@@ -131,7 +131,7 @@ class XfuserKernel:
         if not query.numel() or not key.numel():
             return attend_nothing(query, value)
         if key_mask is not None:
-            raise ValueError("parallel.kernel=xfuser takes no key masks, which this model needs; set parallel.kernel=native.")
+            raise ValueError("parallel.kernel=xfuser cannot mask keys, which this model needs; set parallel.kernel=native.")
         if scale is not None:
             query = query * (scale * query.shape[-1] ** 0.5)  # xfuser always divides by the root of head_dim
         heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))

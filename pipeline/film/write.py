@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _BT709 = "color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 # The -color_* options alone would leave primaries and transfer unknown, and the default matrix is BT.601, untagged. Chroma sits at the left, as
-# players take untagged H.264 to mean: swscale's default is the middle, a shift of half a pixel.
+# players read untagged H.264: swscale's default is the middle, a shift of half a pixel.
 _SCALE = "out_color_matrix=bt709:out_range=tv:out_chroma_loc=left:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 _TO_BT709 = f"scale={_SCALE},setparams={_BT709}"
 _LAST_LINES = 12  # of ffmpeg's log, in an error
