@@ -20,7 +20,7 @@ __all__ = ["JobFailed", "JobResult", "Rendering", "TakeResult", "__version__", "
 
 
 def __getattr__(name: str) -> Any:
-    """What renders is imported when it is asked for: `from longtake.cache import Recipe` needs none of it."""
+    """Import what renders when it is first used: `from longtake.cache import Recipe` does not need it."""
     if name not in __all__:
         raise AttributeError(f"module 'longtake' has no attribute '{name}'")
     from .jobs import rendering

@@ -14,7 +14,7 @@ _MARK = ".partial"
 
 
 def partial_name(path: Path) -> Path:
-    """Where a file is while it is written: hidden, beside its final name, with the same suffix; another one for each writer."""
+    """The name of a file while it is written: hidden, beside its final name, with the same suffix; another one for each writer."""
     return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}{_MARK}{path.suffix}")
 
 

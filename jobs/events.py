@@ -58,7 +58,9 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class JobStarted(Event):
-    """longtake: its version. model, output: paths. takes: names of all takes, in the order of rendering. config: the resolved job."""
+    """The first event of a run. longtake: its version. model, output: paths. takes: names of all takes, in the order of rendering. config: the
+    resolved job.
+    """
 
     longtake: str
     model: str
@@ -86,7 +88,7 @@ class GangFormed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLoaded(Event):
-    """seconds: of the slowest rank."""
+    """All ranks have loaded the model. seconds: of the slowest one."""
 
     seconds: float
 
@@ -126,7 +128,7 @@ class Decoded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JobEnded(Event):
-    """cause: empty where all takes are done."""
+    """The last event of a run. cause: empty where all takes are done."""
 
     state: JobState
     cause: str = ""

@@ -24,7 +24,7 @@ def frame_noise(seed: int, num_frames: int, channels: int, height: int, width: i
 
 
 def diffusers_noise(seed: int, num_frames: int, channels: int, height: int, width: int) -> Tensor:
-    """As stock pipelines draw it from `torch.Generator().manual_seed(seed)`, for parity tests."""
+    """Noise as stock pipelines draw it from `torch.Generator().manual_seed(seed)`, for parity tests."""
     return torch.randn((1, channels, num_frames, height, width), generator=torch.Generator().manual_seed(seed))
 
 

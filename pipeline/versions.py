@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """By name. longtake itself may be shipped as plain files, without an installation that knows its version."""
+    """Their versions by name. longtake itself may be shipped as plain files, without an installation that knows its version."""
     found = {}
     for package in packages:
         try:

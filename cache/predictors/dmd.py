@@ -97,7 +97,7 @@ def dmd_weights(gram: NDArray[np.float64], ahead: float, rank_cut: float) -> lis
 
 
 def _power(matrix: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
-    """By eigenvalues, unless the exponent is whole."""
+    """The matrix to a power: by its eigenvalues, unless the exponent is whole."""
     if exponent == int(exponent):
         return np.linalg.matrix_power(matrix, int(exponent))
     values, vectors = np.linalg.eig(matrix)

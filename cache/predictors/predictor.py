@@ -119,7 +119,7 @@ class WindowPredictor(Predictor):
         return [at for at, _ in self._window]
 
     def push(self, at: float, feature: Tensor) -> None:
-        """Of two features of one place (Heun's two calls at one sigma) the later one counts."""
+        """Keep the feature. Of two at one place (Heun's two calls at one sigma) the later one counts."""
         if self._window and self._window[-1][0] == at:
             self._window.pop()
         self._window.append((at, self.storage.put(feature)))

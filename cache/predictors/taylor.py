@@ -32,5 +32,5 @@ class Taylor(WindowPredictor):
         self.config = config
 
     def weights(self, at: float) -> list[float]:
-        """Of as high an order as there are features yet."""
+        """Of a lower order while there are too few features."""
         return damped_weights(self.places, at, self.config.damping)

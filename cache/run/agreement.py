@@ -1,4 +1,4 @@
-"""From what each shard measures to numbers that all of them decide from: partial sums, agreed on in one collective.
+"""Turning what each shard measures into numbers that all of them decide from: partial sums, added up in one collective.
 
 Knows neither what is summed nor how many shards there are. A shard that decided from its own numbers could skip blocks that another one
 computes, and both would wait for ever in the next exchange of tokens.

@@ -27,8 +27,9 @@ class Call:
     """What a site may ask of the model call that it runs (SiteRun).
 
     Where a recipe's branches are `joint`, both guidance branches do the same, which is traced as one decision of branch `both`. The call is
-    of a batch of both, or of one of them while the other one runs elsewhere. Where they are `cond`, the conditional branch decides and the
-    unconditional one, which is called after it, does the same; while the other one runs elsewhere, it decides from the conditional one's sums.
+    of a batch of both, or of one of them while other shards run the other. Where they are `cond`, the conditional branch decides and the
+    unconditional one, which is called after it, does the same; if other shards run it at the same time, it decides from the conditional
+    one's sums.
     """
 
     def __init__(self, session: Session, cursor: Cursor, part: int, site: Site, units: Sequence[range], num_text: int | None) -> None:
@@ -42,7 +43,7 @@ class Call:
         # This branch, 0 for cond and 1 for uncond, where both decide together while each runs on shards of its own.
         self._row = _BRANCHES.index(cursor.branch) if at_once and mode != "each" else None
         self._follows = mode == "cond" and cursor.branch == "uncond" and not at_once
-        # By the branch that runs here: features are its own, even where another one decides for it.
+        # The slot of the branch that runs here: its features are its own, even where the other one decides for it.
         self._slot: Slot = session.state.slot(part, cursor.segment, cursor.branch, len(units), cursor.frames)
         self._key = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
@@ -71,7 +72,7 @@ class Call:
             verdict = session.replay.verdict(self._key, self._units)
         elif self._follows and slot.ready:
             verdict = session.state.verdicts[(self._part, self.segment)]
-        elif self._follows:  # a branch that begins later than the one that decides
+        elif self._follows:  # nothing is kept of this branch yet, though the other one decided to reuse
             verdict = Verdict.of(frozenset(), len(self._units))
         else:
             verdict = self._judge(agreed.get(_SIGNAL, []))
@@ -84,7 +85,7 @@ class Call:
         return verdict
 
     def _pieces(self, signal: Tensor | None, beside: Tensor) -> list[Piece]:
-        """The trigger's sums, then each predictor's; nothing of those that measure nothing."""
+        """The trigger's sums, then each predictor's; none of those that measure nothing."""
         slot, site, is_joint = self._slot, self._site, self._session.recipe.branches == "joint"
         pieces = []
         if signal is not None:

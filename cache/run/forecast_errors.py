@@ -20,7 +20,7 @@ class ForecastErrors:
         self._sums: dict[int, Tensor] = {}
 
     def add(self, index: int, sums: Tensor) -> None:
-        """Of one feature; those of a decision's features are added up."""
+        """Note the sums of one feature; those of all features of a decision are added up."""
         self._sums[index] = self._sums[index] + sums if index in self._sums else sums
 
     def write_to(self, trace: Trace, reduce: Callable[[Tensor], Tensor]) -> None:

@@ -29,8 +29,8 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Session:
-    """replay: decisions to make again, instead of the triggers'. state: what is kept from step to step. trace: what was decided so far;
-    errors: its forecast errors that are not reduced yet.
+    """A recipe at work on one take. replay: decisions to make again, instead of the triggers'. state: what is kept from step to step. trace:
+    what was decided so far; errors: its forecast errors that are not reduced yet.
     """
 
     recipe: Recipe
@@ -42,7 +42,7 @@ class Session:
 
     @classmethod
     def fresh(cls, recipe: Recipe, num_inference_steps: int, storage: Storage, shards: Shards | None = None, replay: Replay | None = None) -> Session:
-        """With nothing kept and nothing decided. num_inference_steps: of the take. storage: how features are to be kept."""
+        """A session with nothing kept and nothing decided. num_inference_steps: of the take. storage: how features are to be kept."""
         state = CacheState(recipe, storage, span=float(num_inference_steps))
         return cls(recipe, shards or Shards(), replay, state, Trace(recipe.name, num_inference_steps), ForecastErrors())
 

@@ -47,7 +47,7 @@ class Probe:
         return transformer.register_forward_pre_hook(Listener(listen), with_kwargs=True).remove
 
     def read(self, given: StackInput, after_first: Tensor, timestep: float) -> Tensor:
-        """Without the text. after_first: the hidden states after the first blocks, [batch, tokens, dim]; where there are no first blocks,
+        """The probe without the text. after_first: the hidden states after the first blocks, [batch, tokens, dim]; where there are no first blocks,
         those of `given`, which then stand for the residual as well. Raises ValueError for the probe `timestep` of a call that has one a
         token: shards of the tokens would see different ones, and decide apart.
         """

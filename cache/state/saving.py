@@ -53,7 +53,7 @@ class Relay(Protocol):
 
 
 class Alone:
-    """Where nothing is sharded."""
+    """The relay where nothing is sharded."""
 
     def gather(self, local: Tensor) -> Tensor:
         return local
@@ -182,7 +182,7 @@ class _Loader:
         return _without_text(tensor, int(num_text), self._relay.share) if scope == "tokens" else tensor
 
     def _feature(self, storage: Storage, said: Plain) -> Kept:
-        """With the bits that were stored."""
+        """The feature as it was stored, bit for bit."""
         stored, scale, stored_dtype, dtype = said
         bits = self._tensor(stored).view(getattr(torch, stored_dtype))
         return storage.adopt(bits, None if scale is None else self._tensor(scale), getattr(torch, dtype))

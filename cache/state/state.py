@@ -20,7 +20,8 @@ Key = tuple[int, int, str]
 
 @dataclass
 class Slot:
-    """frames: the latent frames of the take that its features are of; None where the caller did not say. predictors: by unit and name of the feature.
+    """What is kept for one part of the recipe, segment and branch. frames: the latent frames of the take that its features are of; None where
+    the caller did not say. predictors: by unit and name of the feature.
     reused_run: steps reused in a row so far. owed: how many steps were computed out of turn because their forecasts were in doubt; as many
     that the trigger wants computed are reused for them.
     """

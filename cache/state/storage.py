@@ -46,7 +46,7 @@ class Kept:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What it holds."""
+        """The stored feature and, where there is one, its scale."""
         return (self.stored,) if self.scale is None else (self.stored, self.scale)
 
     def get(self, channels: int | None = None) -> Tensor:

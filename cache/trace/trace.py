@@ -16,7 +16,7 @@ _VERSION = 2
 
 @dataclass
 class Trace:
-    """model: hash of the model that rendered the take, empty if it is not known; num_inference_steps: of the take."""
+    """A take's decisions, in order. model: hash of the model that rendered it, empty if it is not known; num_inference_steps: of the take."""
 
     recipe: str
     num_inference_steps: int = 0

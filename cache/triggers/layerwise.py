@@ -123,7 +123,7 @@ class Layerwise(Trigger):
         return frozenset(self._reused)
 
     def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:
-        """Once for each feature that the unit keeps: the gap is counted at the first of them."""
+        """Called for each feature that the unit keeps; the gap is counted at the first of them."""
         if self._computed.get(unit) != self._step:
             self._gap[unit] = self._step - self._computed.get(unit, self._step)
             self._computed[unit] = self._step

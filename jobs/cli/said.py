@@ -52,7 +52,7 @@ def checked(check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def given_path(path: Path) -> Path:
-    """With `~` and environment variables filled in."""
+    """The path with `~` and environment variables filled in."""
     from ..settings.config import expanded
 
     return Path(checked(expanded, str(path), "The path"))

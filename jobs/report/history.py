@@ -30,7 +30,7 @@ class Standing(Enum):
 
 @dataclass(frozen=True)
 class Run:
-    """job: the id of the run. started: its first event; None, so that nothing is known of the job, where that is missing. began, last: times of
+    """One run. job: its id. started: its first event; None, so that nothing is known of the job, where that is missing. began, last: times of
     its first and its last event.
     """
 
@@ -59,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TakeHistory:
-    """since: when its standing last changed. progress: the last step or frame of the run that renders it."""
+    """How a take stands. since: when that last changed. progress: the last step or frame of the run that renders it."""
 
     standing: Standing
     cause: str

@@ -93,7 +93,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Page:
-    """title: the folder's name. run: the one that the page is about; None where only versions that wrote no events rendered here."""
+    """A job's page. title: the folder's name. run: the one that the page is about; None where only versions that wrote no events rendered here."""
 
     title: str
     folder: str

@@ -75,8 +75,8 @@ def _typed(kind: type[Event], values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TakeFolder:
-    """manifest: None while there is none. unreadable: why the manifest or the folder cannot be read, else empty. files: times of change, in
-    ns, by name. earlier: names of the folders that hold the take's earlier films, moved aside.
+    """What lies in a take's folder. manifest: None while there is none. unreadable: why the manifest or the folder cannot be read, else empty.
+    files: times of change, in ns, by name. earlier: names of the folders that hold the take's earlier films, moved aside.
     """
 
     manifest: Manifest | None
@@ -86,7 +86,7 @@ class TakeFolder:
 
 
 def read_folders(output: Path) -> dict[str, TakeFolder]:
-    """By take, in the order of names: every folder that is a take's or may become one."""
+    """Every folder that is a take's or may become one, by the take's name, in the order of names."""
     names = sorted(entry.name for entry in os.scandir(output) if entry.is_dir() and not entry.name.startswith("."))
     aside: dict[str, list[str]] = {}
     for name in names:

@@ -28,7 +28,10 @@ class PromptConfig:
 
 @dataclass
 class TimelineConfig:
-    """name: `full` or `windows`. window, overlap: in frames; the window is the model's own clip length if left out."""
+    """How a take's frames are shown to the model.
+
+    name: `full` or `windows`. window, overlap: in frames; the window is the model's own clip length if left out.
+    """
 
     name: str = "full"
     window: int | None = None
@@ -37,7 +40,9 @@ class TimelineConfig:
 
 @dataclass
 class CacheConfig:
-    """recipe: a name, a YAML path, `none`, or `default`: `planned` where it was calibrated on the model, elsewhere none. replay: path of a
+    """The cache of all takes.
+
+    recipe: a name, a YAML path, `none`, or `default`: `planned` where it was calibrated on the model, elsewhere none. replay: path of a
     trace whose decisions are made again. dtype: in which features are kept: `model`, `bfloat16`, `float16` or `float8`. budget_gb: the most
     that a rank's cache may hold, in 1e9 bytes; over_budget: what to do with a cache that would hold more, `refuse` it or keep it in the
     memory of the `host`. trigger, site, predictor, guards: settings of the recipe's parts that differ from its file.
@@ -83,7 +88,9 @@ class ParallelConfig:
 
 @dataclass
 class ModelConfig:
-    """path: `demo`, or a checkpoint's folder. name: the model's name, by which the published numbers of recipes are found; if left out, the
+    """The model, and how ranks hold it.
+
+    path: `demo`, or a checkpoint's folder. name: the model's name, by which the published numbers of recipes are found; if left out, the
     one that its README.md states, or else its folder's. shard: `gang` splits the weights over the ranks that share a take's tokens, `none`
     keeps all of them on each rank. offload: `blocks` keeps the blocks' weights off the accelerator while they are not used (on CPU: in
     files), `none` does not.
@@ -123,7 +130,9 @@ class TakeConfig(TakeSettings):
 
 @dataclass
 class JobConfig(TakeSettings):
-    """preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film.
+    """A job: its takes and what they share.
+
+    preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film.
 
     attention_backend: one of diffusers' (native, flash, _flash_3_hub, sage ...), its default if left out. fps: the film's frames a second
     (24, 23.976, 24000/1001), the model's own if left out. `~` and environment variables in paths are filled in.

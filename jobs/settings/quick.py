@@ -111,5 +111,5 @@ takes:
 
 
 def _quoted(text: str) -> str:
-    """As YAML needs it: a plain word as it is, anything else in quotes."""
+    """The text as YAML needs it: a plain word as it is, anything else in quotes."""
     return text if re.fullmatch(r"[A-Za-z/~.][A-Za-z0-9/._~-]*", text) else "'" + text.replace("'", "''") + "'"

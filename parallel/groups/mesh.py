@@ -71,7 +71,7 @@ class Mesh:
 
 
 def _timeout(group: dist.ProcessGroup) -> timedelta:
-    """Of a group's collectives. torch does not pass it on to groups of some of its ranks, which would have its default of half an hour."""
+    """The time limit of a group's collectives. torch does not pass it on to groups of some of the ranks, which get half an hour."""
     return group._get_backend(group._device_types[0]).options._timeout
 
 

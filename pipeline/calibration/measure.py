@@ -95,7 +95,7 @@ def record_steps(renderer: Renderer, take: Take, recipe: Recipe) -> Iterator[dic
 
 
 def record_take(renderer: Renderer, take: Take, recipe: Recipe) -> Series:
-    """All steps at once, for recipes that keep few features."""
+    """The same for all steps at once, for recipes that keep few features."""
     series: Series = {}
     for sights in record_steps(renderer, take, recipe):
         for key, sight in sights.items():

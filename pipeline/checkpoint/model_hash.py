@@ -34,7 +34,7 @@ def model_hash(folder: Path, tell: Callable[[str], None] = lambda line: None) ->
 
 
 def _files(folder: Path) -> list[Path]:
-    """In the order of their names; a part may be a link to a folder elsewhere."""
+    """The files that the hash is of, in the order of their names; a part may be a link to a folder elsewhere."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
         within = Path(place).relative_to(folder).parts

@@ -68,7 +68,7 @@ class HunyuanVideo(Family):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """In diffusers' overlapping temporal tiles, blended where they overlap, one tile held at a time: the same frames as diffusers' own
+        """Decode in diffusers' overlapping temporal tiles, blended where they overlap, one held at a time: the same frames as diffusers' own
         decoding in such tiles (of another length they give others, as group norms look at all frames of a tile). Rows may be spread over a
         gang without changing them.
         """

@@ -62,7 +62,7 @@ class Wan(Family):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """One latent frame at a time through the VAE's causal cache: the same frames as decoding the whole (diffusers' own loop),
+        """Decode one latent frame at a time through the VAE's causal cache: the same frames as decoding the whole (diffusers' own loop),
         also when the rows of each frame are spread over a gang.
         """
         vae, rows = self.vae, self._rows

@@ -25,7 +25,7 @@ from .timing import Timed, cache_speedup
 
 @dataclass(frozen=True)
 class Rendered:
-    """latents: [1, channels, latent frames, height, width], fp32. trace: None without a cache. cache_bytes: held at the end.
+    """A denoised take. latents: [1, channels, latent frames, height, width], fp32. trace: None without a cache. cache_bytes: held at the end.
 
     encode_seconds: spent on the texts; denoise_seconds: on the steps. speedup: what the cache saved of these, by `cache_speedup` of this
     rank's own calls; None without a cache.
@@ -128,7 +128,7 @@ class Renderer:
         cache lives as long as its take.
         """
         if self._running is None:
-            raise ValueError(f"No take is running that a snapshot in '{folder}' could be of; call save() between two of its steps.")
+            raise ValueError(f"No take is running, so there is no snapshot to write into '{folder}'; call save() between two steps of a take.")
         denoising, film_key = self._running
         save_snapshot(folder, denoising, self.cached, self._relay(denoising.take), film_key)
 

@@ -74,7 +74,7 @@ class MeshRelay:
 
 
 def save_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
-    """Between two steps, as a new generation in `folder`; the one before it stays until this one is whole. film_key: of the take."""
+    """Write a take, between two of its steps, as a new generation in `folder`; older ones stay until it is whole. film_key: of the take."""
     number, paths = 0, {}
     if relay.writes():
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ class ProxyBench:
 
     @property
     def seconds(self) -> float:
-        """Of the take without a cache: the median of the last three runs, so that one slow run, maybe the first, makes no recipe look fast."""
+        """Denoising without a cache, the median of the last three runs: one slow run, maybe the first, makes no recipe look fast."""
         return median_low(self._uncached[-3:])
 
     def measure(self, recipe: Recipe) -> Trial:

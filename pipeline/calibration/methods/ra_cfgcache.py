@@ -62,7 +62,7 @@ def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
 
 
 def _mean_cosine(cond: list[Sight], uncond: list[Sight]) -> float:
-    """Between the changes of both branches' features from step to step."""
+    """The mean cosine between the changes of both branches' features from step to step."""
     a, b = (torch.stack([(now.feature - before.feature).flatten() for before, now in pairwise(sights)]) for sights in (cond, uncond))
     return float(torch.nn.functional.cosine_similarity(a, b, dim=1).mean())
 
