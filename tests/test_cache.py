@@ -69,7 +69,7 @@ STACK = {"trigger": {"name": "interval", "interval": 2}, "site": {"name": "stack
         ({"trigger": {"name": "interval", "interval": "often"}}, "often"),
         ({"trigger": {"name": "interval", "interval": 0}}, "at least 1"),
         ({"trigger": {"name": "relative_change"}}, "threshold"),
-        ({"guards": {"first_steps": 0}}, "at least 1"),
+        ({"guards": {"first_steps": 0}}, "must be above 0, as the first step can only be computed"),
         ({"guards": {"max_risk": 0.1}, "branches": "cond"}, "doubts each branch's own forecast, but branches is cond"),
         ({"branches": "both"}, "branches is 'both'; it must be one of each, cond, joint"),
         ({"abscissa": "time"}, "abscissa is 'time'; it must be one of step, sigma"),
