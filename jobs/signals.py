@@ -69,9 +69,9 @@ def uninterrupted() -> Iterator[None]:
             held.append(pending.si_signo)
         restore(before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    for number in sorted(set(held)):
-        if not (is_leaving and _only_interrupts(before[signal.Signals(number)])):
-            signal.raise_signal(number)
+    for came in sorted(set(held)):
+        if not (is_leaving and _only_interrupts(before[signal.Signals(came)])):
+            signal.raise_signal(came)
 
 
 def _only_interrupts(handler: Any) -> bool:
