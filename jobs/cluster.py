@@ -33,6 +33,9 @@ class AddressError(ValueError):
         super().__init__(f"{what}; {mend}.")
         self.what, self.mend = what, mend
 
+    def __reduce__(self) -> tuple[type[AddressError], tuple[str, str]]:
+        return AddressError, (self.what, self.mend)
+
 
 class ClusterError(RuntimeError):
     """No cluster could be started on this machine."""
@@ -45,18 +48,51 @@ def ray_cluster(num_ranks: int) -> Iterator[str]:
 
     Raises AddressError, within seconds, where nobody answers or we are turned away, and ClusterError where none can be started.
     """
-    if ray.is_initialized():
-        yield f"the one in use already, at {ray.get_runtime_context().gcs_address}"
-        return
+    where, is_own = _enter(num_ranks)
+    try:
+        yield where
+    finally:
+        if is_own:
+            _leave()
+
+
+class _Own:
+    """The Ray that this process has joined or started for its jobs: the first of them makes it, the last one to end leaves or ends it."""
+
+    lock = threading.Lock()
+    jobs = 0
+    where = ""
+
+
+def _enter(num_ranks: int) -> tuple[str, bool]:
+    """Where the cluster is, and whether it is our own to leave."""
+    with _Own.lock:
+        if not _Own.jobs:
+            if ray.is_initialized():
+                return f"the one in use already, at {ray.get_runtime_context().gcs_address}", False
+            _Own.where = _connect(num_ranks)
+        _Own.jobs += 1
+        return _Own.where, True
+
+
+def _leave() -> None:
+    with uninterrupted(), _Own.lock:
+        _Own.jobs -= 1
+        if not _Own.jobs:
+            ray.shutdown()
+
+
+def _connect(num_ranks: int) -> str:
     named = os.environ.get("RAY_ADDRESS", "")
     address = _resolve(named)
     try:
         with _handlers_kept():
             _start(num_ranks) if address is None else _join(named, address)
-        yield "started here" if address is None else f"at {named}"
-    finally:
+    except BaseException:
         with uninterrupted():
             ray.shutdown()
+        raise
+    return "started here" if address is None else f"at {named}"
 
 
 def usable_cores() -> int:

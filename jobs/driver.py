@@ -54,10 +54,10 @@ class Driver:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.job = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        self._output = Path(plan.job.output).absolute()
         self._journal: Journal | None = None
         self.changes: dict[str, TakeChanged] = {}
         self._next_page = 0.0
+        self._complaint = ""  # about the page, which is told once
 
     def run(self) -> Generator[Event, None, None]:
         """Finished takes stay, whatever happens. After a take that fails while all ranks live, the job goes on with the next one.
@@ -69,12 +69,12 @@ class Driver:
         plan = self.plan
         with ExitStack() as held:
             held.enter_context(locked([planned.folder for planned in plan.takes if not planned.is_done]))
-            self._journal = held.enter_context(Journal(self._output))
+            self._journal = held.enter_context(Journal(self.plan.output))
             names = [planned.take.name for planned in plan.takes]
             begins = {
                 "longtake": package_versions(["longtake"])["longtake"],
                 "model": plan.job.model.path,
-                "output": str(self._output),
+                "output": str(self.plan.output),
                 "takes": names,
                 "config": plan.config,
             }
@@ -106,9 +106,11 @@ class Driver:
         if began < self._next_page and not isinstance(event, JobEnded):
             return
         try:
-            write_report(self._output)
-        except OSError as error:
-            logger.warning("The page of '%s' cannot be written (%s); the job goes on.", self._output, error)
+            write_report(self.plan.output)
+        except Exception as error:  # whatever it is: what an earlier version or somebody else left in the folder is no reason to render no film
+            if str(error) != self._complaint:
+                logger.warning("The page of '%s' cannot be written (%s: %s); the job goes on.", self.plan.output, type(error).__name__, error)
+            self._complaint = str(error)
         now = time.monotonic()
         self._next_page = now + max(_PAGE_SECONDS, 20 * (now - began))
 
@@ -168,7 +170,8 @@ class Driver:
         device = ("cuda" if gpus >= wanted else "cpu") if plan.job.device == "auto" else plan.job.device
         degrees, why = plan.degrees, ""
         if degrees is None and device == "cpu" and plan.job.parallel.num_ranks is None:
-            degrees, why = Degrees(), "one rank on the CPU, as there is no GPU; parallel.num_ranks makes it more"
+            reason = "as there is no GPU" if not gpus else "as device is cpu"
+            degrees, why = Degrees(), f"one rank on the CPU, {reason}; parallel.num_ranks makes it more"
         elif degrees is None:
             kind = "GPU" if device == "cuda" else "CPU"
             per_node = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
@@ -181,47 +184,55 @@ class Driver:
 
     def _take(self, planned: PlannedTake, gang: Gang, loaded: Loaded) -> Iterator[Event]:
         take, folder = planned.take, planned.folder
-        aside = make_room(folder)
-        if aside is not None:
-            yield self._tell(Note, take=take.name, text=f"take '{take.name}': what lay in its folder is now in {aside}")
-        staging = stage(folder)
-        began = time.monotonic()
-        yield self._tell(TakeChanged, take=take.name, state=TakeState.RUNNING)
-        order = self._order(planned, gang, loaded, staging)
-        finished: TakeReport | None = None
         try:
-            for report in gang.render(order):
-                if isinstance(report, TakeReport):
-                    finished = report
-                    continue
-                yield self._tell(Stepped if isinstance(report, StepReport) else Decoded, take=take.name, **asdict(report))
-            if finished is None:
-                raise GangError(f"Rank 0 ended take '{take.name}' without a film after step {gang.step}.")
-        except GangError as error:
+            yield from self._film(planned, gang, loaded)
+        except (GangError, OSError) as error:
             yield from self._fail(planned, gang, error)
-            return
         except BaseException as error:
             with uninterrupted():
                 gang.close()
                 sweep(folder)
-            where = f"take '{take.name}' after step {gang.step} of {self.plan.card.num_calls(take.num_inference_steps)}"
+            if self.changes[take.name].state.is_final:  # stopped while that was shown
+                raise
+            where = f"take '{take.name}' after step {gang.step if gang.is_rendering else 0} of {self.plan.card.num_calls(take.num_inference_steps)}"
             self._tell(TakeChanged, take=take.name, state=TakeState.WAITING, cause=f"stopped {where}")
             if isinstance(error, KeyboardInterrupt):
                 raise JobStopped(where) from None
             raise
+
+    def _film(self, planned: PlannedTake, gang: Gang, loaded: Loaded) -> Iterator[Event]:
+        take, folder = planned.take, planned.folder
+        began, finished = time.monotonic(), None
+        yield self._tell(TakeChanged, take=take.name, state=TakeState.RUNNING)
+        aside = make_room(folder)
+        if aside is not None:
+            yield self._tell(Note, take=take.name, text=f"take '{take.name}': what lay in its folder is now in {aside}")
+        staging = stage(folder)
+        for report in gang.render(self._order(planned, gang, loaded, staging)):
+            if isinstance(report, TakeReport):
+                finished = report
+                continue
+            yield self._tell(Stepped if isinstance(report, StepReport) else Decoded, take=take.name, **asdict(report))
+        if finished is None:
+            raise GangError(f"Rank 0 ended take '{take.name}' without a film after step {gang.step}.")
         manifest = self._manifest(planned, gang, loaded, finished, time.monotonic() - began)
+        done = {"film": str(folder / FILM), "seconds": manifest.seconds["take"], "decisions": manifest.decisions}
         with uninterrupted():
             publish(staging, folder, manifest)
-        done = {"film": str(folder / FILM), "seconds": manifest.seconds["take"], "decisions": manifest.decisions}
-        yield self._tell(TakeChanged, take=take.name, state=TakeState.DONE, **done)
+            event = self._tell(TakeChanged, take=take.name, state=TakeState.DONE, **done)
+        yield event
 
-    def _fail(self, planned: PlannedTake, gang: Gang, error: GangError) -> Iterator[Event]:
-        """A take that failed. Where all ranks live they form a new process group, and the job goes on with the next take."""
-        yield self._tell(TakeChanged, take=planned.take.name, state=TakeState.FAILED, cause=str(error))
+    def _fail(self, planned: PlannedTake, gang: Gang, error: GangError | OSError) -> Iterator[Event]:
+        """A take that failed. The job goes on with the next one if its ranks live: they form their group anew, unless they were done already
+        with the take.
+        """
+        cause = str(error) if isinstance(error, GangError) else f"{type(error).__name__}: {error}"
         try:
-            if not gang.can_reform:
+            yield self._tell(TakeChanged, take=planned.take.name, state=TakeState.FAILED, cause=cause)
+            if gang.is_rendering and not gang.can_reform:
                 raise error
-            gang.reform()
+            if gang.is_rendering:
+                gang.reform()
             sweep(planned.folder)
         except BaseException:
             with uninterrupted():

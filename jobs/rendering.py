@@ -62,13 +62,16 @@ class JobResult:
 
 
 class JobFailed(RuntimeError):
-    """Some takes of a job failed; the others were rendered. result: what became of each."""
+    """Some takes of a job failed. result: what became of each; where a rank died, those behind the failed one were not begun."""
 
     def __init__(self, result: JobResult) -> None:
         causes = [f"take '{take.name}': {take.cause}" for take in result.failed]
         of_several = f"{len(causes)} of {len(result.takes)} takes failed: " if len(result.takes) > 1 else ""
         super().__init__(of_several + "; ".join(causes))
         self.result = result
+
+    def __reduce__(self) -> tuple[type[JobFailed], tuple[JobResult]]:
+        return JobFailed, (self.result,)
 
 
 class Rendering:
@@ -89,6 +92,7 @@ class Rendering:
         """
         self.plan: Plan = plan_job(load_job(job, overrides), force=force, say=say)
         self._driver: Driver | None = None
+        self._is_in_block = False
         self._events: Generator[Event, None, None] | None = None
 
     def __iter__(self) -> Iterator[Event]:
@@ -103,21 +107,28 @@ class Rendering:
         self._events = self._driver.run()
         return self._watched(self._events)
 
-    def _watched(self, events: Iterator[Event]) -> Iterator[Event]:
+    def _watched(self, events: Generator[Event, None, None]) -> Iterator[Event]:
         try:
-            yield from events
+            for event in events:  # noqa: UP028 - `yield from` would close them before __exit__ can say why the job is stopped
+                yield event
         except RuntimeError as error:
             if self.result.failed:
                 raise JobFailed(self.result) from error
+            raise
+        except GeneratorExit:
+            if not self._is_in_block:
+                events.close()
             raise
         if self.result.failed:
             raise JobFailed(self.result)
 
     def __enter__(self) -> Self:
+        self._is_in_block = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """A KeyboardInterrupt in the `with` block (Ctrl-C while an event is shown) becomes JobStopped, which names the take that was stopped."""
+        self._is_in_block = False
         if self._events is None:
             return
         if isinstance(error, KeyboardInterrupt):
@@ -133,7 +144,7 @@ class Rendering:
             is_done = state is TakeState.DONE
             film, manifest = (planned.folder / FILM, read_manifest(planned.folder)) if is_done else (None, None)
             takes.append(TakeResult(planned.take.name, state, planned.folder, film, manifest, "" if is_done else cause))
-        return JobResult(Path(self.plan.job.output).absolute(), tuple(takes))
+        return JobResult(self.plan.output, tuple(takes))
 
 
 def render(job: Job, overrides: Sequence[str] = (), *, force: bool = False, on_event: Callable[[Event], None] = lambda event: None) -> JobResult:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,12 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
-from longtake import JobFailed, Rendering, __version__, render
+from longtake import JobFailed, JobResult, Rendering, TakeResult, __version__, render
+from longtake.jobs.cluster import AddressError, ClusterError
+from longtake.jobs.driver import JobStopped
 from longtake.jobs.events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from longtake.jobs.folder.journal import JOURNAL, Journal
+from longtake.jobs.gang.failures import GangError
 from longtake.jobs.settings.config import JobConfig, load_job
 from longtake.jobs.settings.planning import plan_job
 from longtake.jobs.settings.quick import num_frames, quick_job, take_name
@@ -29,7 +35,7 @@ PROMPT = "a red circle moves left over a grey background"
 def test_any_prompt_gives_a_take_s_name(prompt: str) -> None:
     name = take_name(prompt)
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)
-    assert len(name) <= 48
+    assert len(name) <= 48 + 7
 
 
 @given(seconds=st.floats(0.01, 1000), fps=st.sampled_from([8, 16, 24000 / 1001, 24.0]))
@@ -67,6 +73,8 @@ def test_a_prompt_is_a_job() -> None:
         (["job.yaml", "--prompt", PROMPT, "--model", "demo"], "'job.yaml' stands beside --prompt"),
         (["--prompt", PROMPT, "--model", "demo", "cahce=none"], "has no setting 'cahce'"),
         (["--prompt", " ", "--model", "demo"], "lacks a prompt"),
+        (["--prompt", PROMPT, "--model", "demo", "--seconds", "1e308"], r"--seconds is 1e\+308; give the film's length, 4 for example, at most"),
+        (["--prompt", PROMPT, "--model", "demo", "takes=[]"], "--prompt renders one take, and the settings make it 0"),
         (["job.yaml", "--seed", "3"], "--seed belong.* to --prompt"),
         ([], "There is nothing to render"),
     ],
@@ -95,6 +103,51 @@ def test_a_new_job_file_renders_as_it_is_and_with_all_its_comments(tiny_wan: Pat
         assert again.delivery_key == plan.delivery_key
         refused = run_here("new", str(path))
         assert (refused.exit_code, "is there already" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["a b.yaml", "it's $HOME.yml", "~x.yaml", "-.yaml", "\u6620.yaml"])
+def test_a_new_job_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    assert run_here("new", "--", str(tmp_path / "in" / name)).exit_code == (2 if "$" in name else 0)
+    for path in (tmp_path / "in").iterdir():
+        output = Path(plan_job(load_job(str(path), [f"output={tmp_path}/{load_job(str(path)).output}"])).job.output)
+        assert output.parent == tmp_path
+
+
+def test_other_prompts_get_other_names() -> None:
+    assert take_name("Caf\u00e9 cr\u00e8me!") == "cafe-creme"
+    assert len({take_name(prompt) for prompt in ("\u6620\u753b", "\u732b", "report", "take", f"{PROMPT} and on", f"{PROMPT} and off")}) == 6
+    assert take_name("report") != "report"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"takes": {"name": "a", "prompt": "x"}}, "takes is .* it must be a list; write `- ` before each"),
+        ({"takes": [{"name": "a", "prompts": "x"}]}, r"takes\[0\]: prompts is 'x'; it must be a list"),
+        ({"cache": ["fbcache"]}, "cache is .* it must be a mapping"),
+        (5, "A job is a YAML file's path, a mapping or a JobConfig, not a int"),
+    ],
+)
+def test_a_job_of_another_form_is_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Rendering(wrong)
+    with pytest.raises(ValueError, match="'1' is no override"):
+        Rendering({"model": "demo"}, [1])
+
+
+def test_errors_and_events_travel_between_processes(tmp_path: Path) -> None:
+    take = TakeResult("one", TakeState.FAILED, tmp_path, None, None, "it burnt")
+    for error in (
+        JobFailed(JobResult(tmp_path, (take,))),
+        AddressError("RAY_ADDRESS is ''"),
+        GangError("died", rank=1, died=True),
+        ClusterError("no"),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), vars(again)) == (str(error), vars(error))
+    event = TakeChanged(job="a", take="one", state=TakeState.DONE)
+    assert pickle.loads(pickle.dumps(event)) == event
 
 
 def test_the_version_is_shown() -> None:
@@ -166,6 +219,58 @@ def _written(folder: Path, model: Path) -> str:
     path = folder / "job.json"  # which is YAML as well
     path.write_text(json.dumps(job(model, folder / "out"), default=str))
     return str(path)
+
+
+@pytest.mark.ray
+def test_an_interrupt_while_an_event_is_shown_names_the_take(ray_driver: str, tiny_wan: Path, tmp_path: Path) -> None:
+    def interrupted(at: type[Event]) -> Callable[[Event], None]:
+        def interrupt(event: Event) -> None:
+            if isinstance(event, at) and event.take == "two" and getattr(event, "state", None) is not TakeState.WAITING:
+                raise KeyboardInterrupt
+
+        return interrupt
+
+    for number, (at, said) in enumerate(((TakeChanged, "take 'two' after step 0 of 4"), (Stepped, "take 'two' after step 1 of 4"))):
+        with pytest.raises(JobStopped, match=said):
+            render(job(tiny_wan, tmp_path / str(number)), on_event=interrupted(at))
+        told = lines(tmp_path / str(number))
+        assert (told[-2]["state"], told[-2]["cause"]) == ("waiting", f"stopped {said}")
+        assert (told[-1]["state"], told[-1]["cause"]) == ("stopped", said)
+        assert not list((tmp_path / str(number)).glob("two/.*"))
+
+
+@pytest.mark.ray
+def test_a_folder_that_takes_no_film_leaves_the_other_takes(ray_driver: str, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a job renders where it was planned, whatever folder is worked in by then."""
+    monkeypatch.chdir(tmp_path)
+    rendering = Rendering(job(tiny_wan, Path("out")))
+    (tmp_path / "out" / "one").write_text("in the way")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(JobFailed, match="take 'one': NotADirectoryError"):
+        list(rendering)
+    assert [take.state for take in rendering.result.takes] == [TakeState.FAILED, TakeState.DONE]
+    assert rendering.result["two"].film == tmp_path / "out" / "two" / "film.mp4"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_jobs_in_two_threads_share_a_ray_of_their_own(tiny_wan: Path, tmp_path: Path) -> None:
+    """The first one starts it, the last one ends it."""
+    address = os.environ.pop("RAY_ADDRESS", None)
+    try:
+        results: dict[str, Any] = {}
+        threads = [threading.Thread(target=lambda name=name: results.update({name: render(job(tiny_wan, tmp_path / name))})) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+    finally:
+        if address is not None:
+            os.environ["RAY_ADDRESS"] = address
+    assert [take.state for name in "ab" for take in results[name].takes] == [TakeState.DONE] * 4
+    assert not ray.is_initialized()
 
 
 @pytest.mark.ray

@@ -115,6 +115,7 @@ def run_here(*arguments: str) -> Result:
         (["parallel.cfg_degree=2", "guidance_scale=1"], "not every take has a second branch"),
         (["parallel.window_degree=2"], r"a take has only 1 window\(s\)"),
         (["parallel.ring_degree=40"], "A take has 20 tokens, too few for 80 ranks"),
+        (["parallel.degrees=given"], "parallel.degrees is 'given'; it must be auto, or be left out"),
         (["parallel.degrees=auto"], r"parallel.degrees is auto, but degrees are given as well \(ulysses 2\)"),
         (["cache.replay=none.json"], "There is no trace 'none.json'"),
         (["parallel.kernel=fast"], "parallel.kernel is 'fast'; it must be one of native, xfuser"),
@@ -177,8 +178,12 @@ def test_a_chosen_gang_passes_the_checks_of_a_given_one(tiny_wan: Path, tmp_path
     def auto(*overrides: str) -> Plan:
         return plan_job(load_job(str(write_job(tmp_path, tiny_wan)), ["parallel=auto", *overrides]))
 
-    for recipe, degrees in (("fora", Degrees(cfg_degree=2)), ("fastercache", Degrees(ulysses_degree=2))):
-        plan = auto(f"cache={recipe}")
+    for changes, degrees in (
+        (["cache=fora"], Degrees(cfg_degree=2)),
+        (["cache=fastercache"], Degrees(ulysses_degree=2)),
+        (["cache=fora", "model.shard=gang"], Degrees(ulysses_degree=2)),
+    ):
+        plan = auto(*changes)
         chosen, why = plan.choose_degrees(2, 2)
         assert chosen == degrees, why
         plan.check(chosen, "cpu")

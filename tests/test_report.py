@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -168,11 +169,39 @@ def test_a_stopped_take_is_told_from_one_that_never_began(tmp_path: Path) -> Non
 
 
 def test_a_film_that_was_whole_before_its_job_was_killed_is_done(tmp_path: Path) -> None:
-    record(tmp_path, started("A", ["a"]), changed("A", "a", TakeState.RUNNING, 1), started("B", ["b"], at=9))
+    record(tmp_path, started("A", ["a"]), changed("A", "a", TakeState.RUNNING, 1), started("B", ["b"], at=30))
     deliver(tmp_path / "a", finished=minute(2), with_film=False)
     assert standings(tmp_path)["a"] == "done"
     deliver(tmp_path / "a", finished=minute(0), with_film=False)
     assert standings(tmp_path)["a"] == "stopped"
+
+
+def test_a_run_beside_which_another_one_begins_goes_on_unless_its_takes_are_taken_up(tmp_path: Path) -> None:
+    record(tmp_path, started("A", ["a"]), changed("A", "a", TakeState.WAITING, 0), started("B", ["b"], at=1), changed("B", "b", TakeState.WAITING, 1))
+    assert [run.standing for run in page_in(tmp_path).runs] == [Standing.RUNNING] * 2
+    record(tmp_path, started("C", ["a"], at=2), changed("C", "a", TakeState.WAITING, 2))
+    assert {run.job: run.standing for run in page_in(tmp_path).runs} == {"A": Standing.KILLED, "B": Standing.RUNNING, "C": Standing.RUNNING}
+
+
+def test_takes_that_no_job_wants_any_more_are_left_out(tmp_path: Path) -> None:
+    ended = JobEnded(job="A", time=minute(3), state=JobState.FAILED)
+    states = [changed("A", "never", TakeState.WAITING, 0), changed("A", "bad", TakeState.RUNNING, 1), changed("A", "bad", TakeState.FAILED, 2, "nan")]
+    record(tmp_path, started("A", ["never", "bad"]), *states, ended, started("B", ["b"], at=30))
+    assert standings(tmp_path) == {"b": "waiting", "bad": "failed"}
+
+
+def test_what_earlier_versions_and_others_left_is_no_reason_for_no_page(tmp_path: Path) -> None:
+    deliver(tmp_path / "a", with_film=False)
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    manifest["config"]["model"] = "/models/wan"  # before it became a group
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with (tmp_path / JOURNAL).open("a") as journal:
+        for changes in ({"takes": None}, {"config": []}, {"job": []}, {"longtake": 1}):
+            journal.write(json.dumps({**json.loads(started("A", ["a"]).to_json()), **changes}) + "\n")
+    page = page_in(tmp_path)
+    assert (page.model, page.runs) == ("/models/wan", ())
+    assert write_report(tmp_path).is_file()
 
 
 def test_manifests_alone_are_enough_and_one_that_cannot_be_read_hides_no_other_take(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ def new(
     """Write a job file that renders as it is, with what else can be set in comments."""
     path = given_path(job)
     checked(_write, path, model)
-    say(f"{path}: render it with `longtake render {path}`")
+    say(f"{path}: render it with `longtake render {shlex.quote(str(path))}`")
 
 
 def _write(path: Path, model: str) -> None:
@@ -27,8 +28,11 @@ def _write(path: Path, model: str) -> None:
     from ..settings.quick import job_file
 
     check_target(path, "The job file", ".yaml", ".yml")
+    if not path.name.isprintable():
+        raise ValueError(f"The job file's name is {path.name!r}; give one of letters that can be printed.")
     if path.exists():
         raise ValueError(f"'{path}' is there already; give another name, or remove it.")
     where = expanded(model, "--model")
     card = read_card(where)
-    write_atomic(path, job_file("demo" if where == "demo" else str(Path(where).absolute()), card, path.stem))
+    found = "demo" if where == "demo" else str(Path(where).absolute())
+    write_atomic(path, job_file(found, card, path.name))

@@ -37,7 +37,9 @@ class Gang:
     """One placement group, one actor a rank, one process group. Use as a context manager: leaving it ends every rank."""
 
     def __init__(self, degrees: Degrees, config: ParallelConfig, device: str) -> None:
-        """device: `cpu` or `cuda`. Once entered, `threads` says how many CPU threads each rank has."""
+        """device: `cpu` or `cuda`. Once entered, `threads` says how many CPU threads each rank has. step: of the take that is rendered, or was
+        last; is_rendering: whether its ranks are at it, or were when something failed.
+        """
         self.degrees, self.num_ranks, self.device, self._config = degrees, degrees.num_ranks, device, config
         self.threads: tuple[int, ...] = ()
         self._group: PlacementGroup | None = None
@@ -46,6 +48,7 @@ class Gang:
         self._options = ModelOptions()
         self._dead: Failure | None = None  # a rank that is known to have died
         self.step = 0
+        self.is_rendering = False
 
     def __enter__(self) -> Gang:
         try:
@@ -94,7 +97,7 @@ class Gang:
 
     def render(self, order: Order) -> Iterator[Report]:
         """Render one take, passing on what rank 0 reports. Raises GangError as soon as a rank fails or dies."""
-        self.step = 0
+        self.step, self.is_rendering = 0, True
         shared = ray.put(order)
         streams = {actor.render.options(num_returns="streaming").remote(shared): rank for rank, actor in enumerate(self._ranks)}
         while streams:
@@ -103,6 +106,7 @@ class Gang:
                 self.step = event.step
             if event is not None:
                 yield event
+        self.is_rendering = False
 
     @property
     def can_reform(self) -> bool:
@@ -123,6 +127,7 @@ class Gang:
             )
         self._all([actor.leave.remote() for actor in self._ranks], "while leaving its process group")
         self._connect()
+        self.is_rendering = False
 
     def _place(self) -> None:
         needed = {"GPU": 1.0, "CPU": 1.0} if self.device == "cuda" else {"CPU": 1.0}

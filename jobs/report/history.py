@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, TypeVar
 
 from ..events import Decoded, Event, GangFormed, JobEnded, JobStarted, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 
 _Kind = TypeVar("_Kind", bound=Event)
+_SILENCE = timedelta(minutes=15)  # in which a run may load its model or make a step, beside one that has begun meanwhile
 
 
 class Standing(Enum):
@@ -73,18 +74,34 @@ def runs_of(events: Sequence[Event]) -> list[Run]:
     for number, event in enumerate(events):
         lines.setdefault(event.job, []).append(number)
     newest = max((numbers[0] for numbers in lines.values()), default=0)
-    return [_run([events[number] for number in numbers], is_heard=numbers[-1] >= newest) for numbers in lines.values()]
+    runs = []
+    for numbers in lines.values():
+        own, last = [events[number] for number in numbers], events[numbers[-1]]
+        is_heard = numbers[-1] >= newest or events[-1].time - last.time < _SILENCE
+        runs.append(_run(own, may_go_on=is_heard and not _is_followed(own, events[numbers[0] :])))
+    return runs
 
 
-def _run(events: Sequence[Event], *, is_heard: bool) -> Run:
-    """is_heard: the run wrote an event after the newest run had begun, and so counts as going on unless it wrote its end."""
+def _is_followed(own: Sequence[Event], since: Sequence[Event]) -> bool:
+    """Whether another run has begun with a take that this one had not ended: it could not while this one held the take's lock.
+
+    own: the run's events. since: all events since its first one.
+    """
+    states = {event.take: event.state for event in own if isinstance(event, TakeChanged)}
+    open_takes = {take for take, state in states.items() if state in (TakeState.WAITING, TakeState.RUNNING)}
+    others = (event for event in since if isinstance(event, TakeChanged) and event.job != own[0].job)
+    return any(event.take in open_takes and event.state in (TakeState.WAITING, TakeState.RUNNING) and event.time >= own[0].time for event in others)
+
+
+def _run(events: Sequence[Event], *, may_go_on: bool) -> Run:
+    """may_go_on: whether the run goes on if it has not written its end; else it was killed."""
     end = _last(events, JobEnded)
     load = _last(events, ModelLoaded)
-    standing = Standing(end.state.value) if end else Standing.RUNNING if is_heard else Standing.KILLED
+    standing = Standing(end.state.value) if end else Standing.RUNNING if may_go_on else Standing.KILLED
     return Run(
         job=events[0].job,
         standing=standing,
-        cause=end.cause if end else "" if is_heard else "It did not write its end: it was killed, or its machine went down.",
+        cause=end.cause if end else "" if may_go_on else "It did not write its end: it was killed, or its machine went down.",
         began=events[0].time,
         last=events[-1].time,
         started=_last(events, JobStarted),

@@ -137,13 +137,19 @@ def page_of(output: Path, events: Sequence[Event], folders: Mapping[str, TakeFol
         run=run,
         seconds=(run.last - run.began).total_seconds() if run else None,
         machine=_machine(run) or (_shape(newest.device, newest.ranks, "", str(newest.threads)) if newest else ""),
-        model=started.model if started else newest.config.get("model", {}).get("path", "") if newest else "",
+        model=started.model if started else _model(newest.config) if newest else "",
         longtake=started.longtake if started else newest.versions.get("longtake", "") if newest else "",
         config=_lines(_shared(started.config)) if started else "",
         takes=takes,
         runs=tuple(reversed(runs)),
         written=written,
     )
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    """The model's path in a manifest's config, where earlier versions had it as a text."""
+    model = config.get("model", "")
+    return str(model.get("path", "")) if isinstance(model, Mapping) else str(model)
 
 
 def _machine(run: Run | None) -> str:
@@ -160,10 +166,13 @@ def _shape(device: str, num_ranks: int, degrees: str, threads: str) -> str:
 
 
 def _names(run: Run | None, runs: Sequence[Run], histories: Mapping[str, TakeHistory], folders: Mapping[str, TakeFolder]) -> list[str]:
-    """Names of all takes: the current run's in its order, then those of other runs, newest first, then what else lies in the folder."""
-    told = [name for one in (run, *reversed(runs)) if one for name in one.takes]
+    """Names of all takes: the current run's in its order, those of other runs that go on, and what else was begun or lies in the folder. What
+    only an earlier run names, and never began, is wanted no more.
+    """
+    told = [name for one in (run, *reversed(runs)) if one and (one is run or one.is_going_on) for name in one.takes]
+    begun = [name for name, history in histories.items() if history.standing not in (Standing.WAITING, Standing.DONE)]
     lying = [name for name, folder in folders.items() if folder.manifest or folder.unreadable]
-    return list(dict.fromkeys([*told, *histories, *lying]))
+    return list(dict.fromkeys([*told, *begun, *lying]))
 
 
 def _take(output: Path, name: str, folder: TakeFolder | None, history: TakeHistory | None, runs: Sequence[Run]) -> Shown:
@@ -210,16 +219,25 @@ def _standing(folder: TakeFolder, history: TakeHistory | None) -> tuple[Standing
         return Standing.FAILED, folder.unreadable
     if history is None:
         return (Standing.DONE if folder.manifest else Standing.WAITING), ""
-    if history.standing is Standing.STOPPED and folder.manifest and datetime.fromisoformat(folder.manifest.finished) >= history.since:
+    if history.standing is Standing.STOPPED and folder.manifest and _is_since(folder.manifest.finished, history.since):
         return Standing.DONE, ""  # the job was killed between the manifest and the event that tells of it
     return history.standing, history.cause
+
+
+def _is_since(finished: str, since: datetime) -> bool:
+    """Whether a manifest's time is that moment or a later one; earlier versions wrote whole seconds."""
+    try:
+        time = datetime.fromisoformat(finished)
+    except ValueError:
+        return False
+    return time.tzinfo is not None and time >= since.replace(microsecond=0)
 
 
 def _job_config(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     """The take's resolved config in the newest run that names it, in the form that manifests have; empty where no run does."""
     for run in reversed(runs):
         for take in run.config.get("takes", ()):
-            if take["name"] == name:
+            if take.get("name") == name:
                 return {**_shared(run.config), "take": take}
     return {}
 

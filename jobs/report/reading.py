@@ -24,6 +24,16 @@ _BY_NAME = {
     for name, kind in vars(kinds).items()
     if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
 }
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "list[str]": list,
+    "list[int]": list,
+    "dict[str, int]": dict,
+    "dict[str, Any]": dict,
+}
 _FIELDS = {kind: {one.name for one in fields(kind)} for kind in _BY_NAME.values()}
 
 
@@ -62,7 +72,13 @@ def _event(line: bytes) -> Event | None:
 
 
 def _typed(kind: type[Event], values: dict[str, Any]) -> dict[str, Any]:
-    """The values that JSON has no types for. Raises ValueError for what is not a time or a state."""
+    """The values that JSON has no types for. Raises ValueError for what is not a time or a state, and where another value has another type
+    than the event's.
+    """
+    for one in fields(kind):
+        wanted = _JSON_TYPES.get(str(one.type))
+        if wanted and one.name in values and not isinstance(values[one.name], wanted):
+            raise ValueError(f"{one.name} is no {one.type}")
     typed: dict[str, Any] = {"time": datetime.fromisoformat(values["time"])}
     if typed["time"].tzinfo is None:
         raise ValueError("a time without a zone cannot be compared")
@@ -87,7 +103,7 @@ class TakeFolder:
 
 def read_folders(output: Path) -> dict[str, TakeFolder]:
     """Every folder that is a take's or may become one, by the take's name, in the order of names."""
-    names = sorted(entry.name for entry in os.scandir(output) if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(output) if Path(entry).is_dir() and not entry.name.startswith("."))
     aside: dict[str, list[str]] = {}
     for name in names:
         if "@" in name and (output / name / "film.mp4").is_file():

@@ -40,7 +40,7 @@ def _templates() -> Environment:
 def duration(seconds: float) -> str:
     """3.2 s, 4 min 05 s, 2 h 05 min."""
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{max(0.0, seconds):.1f} s"  # a clock may have been set back
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 

@@ -31,7 +31,6 @@ def check_options(job: JobConfig) -> ModelOptions:
         ("model.offload", job.model.offload, OFFLOADS),
         ("parallel.layout", job.parallel.layout, LAYOUTS),
         ("parallel.kernel", job.parallel.kernel, KERNELS),
-        ("parallel.degrees", job.parallel.degrees or "auto", ("auto",)),
         ("cache.over_budget", job.cache.over_budget, ("refuse", "host")),
         ("device", job.device, _DEVICES),
     )
@@ -67,6 +66,8 @@ def _floats(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def check_parallel(parallel: ParallelConfig) -> Degrees | None:
     """The degrees that a job gives, None where they are to be chosen."""
+    if parallel.degrees not in (None, "auto"):
+        raise ValueError(f"parallel.degrees is '{parallel.degrees}'; it must be auto, or be left out beside {', '.join(_DEGREES)}.")
     given = {name: value for name in _DEGREES if (value := getattr(parallel, name)) is not None}
     for name, value in (*given.items(), ("num_ranks", parallel.num_ranks)):
         if value is not None and value < 1:

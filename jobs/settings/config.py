@@ -150,8 +150,9 @@ class JobConfig(TakeSettings):
     save_latents: bool = False
 
 
-_NOT_TAKES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
+RESERVED_NAMES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
+_LONGEST_SHOWN = 60  # characters of a value in a message
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
 
@@ -161,7 +162,7 @@ def load_job(job: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequenc
     Raises ValueError for a missing file, broken YAML, unknown keys and wrong types, with the value and the mend.
     """
     for change in overrides:
-        if "=" not in change:
+        if not isinstance(change, str) or "=" not in change:
             raise ValueError(f"'{change}' is no override; write key=value, cache=none or parallel.ulysses_degree=4 for example.")
     where = f"'{job}'" if isinstance(job, str | Path) else "The job"
     values = _values(job)
@@ -274,12 +275,23 @@ _NESTED = {
 }
 
 
+_LISTS = ("takes", "prompts")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 def _check_keys(values: dict[str, Any], config_class: type, where: str) -> None:
     known = [f.name for f in fields(config_class)]
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"{where} has no setting '{key}'. {suggestion(str(key), known)}")
         if key in _NESTED:
+            if isinstance(value, list) != (key in _LISTS) and value is not None:
+                wanted = "a list; write `- ` before each of its entries" if key in _LISTS else "a mapping; drop the `- ` before its entries"
+                raise ValueError(f"{where.removesuffix(',')}: {key} is {_short(value)}; it must be {wanted}.")
             items = value if isinstance(value, list) else [value]
             for index, item in enumerate(items):
                 group = f"{key}[{index}]" if isinstance(value, list) else key
@@ -294,7 +306,7 @@ def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
     for index, take in enumerate(job.takes):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", take.name):
             raise ValueError(f"takes[{index}]: name is '{take.name}'; it names a folder, so use letters, digits, '.', '_' and '-'.")
-        if take.name.lower() in _NOT_TAKES:
+        if take.name.lower() in RESERVED_NAMES:
             raise ValueError(f"takes[{index}]: name is '{take.name}', which the job uses for files of its own; give the take another name.")
         if len(take.name) > _LONGEST_NAME:
             raise ValueError(f"takes[{index}]: name has {len(take.name)} characters ('{take.name[:20]}...'); give it at most {_LONGEST_NAME}.")

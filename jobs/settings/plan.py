@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ class Plan:
     def choose_degrees(self, num_ranks: int, ranks_per_node: int) -> tuple[Degrees, str]:
         """The best degrees for so many ranks, and why. Raises JobRefused if the takes cannot be shared out over them."""
         try:
-            return choose_degrees(num_ranks, demand(self.card, self._takes, self.recipe), ranks_per_node)
+            least = 2 if self.model_options.shard == "gang" else 1  # ranks that share weights share tokens
+            wanted = replace(demand(self.card, self._takes, self.recipe), min_sequence=least)
+            return choose_degrees(num_ranks, wanted, ranks_per_node)
         except ValueError as error:
             raise JobRefused(str(error)) from None
 
@@ -76,6 +78,11 @@ class Plan:
         self.model_options.check(degrees.sequence_degree)
         for take in self._takes:
             self.choose_place(take, degrees)
+
+    @property
+    def output(self) -> Path:
+        """The job's folder, absolute."""
+        return Path(self.job.output)
 
     @property
     def delivery_key(self) -> str:

@@ -40,6 +40,7 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     trace = None if job.cache.replay is None else Trace.load(Path(job.cache.replay))
     check_encoder()
     output = Path(job.output).absolute()
+    job = replace(job, output=str(output))  # whoever renders it may work in another folder by then
     folders = [output / take.name for take in takes]
     check_writable(output, folders)
     model = model_hash(card.path, say)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import re
+import shlex
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ...pipeline.checkpoint.card import ModelCard, read_card
 from ...pipeline.film.frame_rate import frame_rate
-from .config import JobConfig, load_job
+from .config import RESERVED_NAMES, JobConfig, load_job
 
 OUTPUT = "longtake-out"
 _LONGEST = 48  # characters of a prompt in a take's name
+_LONGEST_SECONDS = 86400
 
 
 def quick_job(
@@ -34,9 +37,11 @@ def quick_job(
     if seed is not None:
         values["seed"] = seed
     job = load_job(values, overrides)
+    if len(job.takes) != 1:
+        raise ValueError(f"--prompt renders one take, and the settings make it {len(job.takes)}; leave takes out, or write a job file.")
     if not job.model.path:
         raise ValueError("--prompt needs a model; give --model demo, or --model with the path of a checkpoint in diffusers' format.")
-    card = read_card(job.model.path)
+    card = read_card(job.model.path, job.model.name)
     frames = job.num_frames if job.takes[0].num_frames is None else job.takes[0].num_frames
     if seconds is not None:
         if frames is not None:
@@ -53,33 +58,36 @@ def quick_job(
 
 
 def num_frames(seconds: float, fps: float, card: ModelCard) -> int:
-    """The number of frames nearest to `seconds` that the model can render. Raises ValueError for a length that is not above 0 and finite."""
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"--seconds is {seconds:g}; give the film's length, 4 for example.")
+    """The number of frames nearest to `seconds` that the model can render. Raises ValueError for a length that is not above 0 or over a day."""
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise ValueError(f"--seconds is {seconds:g}; give the film's length, 4 for example, at most {_LONGEST_SECONDS}.")
     stride = card.temporal_stride
     return max(0, round((seconds * fps - 1) / stride)) * stride + 1
 
 
 def take_name(prompt: str) -> str:
-    """The prompt's first words as the name of a folder; `take` where it has no letter or digit for it."""
-    words = re.findall(r"[a-z0-9]+", prompt.lower())
-    name = ""
-    for word in words:
-        if name and len(name) + len(word) >= _LONGEST:
-            break
-        name = f"{name}-{word}"[:_LONGEST] if name else word[:_LONGEST]
-    return name or "take"
+    """The prompt's first words as the name of a folder, accents left out. Where that is not the whole prompt, the name ends in letters of the
+    prompt's hash, so that another prompt gets another name.
+    """
+    folded = "".join(letter for letter in unicodedata.normalize("NFKD", prompt.lower()) if not unicodedata.combining(letter))
+    words = re.findall(r"[^\W_]+", folded)
+    name = "-".join(re.findall(r"[a-z0-9]+", folded))
+    is_whole = bool(name) and name == "-".join(words) and len(name) <= _LONGEST and name not in RESERVED_NAMES
+    if len(name) > _LONGEST:
+        name = name[:_LONGEST].rpartition("-")[0] or name[:_LONGEST]
+    return name if is_whole else f"{name or 'take'}-{hashlib.sha256(prompt.encode(errors='replace')).hexdigest()[:6]}"
 
 
-def job_file(model: str, card: ModelCard, stem: str) -> str:
-    """A job file that renders as it is and says what else can be set. model: the value of `model` in it. stem: names the output folder."""
+def job_file(model: str, card: ModelCard, name: str) -> str:
+    """A job file that renders as it is and says what else can be set. model: the value of `model` in it. name: the file's own."""
+    output = re.sub(r"[^A-Za-z0-9._-]+", "-", name.rpartition(".")[0]).strip("-.") or "job"
     seconds = card.trained_frames / card.fps
     return f"""\
-# What to render, and how. Render it with: longtake render {stem}.yaml
+# What to render, and how. Render it with: longtake render {shlex.quote(name)}
 # Every setting that is commented out shows its default. Any of them can be changed on the command line as well: seed=3, takes.0.seed=3.
 
 model: {_quoted(model)}
-output: {_quoted(f"{stem}-films")}        # a folder a take, and report/index.html for all of them
+output: {output}-films        # a folder a take, and report/index.html for all of them
 
 takes:
   - name: first              # names the take's folder

@@ -46,6 +46,7 @@ class Demand:
     num_tokens: int
     num_branches: int
     num_windows: int
+    min_sequence: int = 1  # ranks that must share a call's tokens
 
 
 def choose_degrees(num_ranks: int, demand: Demand, ranks_per_node: int) -> tuple[Degrees, str]:
@@ -56,11 +57,12 @@ def choose_degrees(num_ranks: int, demand: Demand, ranks_per_node: int) -> tuple
     ranks to share them.
     """
     rest, reasons = num_ranks, []
-    cfg = 2 if demand.num_branches == 2 and rest % 2 == 0 else 1
+    cfg = 2 if demand.num_branches == 2 and rest % 2 == 0 and rest // 2 >= demand.min_sequence else 1
     rest //= cfg
     if cfg == 2:
         reasons.append("cfg 2 for the two guidance branches")
-    window = max(w for w in _divisors(rest) if w == 1 or _window_use(demand.num_windows, w) >= _MIN_WINDOW_USE)
+    spread = [w for w in _divisors(rest) if rest // w >= demand.min_sequence and _window_use(demand.num_windows, w) >= _MIN_WINDOW_USE]
+    window = max(spread, default=1)
     rest //= window
     if window > 1:
         reasons.append(f"window {window} for {demand.num_windows} windows")
