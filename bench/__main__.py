@@ -25,7 +25,11 @@ def main() -> None:
     for name in options.names or _ALL:
         if name not in _KNOWN:
             parser.error(f"there is no benchmark '{name}'; known: {', '.join(_KNOWN)}")
-        import_module(f"longtake.bench.{name}").main()
+        try:
+            benchmark = import_module(f"longtake.bench.{name}")
+        except ModuleNotFoundError as error:
+            parser.error(f"benchmark '{name}' needs the package {error.name}; install longtake with its extra: pip install -e '.[bench]'")
+        benchmark.main()
 
 
 if __name__ == "__main__":

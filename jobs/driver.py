@@ -176,6 +176,8 @@ class Driver:
             kind = "GPU" if device == "cuda" else "CPU"
             per_node = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
             degrees, why = plan.choose_degrees(plan.job.parallel.num_ranks or max(1, gpus), max(1, *per_node))
+        if device == "cuda" and gpus < degrees.num_ranks:
+            raise JobRefused(f"{degrees.num_ranks} rank(s) need a GPU each, and the cluster has {gpus}; set device=cpu or auto, or use fewer ranks.")
         try:
             plan.check(degrees, device)
         except ValueError as error:
@@ -284,5 +286,5 @@ class Driver:
 
 def _cache_text(plan: Plan) -> str:
     if plan.recipe is not None:
-        return plan.recipe.name
+        return f"{plan.recipe.name}{f', decisions of {plan.job.cache.replay}' if plan.replay else ''}"
     return f"none; {plan.why_no_cache}" if plan.why_no_cache else "none"

@@ -50,11 +50,11 @@ class JobResult:
     takes: tuple[TakeResult, ...]
 
     def __getitem__(self, name: str) -> TakeResult:
-        """The take of that name. Raises KeyError."""
+        """The take of that name. Raises KeyError, with the names that there are."""
         for take in self.takes:
             if take.name == name:
                 return take
-        raise KeyError(name)
+        raise KeyError(f"{name}; the takes are {', '.join(take.name for take in self.takes)}")
 
     @property
     def failed(self) -> tuple[TakeResult, ...]:

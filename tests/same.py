@@ -16,7 +16,7 @@ from longtake.pipeline.loop.render import Rendered
 from torch import Tensor
 
 SAME = 1e-4
-"""How far fp32 numbers of about one may lie apart: what design.md promises of latents.
+"""How far fp32 numbers of about one may lie apart: the promise of latents on any gang.
 
 It is 840 roundings (fp32 rounds by 1.2e-7). A sum of n products is off by n roundings at most, by their square root as a rule, and the
 longest sums of the tiny models have a thousand terms. Through a few layers and eight steps they are seen to reach 1e-5; a token that is
@@ -47,8 +47,10 @@ def assert_same(ours: Tensor, theirs: Tensor, where: object = "", bound: float =
 
 def assert_same_decisions(ours: Trace, theirs: Trace, where: object = "") -> None:
     """Theirs must reuse something, and decide nothing by a hair."""
-    assert theirs.count(Decision.COMPUTE) < len(theirs.entries)
-    assert theirs.smallest_margin > MARGIN, f"a decision of the reference is a close call: {theirs.smallest_margin:.2e} {where}"
+    assert theirs.count(Decision.COMPUTE) < len(theirs.entries), "nothing is reused: give the recipe another threshold in tests/takes.py"
+    assert theirs.smallest_margin > MARGIN, (
+        f"a decision of the reference is a close call: {theirs.smallest_margin:.2e} {where} (its threshold: tests/takes.py)"
+    )
     assert ours.choices == theirs.choices, where
 
 

@@ -41,6 +41,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ...files import write_atomic
     from ...pipeline.loop.render import Renderer
 
+    say(f"rendering {len(takes)} full take(s) of {steps} steps to measure '{model}'")
     renderer = checked(Renderer, card, device=_device())
     made = checked(calibration.calibrate, recipe, renderer, takes, computed=computed, threshold=threshold)
     write_atomic(target, yaml.safe_dump(made.to_dict(), sort_keys=False))

@@ -19,5 +19,8 @@ def compare(
 
     films = [path / "film.mp4" if path.is_dir() else path for path in (given_path(a), given_path(b))]
     result = checked(compare_films, *films)
+    if result.psnr == float("inf"):
+        say(f"{result.num_frames} frames: equal")
+        return
     worst = f"worst {result.worst_psnr:.2f} dB at frame {result.worst_frame}"
     say(f"{result.num_frames} frames: PSNR {result.psnr:.2f} dB ({worst}), SSIM {result.ssim:.4f}")

@@ -43,7 +43,8 @@ def _only_with_prompt(job: str | None, given: list[str]) -> None:
     if job is None:
         raise ValueError("There is nothing to render; give a job file (`longtake new job.yaml` writes one), or --prompt '...'.")
     if given:
-        raise ValueError(f"{' and '.join(given)} belong(s) to --prompt; in a job file it is a setting, to be changed by key=value.")
+        verb = "belongs" if len(given) == 1 else "belong"
+        raise ValueError(f"{' and '.join(given)} {verb} to --prompt; a job file has settings for it, to be changed by key=value.")
 
 
 def _run(rendering: Rendering) -> None:

@@ -11,7 +11,7 @@ from .said import checked, complain, given_path, say
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="a job's folder, its `output`")],
+    folder: Annotated[Path, typer.Argument(help="a job's output folder")],
 ) -> None:
     """Make a job's page, report/index.html in its folder, and print its path; a job that renders keeps it up to date by itself."""
     from ..report.reading import check_job_folder

@@ -31,7 +31,9 @@ def show_trace(
 
 
 @traces.command("diff")
-def diff_traces(a: Annotated[Path, typer.Argument(help="a take's folder, or its trace.json")], b: Annotated[Path, typer.Argument()]) -> None:
+def diff_traces(
+    a: Annotated[Path, typer.Argument(help="a take's folder, or its trace.json")], b: Annotated[Path, typer.Argument(help="the other one")]
+) -> None:
     """The first decision in which two takes differ; exit code 1 if there is one."""
     from ..show.decisions import diff
 
@@ -44,4 +46,6 @@ def _load_trace(path: Path) -> Any:
     from ...cache import Trace
 
     path = given_path(path)
+    if (path / "manifest.json").is_file() and not (path / "trace.json").is_file():
+        raise ValueError(f"The take in '{path}' was rendered without a cache, so there are no decisions to look at.")
     return Trace.load(path / "trace.json" if path.is_dir() else path)

@@ -13,7 +13,9 @@ from .said import checked, given_path, say, stoppable
 @stoppable("nothing is written")
 def tune(
     job: Annotated[str, typer.Argument(help="the job's YAML file")],
-    psnr: Annotated[float | None, typer.Option(help="find the fastest recipe of at least so many dB against no cache")] = None,
+    psnr: Annotated[
+        float | None, typer.Option(help="find the fastest recipe whose film has at least this PSNR in dB against the film without a cache")
+    ] = None,
     speedup: Annotated[float | None, typer.Option(help="find the best recipe that is at least so many times as fast")] = None,
     take: Annotated[str | None, typer.Option(help="the take to try recipes on; the first one if left out")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="a candidate, name or YAML path; repeat for several; else all shipped ones")] = None,

@@ -198,6 +198,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
+    if type(value).__module__ == "numpy":
+        return _plain(value.tolist())
     return str(value) if isinstance(value, Path) else value
 
 
@@ -275,7 +277,8 @@ _NESTED = {
 }
 
 
-_LISTS = ("takes", "prompts")
+_ENTRIES = {"takes": "{name: one, prompt: fog}", "prompts": "{frame: 0, text: fog}"}
+_LISTS = tuple(_ENTRIES)
 
 
 def _short(value: Any) -> str:
@@ -289,12 +292,14 @@ def _check_keys(values: dict[str, Any], config_class: type, where: str) -> None:
         if key not in known:
             raise ValueError(f"{where} has no setting '{key}'. {suggestion(str(key), known)}")
         if key in _NESTED:
-            if isinstance(value, list) != (key in _LISTS) and value is not None:
+            if isinstance(value, list) != (key in _LISTS) and not (value is None and key not in _LISTS):
                 wanted = "a list; write `- ` before each of its entries" if key in _LISTS else "a mapping; drop the `- ` before its entries"
                 raise ValueError(f"{where.removesuffix(',')}: {key} is {_short(value)}; it must be {wanted}.")
             items = value if isinstance(value, list) else [value]
             for index, item in enumerate(items):
                 group = f"{key}[{index}]" if isinstance(value, list) else key
+                if key in _LISTS and not isinstance(item, dict):
+                    raise ValueError(f"{where.removesuffix(',')}: {group} is {_short(item)}; it must be a mapping, {_ENTRIES[key]} for example.")
                 if isinstance(item, dict):
                     _check_keys(item, _NESTED[key], f"{where}, {group},")
 

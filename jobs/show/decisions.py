@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...cache import Trace
+from ...cache import Trace, TraceEntry
 
 _MARKS = {"compute": "#", "partial": "~", "reuse": "."}
 
@@ -28,12 +28,16 @@ def diff(a: Trace, b: Trace) -> str:
     parting = a.parting(b)
     if parting is None:
         return f"equal: {len(a.entries)} decisions"
-    first = parting[0] or parting[1]
-    assert first is not None
-    sides = [f"{entry.decision} (value {_number(entry.value)}, margin {_number(entry.margin)})" if entry else "nothing" for entry in parting]
-    return (
-        f"they differ first at step {first.step}, segment {first.segment}, {first.branch}, {first.site} {first.layers}: {sides[0]} against {sides[1]}"
-    )
+    one, other = parting
+    if one is None or other is None or one.key != other.key:  # of other lengths, windows or sites
+        return f"they are not of the same calls: {_call(one)} in the first, {_call(other)} in the second"
+    sides = [f"{entry.decision} (value {_number(entry.value)}, margin {_number(entry.margin)})" for entry in (one, other)]
+    layers = one.layers if one.layers == other.layers else f"{one.layers} and {other.layers}"
+    return f"they differ first at {_call(one)} {layers}: {sides[0]} against {sides[1]}"
+
+
+def _call(entry: TraceEntry | None) -> str:
+    return "nothing more" if entry is None else f"step {entry.step}, segment {entry.segment}, {entry.branch}, {entry.site}"
 
 
 def _number(value: float | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache import Recipe, load_recipe
-from ..checkpoint.card import ModelCard
+from ..checkpoint.card import ModelCard, model_folder
 from ..take import Take
 from .check import check_recipe
 
@@ -51,7 +51,8 @@ def default_recipe(
     if len(kinds) > 1:
         return None, "numbers are for one num_inference_steps and flow_shift, and the takes have several"
     if not path.is_file():
-        return None, f"`longtake calibrate {card.path} --steps {steps} --prompt ...` makes one for this model"
+        name = "demo" if card.path == model_folder("demo") else card.path
+        return None, f"there is no plan for this model and {steps} steps; `longtake calibrate {name} --steps {steps} --prompt ...` makes one"
     try:
         recipe = load_recipe(path)
         for take in takes:
