@@ -19,10 +19,16 @@ except PackageNotFoundError:  # a Ray worker that got the wheel's files through 
 __all__ = ["JobFailed", "JobResult", "Rendering", "TakeResult", "__version__", "render"]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what renders when it is first used: `from longtake.cache import Recipe` does not need it."""
-    if name not in __all__:
-        raise AttributeError(f"module 'longtake' has no attribute '{name}'")
-    from .jobs import rendering
+if not TYPE_CHECKING:  # type checkers would take any name for one of ours
 
-    return getattr(rendering, name)
+    def __getattr__(name: str) -> Any:
+        """What renders is imported when it is asked for: `from longtake.cache import Recipe` needs none of it."""
+        if name not in __all__:
+            raise AttributeError(f"module 'longtake' has no attribute '{name}'")
+        from .jobs import rendering
+
+        return getattr(rendering, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
