@@ -18,27 +18,12 @@ import grpc
 import ray
 from ray._private import services
 
+from .errors import AddressError, ClusterError
 from .signals import STOPPING, Stopped, deaf_threads, restore, uninterrupted
 
 _ANSWER_SECONDS = 5.0
-_MEND_ADDRESS = "start one with `ray start --head`, correct RAY_ADDRESS (host:port, 10.0.0.1:6379 for example), or unset it to use this machine alone"
 _MEND_MISFIT = "use the cluster's own versions of Ray and Python and its token (RAY_AUTH_TOKEN), correct RAY_ADDRESS, or unset it"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-
-
-class AddressError(ValueError):
-    """RAY_ADDRESS names no cluster that can be joined. The message is `what`, and then the `mend`."""
-
-    def __init__(self, what: str, mend: str = _MEND_ADDRESS) -> None:
-        super().__init__(f"{what}; {mend}.")
-        self.what, self.mend = what, mend
-
-    def __reduce__(self) -> tuple[type[AddressError], tuple[str, str]]:
-        return AddressError, (self.what, self.mend)
-
-
-class ClusterError(RuntimeError):
-    """No cluster could be started on this machine."""
 
 
 @contextmanager

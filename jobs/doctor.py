@@ -14,7 +14,8 @@ import ray
 import torch
 
 from ..parallel.groups.degrees import Degrees
-from .cluster import AddressError, ClusterError, ray_cluster, usable_cores
+from .cluster import ray_cluster, usable_cores
+from .errors import AddressError, ClusterError
 from .gang.failures import GangError
 from .gang.gang import Gang
 from .settings.config import ParallelConfig

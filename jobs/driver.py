@@ -14,25 +14,24 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
-
-import ray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..parallel.groups.degrees import Degrees
 from ..pipeline.versions import package_versions
-from .cluster import ray_cluster
 from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from .folder.access import JobRefused, locked
 from .folder.folder import FILM, PREVIEW, Todo, deliver_again, make_room, publish, stage, sweep
 from .folder.journal import Journal
 from .folder.manifest import Manifest
 from .gang.failures import GangError
-from .gang.gang import Gang
 from .gang.orders import Order
 from .gang.reports import Loaded, StepReport, TakeReport
 from .report.write import write_report
 from .settings.plan import Plan, PlannedTake
 from .signals import Stopped, uninterrupted
+
+if TYPE_CHECKING:
+    from .gang.gang import Gang
 
 AnyEvent = TypeVar("AnyEvent", bound=Event)
 logger = logging.getLogger(__name__)
@@ -127,6 +126,10 @@ class Driver:
             todo += [planned] if needs_rendering else []
         if not todo:
             return
+
+        from .cluster import ray_cluster  # Ray and torch, for which a job that is done need not wait
+        from .gang.gang import Gang
+
         with ExitStack() as held:
             where = held.enter_context(ray_cluster(plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or 1))
             device, degrees, why = self._shape()
@@ -164,6 +167,8 @@ class Driver:
 
     def _shape(self) -> tuple[str, Degrees, str]:
         """The device, the degrees, and why these; the reason is empty where the job gives them. Chosen for the job's ranks, or all GPUs."""
+        import ray
+
         plan = self.plan
         gpus = int(ray.cluster_resources().get("GPU", 0))
         wanted = plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or max(1, gpus)

@@ -16,8 +16,8 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from longtake import JobFailed, JobResult, Rendering, TakeResult, __version__, render
-from longtake.jobs.cluster import AddressError, ClusterError
 from longtake.jobs.driver import JobStopped
+from longtake.jobs.errors import AddressError, ClusterError
 from longtake.jobs.events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from longtake.jobs.folder.journal import JOURNAL, Journal
 from longtake.jobs.gang.failures import GangError

@@ -24,7 +24,8 @@ import ray
 import torch
 from longtake.cache import Trace, load_recipe
 from longtake.jobs.cli.app import app
-from longtake.jobs.cluster import AddressError, ray_cluster, usable_cores
+from longtake.jobs.cluster import ray_cluster, usable_cores
+from longtake.jobs.errors import AddressError
 from longtake.jobs.folder.manifest import computed_share
 from longtake.jobs.gang.failures import Failure, FailureKind, GangError, gang_error
 from longtake.jobs.gang.gang import Gang

@@ -104,6 +104,31 @@ print(plan.recipe.name, len(plan.takes), degrees)
     assert str(refused).startswith("refused")
 
 
+def test_a_job_that_is_done_imports_nothing_slow(tmp_path: Path) -> None:
+    """Nor does its page, nor what `longtake new` and --prompt work out."""
+    job = tmp_path / "job.yaml"
+    job.write_text(f"{{model: demo, output: {tmp_path}/films, takes: [{{name: a, prompt: a red circle}}]}}")
+    done = f"""
+from longtake.jobs.folder.manifest import Manifest
+from longtake.jobs.settings.config import load_job
+from longtake.jobs.settings.planning import plan_job
+plan = plan_job(load_job({str(job)!r}))
+[take] = plan.takes
+take.folder.mkdir()
+(take.folder / "film.mp4").write_text("a film")
+told = dict(take="a", state="done", film_key=take.film_key, delivery_key=plan.delivery_key, seed=0, config=plan.config_of(take), recipe=None)
+told |= dict(ranks=1, threads=1, device="cpu", versions={{}}, seconds={{"take": 1.0}}, decisions={{}}, cache_bytes=0, peak_memory_bytes=0)
+Manifest(**told, finished="2026-11-26T00:00:00+00:00").write(take.folder)
+"""
+    prompted = ["render", "--model", "demo", "--prompt", "a red circle", "--seconds", "4", "num_frames=33"]
+    _, (rendered, told), (reported, _), (new, _), (refused, why) = _run(
+        [done, ["render", str(job)], ["report", str(tmp_path / "films")], ["new", str(tmp_path / "new.yaml")], prompted]
+    )
+    assert (rendered, reported, new, refused) == (0, 0, 0, 2), told
+    assert "take 'a' is done already" in told
+    assert "give one of the two" in why
+
+
 def test_the_cache_hands_on_its_names() -> None:
     """Without importing them beforehand, and nothing else."""
     for name in longtake.cache.__all__:

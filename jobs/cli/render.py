@@ -48,7 +48,7 @@ def _only_with_prompt(job: str | None, given: list[str]) -> None:
 
 
 def _run(rendering: Rendering) -> None:
-    from ..cluster import AddressError, ClusterError
+    from ..errors import AddressError, ClusterError
     from ..folder.access import JobRefused
     from ..gang.failures import GangError
     from ..rendering import JobFailed
