@@ -201,7 +201,8 @@ def test_what_earlier_versions_and_others_left_is_no_reason_for_no_page(tmp_path
             journal.write(json.dumps({**json.loads(started("A", ["a"]).to_json()), **changes}) + "\n")
     page = page_in(tmp_path)
     assert (page.model, page.runs) == ("/models/wan", ())
-    assert write_report(tmp_path).is_file()
+    record(tmp_path, JobStarted(job="B", longtake="0.1.0", model="/models/\udce9", output="/renders", takes=[], config={}))
+    assert "/models/\\udce9" in write_report(tmp_path).read_text()
 
 
 def test_manifests_alone_are_enough_and_one_that_cannot_be_read_hides_no_other_take(tmp_path: Path) -> None:

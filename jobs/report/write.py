@@ -23,7 +23,8 @@ def write_report(output: Path) -> Path:
     page = page_of(output, read_events(output / JOURNAL), read_folders(output), datetime.now(UTC))
     target = output / FOLDER / "index.html"
     target.parent.mkdir(exist_ok=True)
-    write_atomic(target, _templates().get_template("page.html").render(page=page, Standing=Standing))
+    text = _templates().get_template("page.html").render(page=page, Standing=Standing)
+    write_atomic(target, text.encode(errors="backslashreplace"))  # names of files need not be text
     return target
 
 
