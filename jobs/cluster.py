@@ -21,6 +21,7 @@ from ray._private import services
 from .errors import AddressError, ClusterError
 from .signals import STOPPING, Stopped, deaf_threads, restore, uninterrupted
 
+STARTED_HERE = "started here"
 _ANSWER_SECONDS = 5.0
 _MEND_MISFIT = "use the cluster's own versions of Ray and Python and its token (RAY_AUTH_TOKEN), correct RAY_ADDRESS, or unset it"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -77,7 +78,7 @@ def _connect(num_ranks: int) -> str:
         with uninterrupted():
             ray.shutdown()
         raise
-    return "started here" if address is None else f"at {named}"
+    return STARTED_HERE if address is None else f"at {named}"
 
 
 def usable_cores() -> int:

@@ -127,12 +127,12 @@ class Driver:
         if not todo:
             return
 
-        from .cluster import ray_cluster  # Ray and torch, for which a job that is done need not wait
+        from .cluster import STARTED_HERE, ray_cluster  # Ray and torch, for which a job that is done need not wait
         from .gang.gang import Gang
 
         with ExitStack() as held:
             where = held.enter_context(ray_cluster(plan.degrees.num_ranks if plan.degrees else plan.job.parallel.num_ranks or 1))
-            device, degrees, why = self._shape()
+            device, degrees, why = self._shape(can_grow=where != STARTED_HERE)
             yield self._tell(Note, text=f"Ray: {where}")
             if why:
                 yield self._tell(Note, text=f"parallel=auto: {why}")
@@ -165,8 +165,11 @@ class Driver:
             return False, f"is done already; its film has {float(plan.fps):g} frames a second now ({film})"
         return True, "is done, but its latents were not kept; it is rendered again for them" if todo is Todo.KEEP_LATENTS else ""
 
-    def _shape(self) -> tuple[str, Degrees, str]:
-        """The device, the degrees, and why these; the reason is empty where the job gives them. Chosen for the job's ranks, or all GPUs."""
+    def _shape(self, *, can_grow: bool) -> tuple[str, Degrees, str]:
+        """The device, the degrees, and why these; the reason is empty where the job gives them. Chosen for the job's ranks, or all GPUs.
+
+        can_grow: whether the cluster may get more GPUs while the ranks wait for their places, as one with an autoscaler does.
+        """
         import ray
 
         plan = self.plan
@@ -181,8 +184,8 @@ class Driver:
             kind = "GPU" if device == "cuda" else "CPU"
             per_node = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
             degrees, why = plan.choose_degrees(plan.job.parallel.num_ranks or max(1, gpus), max(1, *per_node))
-        if device == "cuda" and gpus < degrees.num_ranks:
-            raise JobRefused(f"{degrees.num_ranks} rank(s) need a GPU each, and the cluster has {gpus}; set device=cpu or auto, or use fewer ranks.")
+        if device == "cuda" and gpus < degrees.num_ranks and not can_grow:
+            raise JobRefused(f"{degrees.num_ranks} rank(s) need a GPU each, and this machine has {gpus}; set device=cpu or auto, or use fewer ranks.")
         try:
             plan.check(degrees, device)
         except ValueError as error:

@@ -111,7 +111,7 @@ class Rendering:
         try:
             for event in events:  # noqa: UP028 - `yield from` would close them before __exit__ can say why the job is stopped
                 yield event
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             if self.result.failed:
                 raise JobFailed(self.result) from error
             raise

@@ -19,6 +19,7 @@ from longtake import JobFailed, JobResult, Rendering, TakeResult, __version__, r
 from longtake.jobs.driver import JobStopped
 from longtake.jobs.errors import AddressError, ClusterError
 from longtake.jobs.events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
+from longtake.jobs.folder.access import JobRefused
 from longtake.jobs.folder.journal import JOURNAL, Journal
 from longtake.jobs.gang.failures import GangError
 from longtake.jobs.settings.config import JobConfig, load_job
@@ -74,6 +75,10 @@ def test_a_prompt_is_a_job() -> None:
         (["--prompt", PROMPT, "--model", "demo", "cahce=none"], "has no setting 'cahce'"),
         (["--prompt", " ", "--model", "demo"], "lacks a prompt"),
         (["--prompt", PROMPT, "--model", "demo", "--seconds", "1e308"], r"--seconds is 1e\+308; give the film's length, 4 for example, at most"),
+        (["--prompt", PROMPT, "--model", "demo", "--seed", "3", "seed=5"], "--seed is 3, and a setting changes the seed"),
+        (["--prompt", PROMPT, "--model", "demo", "--seed", "3", "takes.0.seed=5"], "--seed is 3, and a setting changes the seed"),
+        (["--prompt", PROMPT, "--model", "demo", "model=/other"], "--model is 'demo', and a setting names '/other'"),
+        (["--prompt", PROMPT, "--model", "demo", "takes.0.prompt=x"], "a setting changes the take's prompt"),
         (["--prompt", PROMPT, "--model", "demo", "takes=[]"], "--prompt renders one take, and the settings make it 0"),
         (["job.yaml", "--seed", "3"], "--seed belong.* to --prompt"),
         ([], "There is nothing to render"),
@@ -252,6 +257,15 @@ def test_a_folder_that_takes_no_film_leaves_the_other_takes(ray_driver: str, tin
     assert [take.state for take in rendering.result.takes] == [TakeState.FAILED, TakeState.DONE]
     assert rendering.result["two"].film == tmp_path / "out" / "two" / "film.mp4"
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.slow
+def test_gpus_that_this_machine_has_not_are_not_waited_for(tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that is joined may get some meanwhile: there parallel.placement_timeout says how long."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(JobRefused, match=r"99 rank\(s\) need a GPU each, and this machine has \d+; set device=cpu"):
+        render(job(tiny_wan, tmp_path / "out", device="cuda", parallel={"ring_degree": 99}, height=320, width=320))
+    assert not ray.is_initialized()
 
 
 @pytest.mark.ray

@@ -37,6 +37,7 @@ def quick_job(
     if seed is not None:
         values["seed"] = seed
     job = load_job(values, overrides)
+    _check_overruled(load_job(values), job, model=model, seed=seed)
     if len(job.takes) != 1:
         raise ValueError(f"--prompt renders one take, and the settings make it {len(job.takes)}; leave takes out, or write a job file.")
     if not job.model.path:
@@ -55,6 +56,18 @@ def quick_job(
         say(f"timeline: windows of {card.trained_frames} frames, the length of the model's own clips; timeline=full renders the take as one")
         job = replace(job, timeline=load_job({"timeline": "windows"}).timeline)
     return job
+
+
+def _check_overruled(told: JobConfig, job: JobConfig, *, model: str | None, seed: int | None) -> None:
+    """Raise ValueError where an override says otherwise than an option. told: the job of the options alone; job: with the overrides."""
+    [wanted] = told.takes
+    for take in job.takes:
+        if (take.prompt, take.prompts) != (wanted.prompt, wanted.prompts):
+            raise ValueError("--prompt is given, and a setting changes the take's prompt; give one of the two.")
+        if seed is not None and seed != (job.seed if take.seed is None else take.seed):
+            raise ValueError(f"--seed is {seed}, and a setting changes the seed; give one of the two.")
+    if model is not None and job.model.path != told.model.path:
+        raise ValueError(f"--model is '{model}', and a setting names '{job.model.path}'; give one of the two.")
 
 
 def num_frames(seconds: float, fps: float, card: ModelCard) -> int:
