@@ -20,10 +20,13 @@ _DELIVERY_VERSION = 1  # likewise, for the file of the same frames
 def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None = None) -> str:
     """The hash of all that may change a film's latents, 64 hex digits. model: its own hash.
 
-    A take's name is not in it: it is where the film is kept, not what it shows; nor is the timeline where one window holds the whole take.
+    A take's name is not in it: it is where the film is kept, not what it shows; nor is the timeline where one window holds the whole take, nor
+    a sampler that is the checkpoint's own.
     """
     content = asdict(take)
     del content["name"]
+    if take.scheduler in (None, card.sampler):
+        del content["scheduler"]
     if len(take.timeline_for(card).windows) == 1:
         content["timeline"] = "full"
     key = {

@@ -32,7 +32,10 @@ class TimelineSettings:
 
 @dataclass(frozen=True)
 class Take:
-    """All that decides a film beside the model and the recipe. Sizes in pixels, lengths in frames."""
+    """All that decides a film beside the model and the recipe. Sizes in pixels, lengths in frames.
+
+    scheduler: the sampler, by its name in checkpoint.support.SAMPLERS; None for the checkpoint's own.
+    """
 
     name: str
     prompts: tuple[PromptAt, ...]
@@ -46,6 +49,7 @@ class Take:
     flow_shift: float | None
     timeline: TimelineSettings
     noise: str
+    scheduler: str | None = None
 
     @classmethod
     def clip(cls, card: ModelCard, name: str, prompt: str, *, seed: int, num_inference_steps: int, guidance_scale: float) -> Take:
@@ -109,6 +113,11 @@ class Take:
             raise ValueError(f"{where}: guidance_scale is {self.guidance_scale:g}; it must be finite and at least 0, 5 for example.")
         if self.flow_shift is not None and not (math.isfinite(self.flow_shift) and self.flow_shift > 0):
             raise ValueError(f"{where}: flow_shift is {self.flow_shift:g}; it must be finite and above 0, 3 for example.")
+        if self.scheduler is not None and self.scheduler not in card.samplers:
+            raise ValueError(
+                f"{where}: scheduler is '{self.scheduler}'; models of this kind are rendered with {', '.join(card.samplers)}; choose one of them, or "
+                f"leave it out for the model's own ({card.scheduler})."
+            )
         if self.negative_prompt and not self.is_guided(card):
             why = "this model has its guidance embedded" if card.embeds_guidance else "guidance_scale is 1"
             raise ValueError(

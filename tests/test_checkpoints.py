@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from longtake.pipeline.loop.render import Renderer
 from longtake.pipeline.recipes.check import check_recipe
 from safetensors.torch import load_file, save_file
 
-from same import assert_same
+from same import SAME, assert_same
+from stock import every
 from takes import stock_latents, stock_take, tiny_recipe, tiny_take
 
 INDEX, TRANSFORMER, VAE = "model_index.json", "transformer/config.json", "vae/config.json"
@@ -143,9 +147,42 @@ def test_a_job_denoises_as_the_stock_pipeline_does_with_each_scheduler(tiny_wan_
     renderer = Renderer(card)
     ours, theirs = renderer.render(take, None).latents, stock_latents(stock, take, card.max_sequence_length)
     assert_same(ours, theirs)
-    assert len(renderer.family.scheduler(4, None).timesteps) == card.num_calls(4)
-    shifted = renderer.family.scheduler(4, 9.0).sigmas
-    assert not torch.equal(shifted, renderer.family.scheduler(4, None).sigmas), "flow_shift is obeyed"
+    assert len(renderer.family.scheduler(take).timesteps) == card.num_calls(4)
+    shifted = renderer.family.scheduler(replace(take, flow_shift=9.0)).sigmas
+    assert not torch.equal(shifted, renderer.family.scheduler(take).sigmas), "flow_shift is obeyed"
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("own", SCHEDULERS[:3], ids=["euler", "heun", "unipc"])
+@pytest.mark.parametrize("flow_shift", [None, 5.0])
+def test_a_take_names_its_sampler(tiny_wan_copy: Path, own: Callable[[], Any], flow_shift: float | None) -> None:
+    """The film is that of the stock pipeline with this scheduler, whatever the checkpoint's own is, at its shift or at the take's."""
+    own().save_pretrained(tiny_wan_copy / "scheduler")
+    stock = WanPipeline.from_pretrained(tiny_wan_copy)
+    card = read_card(str(tiny_wan_copy))
+    renderer, shift = Renderer(card), flow_shift or 3.0
+    theirs = {
+        "euler": diffusers.FlowMatchEulerDiscreteScheduler(shift=shift),
+        "unipc": diffusers.UniPCMultistepScheduler.from_config(own().config, flow_shift=shift, **_FLOW),
+        "dpm++": diffusers.DPMSolverMultistepScheduler(flow_shift=shift, algorithm_type="dpmsolver++", solver_order=2, **_FLOW),
+    }
+    assert set(card.samplers) == set(theirs)
+    films = []
+    for name, scheduler in theirs.items():
+        take = stock_take(num_inference_steps=5, scheduler=name, flow_shift=flow_shift)
+        take.check(card)
+        stock.scheduler = scheduler
+        films.append(renderer.render(take, None).latents)
+        assert_same(films[-1], stock_latents(stock, take, card.max_sequence_length), name)
+        trace = renderer.render(take, every(2)).trace
+        assert trace is not None and trace.num_inference_steps == 5, "each of the three calls the model once a step"
+    assert all((one - other).abs().max() > SAME for one, other in combinations(films, 2))
+
+
+def test_a_sampler_that_the_model_is_not_rendered_with_is_refused(tiny_hunyuan: Path, tiny_wan: Path) -> None:
+    for folder, name, known in ((tiny_hunyuan, "dpm++", "euler, unipc"), (tiny_wan, "ddim", r"euler, unipc, dpm\+\+")):
+        with pytest.raises(ValueError, match=rf"scheduler is '{re.escape(name)}'; models of this kind are rendered with {known}; choose one"):
+            stock_take(scheduler=name).check(read_card(str(folder)))
 
 
 def test_a_cache_counts_the_calls_of_a_second_order_scheduler(tiny_wan_copy: Path) -> None:

@@ -97,7 +97,7 @@ def check_replay(job: JobConfig, card: ModelCard, takes: Sequence[Take], recipe:
     if trace.model != model:
         raise ValueError(f"The trace '{job.cache.replay}' comes from another model; replay one of this model, or drop cache.replay.")
     for take in takes:
-        num_calls = card.num_calls(take.num_inference_steps)
+        num_calls = card.sampled_by(take.scheduler).num_calls(take.num_inference_steps)
         if num_calls != trace.num_inference_steps:
             raise ValueError(
                 f"The trace '{job.cache.replay}' is of {trace.num_inference_steps} steps, take '{take.name}' has {num_calls}; make them equal."

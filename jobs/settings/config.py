@@ -114,6 +114,7 @@ class TakeSettings:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     flow_shift: float | None = None
+    scheduler: str | None = None
     negative_prompt: str | None = None
     noise: str | None = None
     timeline: TimelineConfig | None = None

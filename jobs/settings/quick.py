@@ -119,6 +119,7 @@ takes:
 # width: {card.width}
 # num_inference_steps: 50
 # guidance_scale: 5.0
+# scheduler: {card.sampler or "":<17}# the sampler, one of {", ".join(card.samplers)}; the model's own if left out
 # negative_prompt: ""
 # timeline: full             # or windows
 

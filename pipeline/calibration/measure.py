@@ -47,7 +47,7 @@ def measure_velocities(renderer: Renderer, takes: list[Take], recipe: Recipe) ->
     eye = np.eye(steps)
     guide = np.hstack((scale * eye, (1 - scale) * eye)) if len(series) == 2 else eye
     branches = np.stack([gram[start : start + steps, start : start + steps] for start in range(0, len(gram), steps)])
-    sigmas = renderer.family.scheduler(steps, takes[0].flow_shift).sigmas.double().cpu().numpy()
+    sigmas = renderer.family.scheduler(takes[0]).sigmas.double().cpu().numpy()
     return Velocities(guide @ gram @ guide.T, branches, sigmas)
 
 
@@ -80,7 +80,7 @@ def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
 
 def steps_by_velocity(renderer: Renderer, take: Take) -> bool:
     """Whether the sampler moves the latents by velocity times the step in sigma, and by nothing else."""
-    return velocity_sigmas(renderer.family.scheduler(take.num_inference_steps, take.flow_shift)) is not None
+    return velocity_sigmas(renderer.family.scheduler(take)) is not None
 
 
 def record_steps(renderer: Renderer, take: Take, recipe: Recipe) -> Iterator[dict[Key, Sight]]:

@@ -15,6 +15,8 @@ _EULER, _HEUN, _UNIPC, _DPM = (
     "UniPCMultistepScheduler",
     "DPMSolverMultistepScheduler",
 )
+# Samplers that a take may name instead of the checkpoint's own.
+SAMPLERS = {"euler": _EULER, "unipc": _UNIPC, "dpm++": _DPM}
 _CALLS_A_STEP = {_HEUN: 2}  # diffusers' `order`; the others call the model once
 _SCHEDULER_MEND = f"save the model with {_EULER}, or with {_UNIPC} (prediction_type flow_prediction, use_flow_sigmas)"
 
@@ -132,6 +134,16 @@ def _check_scheduler(model: str, support: Support, scheduler: Mapping[str, Any])
         raise ValueError(f"{where} with {said}, but these models predict a flow's velocity; {_SCHEDULER_MEND}.")
     if str(scheduler.get("algorithm_type")).startswith("sde-"):
         raise ValueError(f"{where} with algorithm_type={scheduler['algorithm_type']}, which draws noise at every step; {_SCHEDULER_MEND}.")
+
+
+def flow_shift(scheduler: Mapping[str, Any]) -> float:
+    """How far the timesteps are moved towards noise; 1 leaves them where they are."""
+    return float(scheduler.get(shift_setting(str(scheduler.get("_class_name"))), 1.0))
+
+
+def shift_setting(class_name: str) -> str:
+    """What a scheduler's config calls its flow shift."""
+    return "shift" if class_name.startswith("FlowMatch") else "flow_shift"
 
 
 def calls_a_step(scheduler: Mapping[str, Any]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -21,7 +20,9 @@ from ...parallel.groups.mesh import Mesh
 from ...parallel.rows import RowShards
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
+from ..take import Take
 from .quiet import quiet_loading
+from .samplers import make_scheduler
 
 Prompt = dict[str, Tensor]
 _KEPT_PROMPTS = 32
@@ -113,14 +114,10 @@ class Family(ABC):
     def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:
         """Put the shard points of sequence parallelism on a transformer of this family; closing what is returned takes them off."""
 
-    def scheduler(self, num_inference_steps: int, flow_shift: float | None) -> Any:
-        """A fresh diffusers scheduler with its timesteps set."""
-        config = json.loads((self.card.path / "scheduler" / "scheduler_config.json").read_text())
-        scheduler_class = getattr(diffusers, config["_class_name"])
-        if flow_shift is not None:
-            config["shift" if config["_class_name"].startswith("FlowMatch") else "flow_shift"] = flow_shift
-        scheduler = scheduler_class.from_config(config)
-        self._set_timesteps(scheduler, num_inference_steps)
+    def scheduler(self, take: Take) -> Any:
+        """A fresh diffusers scheduler with the take's timesteps set."""
+        scheduler = make_scheduler(self.card, take)
+        self._set_timesteps(scheduler, take.num_inference_steps)
         scheduler.set_begin_index(0)
         return scheduler
 

@@ -55,7 +55,7 @@ class Denoising:
         self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
         self.encode_seconds = clock(family.device) - began
         self._both = [{name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for prompt in self._prompts]
-        self.scheduler = family.scheduler(take.num_inference_steps, take.flow_shift)
+        self.scheduler = family.scheduler(take)
         if cached is not None:
             cached.check_sampler(self.scheduler)
         draw = NOISES[take.noise]

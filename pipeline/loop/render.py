@@ -100,7 +100,7 @@ class Renderer:
         if recipe:
             mesh = self.mesh
             shards = Shards(mesh.sequence.sum, mesh.branches.sum if mesh.cfg.size == 2 else None, is_first=mesh.sequence.rank == 0)
-            num_calls = self.family.card.num_calls(take.num_inference_steps)
+            num_calls = self.family.card.sampled_by(take.scheduler).num_calls(take.num_inference_steps)
             cached = enable_cache(self.family.transformer, recipe, num_inference_steps=num_calls, shards=shards, replay=replay, place=place)
         self.cached = cached
         try:

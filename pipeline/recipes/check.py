@@ -11,11 +11,12 @@ from .memory import model_shape
 
 def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degrees: Degrees | None = None) -> None:
     """Raise ValueError, with the mend, if a recipe cannot work on this model, take or gang. model: the model's hash."""
+    card = card.sampled_by(take.scheduler)
     num_calls = card.num_calls(take.num_inference_steps)
     if card.calls_a_step > 1 and (recipe.calibrated or recipe.calibration or recipe.abscissa == "sigma"):
         raise ValueError(
             f"Recipe '{recipe.name}' counts steps of one model call each, and this model's scheduler makes {card.calls_a_step} a step; use another "
-            f"recipe (interval, fbcache), or save the model with FlowMatchEulerDiscreteScheduler."
+            f"recipe (interval, fbcache), or set scheduler=euler or unipc."
         )
     if recipe.calibration:
         recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
