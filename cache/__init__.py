@@ -14,22 +14,39 @@ if TYPE_CHECKING:
     from .run.agreement import Shards
     from .run.cached import Cached
     from .run.enable import enable_cache
+    from .schedule.put import put_schedule
+    from .schedule.schedule import Schedule, load_schedule
     from .trace.entry import TraceEntry
     from .trace.replay import Replay
     from .trace.trace import Trace
 
-__all__ = ["Cached", "Recipe", "Replay", "Shards", "Trace", "TraceEntry", "enable_cache", "load_recipe"]
+__all__ = [
+    "Cached",
+    "Recipe",
+    "Replay",
+    "Schedule",
+    "Shards",
+    "Trace",
+    "TraceEntry",
+    "enable_cache",
+    "load_recipe",
+    "load_schedule",
+    "put_schedule",
+]
 
 # Where each name is defined. It is imported when it is first used, so that reading recipes and traces does not import torch.
 _HOMES = {
     "Cached": ".run.cached",
     "Recipe": ".recipe.recipe",
     "Replay": ".trace.replay",
+    "Schedule": ".schedule.schedule",
     "Shards": ".run.agreement",
     "Trace": ".trace.trace",
     "TraceEntry": ".trace.entry",
     "enable_cache": ".run.enable",
     "load_recipe": ".recipe.read",
+    "load_schedule": ".schedule.schedule",
+    "put_schedule": ".schedule.put",
 }
 
 

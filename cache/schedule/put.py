@@ -1,0 +1,124 @@
+"""Setting a schedule's sigmas on diffusers' schedulers, and on those of stock pipelines for as long as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from ..model.wrap import wrap
+from .schedule import SCHEDULERS, Schedule, load_schedule
+
+_LARGEST = 1 - 1e-6  # of multistep samplers, which take the logarithm of 1 - sigma; diffusers stops them there as well
+_DECIDING = (
+    "num_train_timesteps",
+    "prediction_type",
+    "solver_order",
+    "solver_type",
+    "algorithm_type",
+    "predict_x0",
+    "lower_order_final",
+    "euler_at_final",
+    "disable_corrector",
+    "thresholding",
+    "stochastic_sampling",
+)
+_REFUSED = {"invert_sigmas": True, "final_sigmas_type": "sigma_min", "use_flow_sigmas": False}
+
+
+def deciding_settings(scheduler: Any) -> dict[str, Any]:
+    """The settings of a diffusers scheduler that decide how it steps between two given sigmas, by name."""
+    return {name: scheduler.config[name] for name in _DECIDING if name in scheduler.config}
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise ValueError, with the mend, for a diffusers scheduler that does not step at the sigmas that it is given."""
+    name = type(scheduler).__name__
+    if name not in SCHEDULERS:
+        raise ValueError(f"A schedule is put on {', '.join(SCHEDULERS)}, not on {name}; give the pipeline one of them.")
+    for setting, refused in _REFUSED.items():
+        if scheduler.config.get(setting) == refused:
+            raise ValueError(f"{name} has {setting}={refused}, with which its sigmas are no flow's from noise down to 0; make it without.")
+    if getattr(scheduler, "solver_p", None) is not None:
+        raise ValueError(f"{name} has a solver_p, which keeps sigmas of its own; make it without.")
+
+
+def set_sigmas(scheduler: Any, sigmas: Sequence[float]) -> None:
+    """Let a scheduler step at exactly these sigmas, and last to 0, where its `set_timesteps` has just made as many others.
+
+    Timesteps follow from the sigmas as diffusers has them follow: a multistep sampler's are cut to whole numbers. The largest sigma of these
+    is a millionth below 1.
+    """
+    given = torch.tensor(sigmas, dtype=torch.float64)
+    if type(scheduler).__name__ != SCHEDULERS[0]:
+        given = given.clamp(max=_LARGEST)
+    exact = given.float()
+    whole = not scheduler.timesteps.is_floating_point()
+    # Rounding to fp32 moves 700 to 699.99998, which is not to be cut to 699.
+    timesteps = (given * scheduler.config.num_train_timesteps).round(decimals=3) if whole else exact * scheduler.config.num_train_timesteps
+    scheduler.sigmas = torch.cat([exact, torch.zeros(1)]).to(scheduler.sigmas.device)
+    scheduler.timesteps = timesteps.to(scheduler.timesteps.device, scheduler.timesteps.dtype)
+
+
+class Scheduled:
+    """A schedule at work on a pipeline. `disable` takes it off, as leaving a `with` block does."""
+
+    def __init__(self, pipeline: Any, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self._pipeline = pipeline
+        self._scheduler = pipeline.scheduler
+        self._undo: Callable[[], None] | None = wrap(self._scheduler, "set_timesteps", self._set_timesteps)
+
+    def _set_timesteps(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        asked, planned = len(self._scheduler.timesteps), self.schedule.num_steps
+        if asked != planned:
+            raise ValueError(f"The call has {asked} steps, the pipeline's schedule {planned}; give it num_inference_steps={planned}.")
+        for name in ("_guidance_scale", "_guidance_scale_2"):  # of the call that has just begun
+            if (scale := getattr(self._pipeline, name, None)) is not None:
+                self.schedule.check("The pipeline", guidance_scale=scale)
+        set_sigmas(self._scheduler, self.schedule.sigmas)
+
+    def disable(self) -> None:
+        """Give the scheduler its own timesteps back; a second time it does nothing."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.disable()
+
+
+def put_schedule(pipeline: Any, schedule: str | Path | Mapping[str, Any] | Sequence[float] | Schedule) -> Scheduled:
+    """Let a stock diffusers pipeline step at a schedule's sigmas, whatever shift or spacing its scheduler has, until it is taken off:
+
+        with put_schedule(pipe, "schedule-unipc-12-steps.yaml"):
+            pipe(prompt, num_inference_steps=12)
+
+    schedule: a YAML file's path, or sigmas. Its scheduler is FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler or
+    DPMSolverMultistepScheduler, with flow sigmas; one that the pipeline is given afterwards has no schedule. A cache may be put on the pipeline as
+    well: it counts the schedule's steps. Raises ValueError, with the mend, for what does not fit; calls of the pipeline do so for another
+    number of steps, or another guidance scale, than the schedule was planned for.
+    """
+    chosen = load_schedule(schedule)
+    scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is None:
+        raise ValueError(f"{type(pipeline).__name__} has no scheduler to put a schedule on; give a diffusers pipeline.")
+    check_scheduler(scheduler)
+    if "set_timesteps" in vars(scheduler):
+        raise ValueError("There is a schedule on this pipeline's scheduler already; take it off with disable() first.")
+    chosen.check("The pipeline's scheduler", scheduler=type(scheduler).__name__)
+    here = deciding_settings(scheduler)
+    for name, planned in chosen.settings.items():
+        if here.get(name) != planned:
+            raise ValueError(
+                f"The schedule was planned for a {chosen.scheduler} with {name}={planned}, and the pipeline's has {here.get(name)}; make them equal, "
+                f"or plan one with `longtake calibrate` and --recipe schedule."
+            )
+    return Scheduled(pipeline, chosen)
