@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..parallel.groups.degrees import Degrees
+from ..pipeline.checkpoint.card import ModelCard
+from ..pipeline.take import Take
 from ..pipeline.versions import package_versions
 from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from .folder.access import JobRefused, locked
@@ -137,6 +139,8 @@ class Driver:
             if why:
                 yield self._tell(Note, text=f"parallel=auto: {why}")
             yield self._tell(Note, text=f"cache: {_cache_text(plan)}")
+            for text in dict.fromkeys(_sampler_text(plan.card, planned.take) for planned in todo):
+                yield self._tell(Note, text=f"sampler: {text}")
             gang = held.enter_context(Gang(degrees, plan.job.parallel, device))
             yield self._tell(GangFormed, device=device, num_ranks=gang.num_ranks, degrees=asdict(degrees), threads=list(gang.threads))
             threads = " or ".join(map(str, sorted(set(gang.threads))))
@@ -297,3 +301,11 @@ def _cache_text(plan: Plan) -> str:
     if plan.recipe is not None:
         return f"{plan.recipe.name}{f', decisions of {plan.job.cache.replay}' if plan.replay else ''}"
     return f"none; {plan.why_no_cache}" if plan.why_no_cache else "none"
+
+
+def _sampler_text(card: ModelCard, take: Take) -> str:
+    """The sampler by its class in diffusers, and the schedule's sigmas where there is one."""
+    sampler = card.sampled_by(take.scheduler).scheduler
+    if take.schedule is None:
+        return f"{sampler}, {take.num_inference_steps} steps"
+    return f"{sampler}, a schedule of {take.schedule.num_steps} steps, at sigmas {' '.join(f'{sigma:.4g}' for sigma in take.schedule.sigmas)}"

@@ -21,12 +21,16 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
     """The hash of all that may change a film's latents, 64 hex digits. model: its own hash.
 
     A take's name is not in it: it is where the film is kept, not what it shows; nor is the timeline where one window holds the whole take, nor
-    a sampler that is the checkpoint's own.
+    a sampler that is the checkpoint's own. Of a schedule its sigmas are.
     """
     content = asdict(take)
     del content["name"]
     if take.scheduler in (None, card.sampler):
         del content["scheduler"]
+    if take.schedule is None:
+        del content["schedule"]
+    else:
+        content["schedule"] = take.schedule.sigmas
     if len(take.timeline_for(card).windows) == 1:
         content["timeline"] = "full"
     key = {

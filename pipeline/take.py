@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from ..cache import Schedule
+from ..cache.schedule.schedule import SCHEDULERS
 from .checkpoint.card import ModelCard
 from .noise import NOISES
 from .timeline import Timeline
@@ -34,7 +36,8 @@ class TimelineSettings:
 class Take:
     """All that decides a film beside the model and the recipe. Sizes in pixels, lengths in frames.
 
-    scheduler: the sampler, by its name in checkpoint.support.SAMPLERS; None for the checkpoint's own.
+    scheduler: the sampler, by its name in checkpoint.support.SAMPLERS; None for the checkpoint's own. schedule: the sigmas that it steps at;
+    None for those that it makes itself.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Take:
     timeline: TimelineSettings
     noise: str
     scheduler: str | None = None
+    schedule: Schedule | None = None
 
     @classmethod
     def clip(cls, card: ModelCard, name: str, prompt: str, *, seed: int, num_inference_steps: int, guidance_scale: float) -> Take:
@@ -80,6 +84,7 @@ class Take:
         where = f"Take '{self.name}'"
         self._check_size(where, card)
         self._check_sampling(where, card)
+        self._check_schedule(where, card)
         self._check_prompts(where)
         heard = {self.prompt_at(window.centre, card) for window in self.timeline_for(card).windows}
         for prompt in self.prompts:
@@ -126,6 +131,26 @@ class Take:
             )
         if self.noise not in NOISES:
             raise ValueError(f"{where}: noise is '{self.noise}'; it must be one of {', '.join(NOISES)}.")
+
+    def _check_schedule(self, where: str, card: ModelCard) -> None:
+        if self.schedule is None:
+            return
+        sampler, steps = self.scheduled_sampler(card), self.schedule.num_steps
+        if self.num_inference_steps != steps:
+            raise ValueError(f"{where}: num_inference_steps is {self.num_inference_steps}, and its schedule has {steps} steps; make them equal.")
+        if self.flow_shift is not None and self.schedule.flow_shift is None:
+            raise ValueError(f"{where}: flow_shift is {self.flow_shift:g}, which moves no sigmas of a schedule; leave out one of the two.")
+        shift = card.flow_shift if self.flow_shift is None else self.flow_shift
+        self.schedule.check(where, scheduler=sampler, flow_shift=shift, guidance_scale=self.guidance_scale)
+
+    def scheduled_sampler(self, card: ModelCard) -> str:
+        """The class of the take's sampler in diffusers. Raises ValueError, with the mend, for one that takes no schedule."""
+        sampler = card.sampled_by(self.scheduler).scheduler
+        if sampler not in SCHEDULERS:
+            raise ValueError(
+                f"Take '{self.name}': the model's own scheduler, {sampler}, takes no schedule; set scheduler to one of {', '.join(card.samplers)}."
+            )
+        return sampler
 
     def is_guided(self, card: ModelCard) -> bool:
         """Whether each step needs a second model call without the prompt; models with guidance embedded take the scale as an input."""

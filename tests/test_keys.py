@@ -42,6 +42,7 @@ FILM = {
     "guidance_scale": ["guidance_scale=3"],
     "flow_shift": ["flow_shift=5"],
     "scheduler": ["scheduler=unipc"],
+    "schedule": ["schedule=SCHEDULE"],
     "negative_prompt": ["negative_prompt=blue"],
     "noise": ["noise=diffusers"],
     "timeline.name": ["takes.0.prompts=[{frame: 0, text: a}]", "timeline=full"],
@@ -72,6 +73,7 @@ NEITHER = {
     "timeline.window": (["num_frames=17", "takes.0.prompts=[{frame: 0, text: a}]", "timeline.window=21"], "one window holds the whole take"),
     "timeline.name": (["num_frames=17", "takes.0.prompts=[{frame: 0, text: a}]", "timeline=full"], "one window holds the whole take"),
     "scheduler": (["scheduler=euler"], "the checkpoint's own"),
+    "schedule": (["schedule=none"], "the sampler's own sigmas"),
     "model.name": (["model.name=Wan2.1-T2V-1.3B"], "numbers that are found by it are in the recipe"),
     "model.shard": (["model.shard=gang"], "where the weights are"),
     "model.offload": (["model.offload=blocks"], "where the weights are"),
@@ -110,9 +112,10 @@ class Jobs:
         site = load_recipe("fbcache").parts[0].site.build().label
         entry = TraceEntry(0, 0, "cond", site, "all", "compute", None, None)
         Trace("fbcache", 6, model_hash(model), [entry]).save(folder / "trace.json")
+        (folder / "schedule.yaml").write_text("sigmas: [1.0, 0.9, 0.8, 0.6, 0.4, 0.2]")
 
     def plan(self, changes: list[str]) -> Plan:
-        there = {"OTHER": "other", "TRACE": "trace.json", "ELSEWHERE": "elsewhere"}
+        there = {"OTHER": "other", "TRACE": "trace.json", "SCHEDULE": "schedule.yaml", "ELSEWHERE": "elsewhere"}
         for word, name in there.items():
             changes = [change.replace(word, str(self._folder / name)) for change in changes]
         return plan_job(load_job(str(self._path), [*TAKE, *changes]))

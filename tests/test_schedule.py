@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from longtake.cache import Schedule, enable_cache, load_schedule, put_schedule
+import yaml
+from longtake.bench.pool import GlooPool
+from longtake.cache import Recipe, Schedule, enable_cache, load_recipe, load_schedule, put_schedule
+from longtake.jobs.events import Event, Note
+from longtake.jobs.rendering import render
+from longtake.jobs.settings.config import load_job
+from longtake.jobs.settings.plan import Plan
+from longtake.jobs.settings.planning import plan_job
+from longtake.parallel.groups.degrees import Degrees
+from longtake.parallel.groups.mesh import Mesh
+from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.checkpoint.model_hash import model_hash
+from longtake.pipeline.loop.render import Rendered, Renderer
+from longtake.pipeline.recipes.schedules import schedule_path
+from longtake.pipeline.take import Take
+from safetensors.torch import load_file
 
+from same import assert_same, assert_same_film
 from stock import call, every, rows_of, tiny_pipeline
+from takes import stock_latents, stock_take
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SAMPLERS: dict[str, Callable[..., Any]] = {
@@ -98,11 +116,151 @@ def test_what_is_no_schedule_of_the_pipeline_is_refused(tiny_wan: Path) -> None:
             put_schedule(pipe, SIGMAS)
         with pytest.raises(ValueError, match="The call has 8 steps, the pipeline's schedule 6; give it num_inference_steps=6"):
             call(pipe, 8)
-        with pytest.raises(ValueError, match="planned for guidance_scale 5.0, and guidance_scale is 4.0 here"):
+        with pytest.raises(ValueError, match=r"planned for guidance_scale 5\.0, and guidance_scale is 4\.0 here"):
             call(pipe, 6)
         call(pipe, 6, guidance_scale=5.0)
     with pytest.raises(ValueError, match="dict has no scheduler"):
         put_schedule({}, SIGMAS)
+
+
+# In takes and jobs
+
+
+def scheduled_take(scheduler: str, num_frames: int = 17) -> Take:
+    return stock_take(num_frames, num_inference_steps=len(SIGMAS), scheduler=scheduler, schedule=Schedule(SIGMAS))
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_take_is_rendered_as_the_scheduled_stock_pipeline_does(tiny_wan: Path, sampler: str) -> None:
+    card, take = read_card(str(tiny_wan)), scheduled_take(sampler)
+    take.check(card)
+    stock = diffusers.WanPipeline.from_pretrained(tiny_wan)
+    stock.scheduler = SAMPLERS[sampler](3.0)
+    put_schedule(stock, SIGMAS)
+    ours = Renderer(card).render(take, None).latents
+    assert_same(ours, stock_latents(stock, take, card.max_sequence_length))
+
+
+def _render(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None) -> Rendered:
+    return Renderer(card, mesh=mesh).render(take, recipe)
+
+
+def _interrupt(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None, folder: Path) -> None:
+    renderer = Renderer(card, mesh=mesh)
+    steps = renderer.steps(take, recipe)
+    for _ in range(3):
+        next(steps)
+    renderer.save(folder)
+    steps.close()
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("recipe", [None, "taylorseer_lite"])
+def test_a_schedule_is_the_same_film_on_2_ranks_and_after_a_break(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path, recipe: str | None) -> None:
+    card, take = read_card(str(tiny_wan)), scheduled_take("unipc", 13)
+    chosen = None if recipe is None else load_recipe(recipe, {"trigger": {"interval": 2}, "guards": {"first_steps": 1, "last_steps": 1}})
+    alone, two = Renderer(card).render(take, chosen), Degrees(ulysses_degree=2)
+    for rendered in gloo_pool.run(_render, two, card, take, chosen):
+        assert_same_film(rendered, alone)
+    gloo_pool.run(_interrupt, two, card, take, chosen, tmp_path)
+    *_, gone_on = Renderer(card).steps(take, chosen, snapshot=tmp_path)
+    assert isinstance(gone_on, Rendered)
+    assert_same_film(gone_on, alone)
+
+
+PLANNED = Schedule(SIGMAS, "UniPCMultistepScheduler", {"solver_order": 2}, flow_shift=3.0, guidance_scale=4.0)
+JOB: dict[str, Any] = {"scheduler": "unipc", "schedule": "planned", "num_inference_steps": 6, "guidance_scale": 4.0, "num_frames": 5}
+
+
+@pytest.fixture
+def job(tiny_wan_copy: Path, tmp_path: Path) -> dict[str, Any]:
+    """A job whose schedule lies beside its model."""
+    path = schedule_path(read_card(str(tiny_wan_copy)), "unipc", 6)
+    path.parent.mkdir()
+    path.write_text(replace(PLANNED, model=model_hash(tiny_wan_copy)).to_yaml())
+    return {"model": str(tiny_wan_copy), "output": str(tmp_path / "out"), "takes": [{"name": "one", "prompt": "a red circle"}], **JOB}
+
+
+def plan(job: dict[str, Any], *overrides: str) -> Plan:
+    return plan_job(load_job(job, overrides))
+
+
+def test_a_job_finds_the_schedule_of_its_sampler_and_steps(job: dict[str, Any], tmp_path: Path) -> None:
+    """Without a cache, unless it names one; a schedule by its path gives the same film, and one that was not planned is not checked."""
+    planned = plan(job)
+    [one] = planned.takes
+    assert one.take.schedule is not None
+    assert one.take.schedule.sigmas == SIGMAS
+    assert planned.recipe is None
+    assert "a schedule computes each of its steps" in planned.why_no_cache
+    on_top = plan(job, "cache=fora", "cache.guards.first_steps=1")
+    assert on_top.recipe is not None
+    (tmp_path / "own.yaml").write_text(f"sigmas: {SIGMAS}")
+    by_path = plan(job, f"schedule={tmp_path}/own.yaml")
+    keys = [found.takes[0].film_key for found in (planned, by_path, on_top, plan(job, "schedule=none"))]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+    [fallen_back] = plan(job, "takes.0.schedule=none").takes
+    assert fallen_back.film_key == keys[3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule=plannned"], "schedule is 'plannned'; it must be planned, none, or the path"),
+        (["schedule=none.yaml"], "'none.yaml' cannot be read"),
+        (
+            ["num_inference_steps=12"],
+            r"no schedule-unipc-12-steps beside the model \(schedule-unipc-6-steps\); .*`longtake calibrate .* --recipe schedule --scheduler unipc "
+            "--computed 12 --guidance-scale 4 --prompt",
+        ),
+        (
+            ["scheduler=dpm++", "flow_shift=2"],
+            r"no schedule-dpm\+\+-6-steps beside .*--scheduler dpm\+\+ --computed 6 --guidance-scale 4 --flow-shift 2",
+        ),
+        (["scheduler=euler", "schedule=PLANNED"], "planned for scheduler UniPCMultistepScheduler, and scheduler is FlowMatchEuler"),
+        (["num_inference_steps=7", "schedule=PLANNED"], "num_inference_steps is 7, and its schedule has 6 steps"),
+        (["guidance_scale=5"], r"planned for guidance_scale 4\.0, and guidance_scale is 5\.0 here"),
+        (["flow_shift=5"], r"planned for flow_shift 3\.0, and flow_shift is 5\.0 here"),
+        (["schedule=OWN", "flow_shift=5"], "flow_shift is 5, which moves no sigmas of a schedule"),
+        (["schedule=STALE"], "the schedule was planned for another model"),
+        (["cache=CALIBRATED"], "was calibrated for the steps that the sampler makes itself"),
+        (["cache.trigger.interval=2"], "cache.recipe is none here, but cache sets trigger"),
+    ],
+)
+def test_a_schedule_of_another_kind_of_take_is_refused(job: dict[str, Any], tmp_path: Path, overrides: list[str], message: str) -> None:
+    beside = schedule_path(read_card(job["model"]), "unipc", 6)
+    (tmp_path / "own.yaml").write_text(f"sigmas: {SIGMAS}")
+    (tmp_path / "stale.yaml").write_text(replace(PLANNED, model="0" * 64).to_yaml())
+    calibrated = {**every(2).to_dict(), "calibration": {"model": model_hash(Path(job["model"])), "num_inference_steps": 6}}
+    (tmp_path / "calibrated.yaml").write_text(yaml.safe_dump(calibrated))
+    files = {"PLANNED": beside, "OWN": tmp_path / "own.yaml", "STALE": tmp_path / "stale.yaml", "CALIBRATED": tmp_path / "calibrated.yaml"}
+    for word, path in files.items():
+        overrides = [change.replace(word, str(path)) for change in overrides]
+    with pytest.raises(ValueError, match=message):
+        plan(job, *overrides)
+
+
+def test_a_sampler_of_two_calls_a_step_takes_no_schedule(job: dict[str, Any]) -> None:
+    diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0).save_pretrained(Path(job["model"]) / "scheduler")
+    with pytest.raises(ValueError, match="FlowMatchHeunDiscreteScheduler, takes no schedule; set scheduler to one of euler, unipc"):
+        plan({**job, "scheduler": None})
+
+
+@pytest.mark.ray
+def test_a_job_says_and_keeps_its_schedule(ray_cluster: str, job: dict[str, Any]) -> None:
+    events: list[Event] = []
+    [take] = render({**job, "save_latents": True}, on_event=events.append).takes
+    assert take.manifest is not None
+    assert take.manifest.config["take"]["schedule"]["sigmas"] == SIGMAS
+    assert take.manifest.config["take"]["scheduler"] == "unipc"
+    assert take.manifest.recipe is None
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert "sampler: UniPCMultistepScheduler, a schedule of 6 steps, at sigmas 1 0.97 0.9 0.9 0.6 0.2" in notes
+    card, [planned] = read_card(job["model"]), plan(job).takes
+    latents = load_file(take.folder / "latents.safetensors")["latents"]
+    assert_same(latents, Renderer(card).render(planned.take, None).latents)
 
 
 # Files

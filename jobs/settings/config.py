@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ...cache.recipe.config import suggestion
 from ...pipeline.checkpoint.card import ModelCard
+from ...pipeline.recipes.schedules import find_schedule
 from ...pipeline.take import PromptAt, Take, TimelineSettings
 from .values import SHORTHANDS, field_types, override, parse_file
 
@@ -42,10 +43,10 @@ class TimelineConfig:
 class CacheConfig:
     """The cache of all takes.
 
-    recipe: a name, a YAML path, `none`, or `default`: `planned` where it was calibrated on the model, elsewhere none. replay: path of a
-    trace whose decisions are made again. dtype: in which features are kept: `model`, `bfloat16`, `float16` or `float8`. budget_gb: the most
-    that a rank's cache may hold, in 1e9 bytes; over_budget: what to do with a cache that would hold more, `refuse` it or keep it in the
-    memory of the `host`. trigger, site, predictor, guards: settings of the recipe's parts that differ from its file.
+    recipe: a name, a YAML path, `none`, or `default`: `planned` where it was calibrated on the model, none elsewhere and beside a schedule.
+    replay: path of a trace whose decisions are made again. dtype: in which features are kept: `model`, `bfloat16`, `float16` or `float8`.
+    budget_gb: the most that a rank's cache may hold, in 1e9 bytes; over_budget: what to do with a cache that would hold more, `refuse` it or
+    keep it in the memory of the `host`. trigger, site, predictor, guards: settings of the recipe's parts that differ from its file.
     """
 
     recipe: str = "default"
@@ -105,7 +106,11 @@ class ModelConfig:
 
 @dataclass
 class TakeSettings:
-    """What a job sets for all takes and each take may set for itself; None falls back to the job, then to the model."""
+    """What a job sets for all takes and each take may set for itself; None falls back to the job, then to the model.
+
+    scheduler: the sampler, `euler`, `unipc` or `dpm++`, the model's own if left out. schedule: the sigmas that it steps at: `planned`, which was
+    made for the model by `longtake calibrate`, a YAML path, or `none`, as if left out, for those that the sampler makes itself.
+    """
 
     seed: int | None = None
     num_frames: int | None = None
@@ -115,6 +120,7 @@ class TakeSettings:
     guidance_scale: float | None = None
     flow_shift: float | None = None
     scheduler: str | None = None
+    schedule: str | None = None
     negative_prompt: str | None = None
     noise: str | None = None
     timeline: TimelineConfig | None = None
@@ -248,14 +254,20 @@ def _check_reach(job: JobConfig, overrides: Sequence[str]) -> None:
 
 def _with_paths(job: JobConfig) -> JobConfig:
     """The job with `~` and environment variables in its paths filled in."""
-    recipe, replay = job.cache.recipe, job.cache.replay
+    replay = job.cache.replay
     cache = replace(
         job.cache,
-        recipe=expanded(recipe, "cache.recipe") if recipe.endswith((".yaml", ".yml")) else recipe,
+        recipe=_name_or_path(job.cache.recipe, "cache.recipe"),
         replay=None if replay is None else expanded(replay, "cache.replay"),
     )
     model = replace(job.model, path=expanded(job.model.path, "model"))
-    return replace(job, output=expanded(job.output, "output"), model=model, cache=cache)
+    schedule = job.schedule and _name_or_path(job.schedule, "schedule")
+    takes = [replace(take, schedule=take.schedule and _name_or_path(take.schedule, "schedule")) for take in job.takes]
+    return replace(job, output=expanded(job.output, "output"), model=model, cache=cache, schedule=schedule, takes=takes)
+
+
+def _name_or_path(text: str, what: str) -> str:
+    return expanded(text, what) if text.endswith((".yaml", ".yml")) else text
 
 
 def expanded(path: str, what: str) -> str:
@@ -338,7 +350,9 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard) -> Take:
     prompts = [PromptConfig(0, take.prompt)] if take.prompt is not None else take.prompts
     values = {name.name: setting(name.name) for name in fields(TakeSettings)}
     values["timeline"] = _resolve_timeline(values["timeline"], card, take.name)
-    return Take(name=take.name, prompts=tuple(PromptAt(prompt.frame, prompt.text) for prompt in prompts), **values)
+    schedule = values.pop("schedule")
+    resolved = Take(name=take.name, prompts=tuple(PromptAt(prompt.frame, prompt.text) for prompt in prompts), **values)
+    return resolved if schedule is None else replace(resolved, schedule=find_schedule(schedule, card, resolved))
 
 
 def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:

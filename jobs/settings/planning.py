@@ -44,6 +44,9 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     folders = [output / take.name for take in takes]
     check_writable(output, folders)
     model = model_hash(card.path, say)
+    for take in takes:
+        if take.schedule is not None:
+            take.schedule.check_model(f"Take '{take.name}'", model)
     recipe, why = _choose_recipe(job, card, takes, named, model)
     replay = None if trace is None else check_replay(job, card, takes, recipe, trace, model)
     keys = [film_key(card, model, take, recipe, options, trace) for take in takes]

@@ -120,6 +120,7 @@ takes:
 # num_inference_steps: 50
 # guidance_scale: 5.0
 # scheduler: {card.sampler or "":<17}# the sampler, one of {", ".join(card.samplers)}; the model's own if left out
+# schedule: none             # or planned: the steps that `longtake calibrate --recipe schedule` chose, a YAML path for others
 # negative_prompt: ""
 # timeline: full             # or windows
 

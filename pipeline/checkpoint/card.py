@@ -68,6 +68,11 @@ class ModelCard:
         return self.spatial_stride * self.patch_size[1]
 
     @property
+    def called(self) -> str:
+        """What commands and jobs call the model by: `demo`, or the path of its folder."""
+        return "demo" if self.path == model_folder("demo") else str(self.path)
+
+    @property
     def sampler(self) -> str | None:
         """The name in SAMPLERS of the checkpoint's own scheduler; None for one that has no name there."""
         return next((name for name, scheduler in SAMPLERS.items() if scheduler == self.scheduler), None)

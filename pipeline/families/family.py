@@ -13,6 +13,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from ...cache.schedule.put import check_scheduler, set_sigmas
 from ...parallel.attention.kernels import Kernel, NativeKernel
 from ...parallel.attention.processors import with_attention
 from ...parallel.attention.sequence import SequenceAttention
@@ -118,6 +119,9 @@ class Family(ABC):
         """A fresh diffusers scheduler with the take's timesteps set."""
         scheduler = make_scheduler(self.card, take)
         self._set_timesteps(scheduler, take.num_inference_steps)
+        if take.schedule is not None:
+            check_scheduler(scheduler)
+            set_sigmas(scheduler, take.schedule.sigmas)
         scheduler.set_begin_index(0)
         return scheduler
 

@@ -20,6 +20,11 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
         )
     if recipe.calibration:
         recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
+    if recipe.calibration and recipe.calibration.num_inference_steps and take.schedule is not None:
+        raise ValueError(
+            f"Recipe '{recipe.name}' was calibrated for the steps that the sampler makes itself, and take '{take.name}' has a schedule of its own; "
+            f"use another recipe (taylorseer, fora), or leave one of the two out."
+        )
     if recipe.calibration or not recipe.calibrated:  # one that is still to be calibrated has no numbers yet
         _check_guidance(recipe, take)
     recipe.check(model_shape(card, take), num_calls)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache import Recipe, load_recipe
-from ..checkpoint.card import ModelCard, model_folder
+from ..checkpoint.card import ModelCard
 from ..take import Take
 from .check import check_recipe
 
@@ -45,14 +45,15 @@ def default_recipe(
 
     model: the model's hash. Raises ValueError for changes that do not belong to `planned`.
     """
-    kinds = {(take.num_inference_steps, take.flow_shift) for take in takes}
+    if any(take.schedule is not None for take in takes):
+        return None, "a schedule computes each of its steps; name a recipe to reuse some of them"
+    kinds = {(take.num_inference_steps, take.flow_shift, take.scheduler) for take in takes}
     steps = takes[0].num_inference_steps
     path = numbers_path(card, "planned", steps)
     if len(kinds) > 1:
-        return None, "numbers are for one num_inference_steps and flow_shift, and the takes have several"
+        return None, "numbers are for one num_inference_steps, flow_shift and scheduler, and the takes have several"
     if not path.is_file():
-        name = "demo" if card.path == model_folder("demo") else card.path
-        return None, f"there is no plan for this model and {steps} steps; `longtake calibrate {name} --steps {steps} --prompt ...` makes one"
+        return None, f"there is no plan for this model and {steps} steps; `longtake calibrate {card.called} --steps {steps} --prompt ...` makes one"
     try:
         recipe = load_recipe(path)
         for take in takes:
