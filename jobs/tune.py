@@ -96,7 +96,8 @@ def _fitted(name: str, plan: Plan) -> Recipe:
     a rank of its gang; where the gang is chosen later, on one rank, as it is tried here.
     """
     degrees = plan.degrees or Degrees()
-    fitted = find_recipe(name, plan.card, plan.takes[0].take.num_inference_steps, dtype=plan.job.cache.dtype)
+    first = plan.takes[0].take
+    fitted = find_recipe(name, plan.card, first.num_inference_steps, dtype=plan.job.cache.dtype, scheduler=first.scheduler)
     if load_recipe(name).calibrated and fitted.calibration is None:  # its numbers were published for this model: bind it to this one
         fitted = replace(fitted, calibration=Calibration(plan.model))
     for planned in plan.takes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import yaml
 from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe, Schedule, enable_cache, load_recipe, load_schedule, put_schedule
+from longtake.jobs.cli.app import app
 from longtake.jobs.events import Event, Note
 from longtake.jobs.rendering import render
 from longtake.jobs.settings.config import load_job
@@ -26,6 +28,7 @@ from longtake.pipeline.loop.render import Rendered, Renderer
 from longtake.pipeline.recipes.schedules import schedule_path
 from longtake.pipeline.take import Take
 from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
 
 from same import assert_same, assert_same_film
 from stock import call, every, rows_of, tiny_pipeline
@@ -261,6 +264,68 @@ def test_a_job_says_and_keeps_its_schedule(ray_cluster: str, job: dict[str, Any]
     card, [planned] = read_card(job["model"]), plan(job).takes
     latents = load_file(take.folder / "latents.safetensors")["latents"]
     assert_same(latents, Renderer(card).render(planned.take, None).latents)
+
+
+# Planned by `longtake calibrate`
+
+
+def calibrate(model: Path, *options: str) -> Result:
+    usual = ["calibrate", str(model), "--steps", "8", "--computed", "5", "--guidance-scale", "4", "--prompt", "a red circle"]
+    return CliRunner().invoke(app, [*usual, *options])
+
+
+@pytest.mark.parametrize(("own", "sampler"), [("unipc", None), ("euler", "dpm++")])
+def test_a_planned_schedule_serves_its_sampler(tiny_wan_copy: Path, tmp_path: Path, own: str, sampler: str | None) -> None:
+    """It is of the sampler's own sigmas, the first of them among these, lies where jobs find it, and fits the stock pipeline."""
+    SAMPLERS[own](3.0).save_pretrained(tiny_wan_copy / "scheduler")
+    done = calibrate(tiny_wan_copy, "--recipe", "schedule", *(() if sampler is None else ("--scheduler", sampler)))
+    assert done.exit_code == 0, done.output
+    made = load_schedule(tiny_wan_copy / "longtake" / f"schedule-{sampler or own}-5-steps.yaml")
+    fine = sigmas_of(SAMPLERS[sampler or own](3.0), 8)
+    assert set(made.sigmas) < set(fine)
+    assert made.sigmas[0] == fine[0]
+    assert (made.flow_shift, made.guidance_scale, made.model) == (3.0, 4.0, model_hash(tiny_wan_copy))
+    job = {**JOB, "model": str(tiny_wan_copy), "output": str(tmp_path / "out"), "takes": [{"name": "one", "prompt": "fog"}]}
+    [planned] = plan({**job, "scheduler": sampler, "num_inference_steps": 5}).takes
+    assert planned.take.schedule == made
+    pipe = tiny_pipeline(tiny_wan_copy)
+    pipe.scheduler = SAMPLERS[sampler or own](3.0)
+    with put_schedule(pipe, made):
+        call(pipe, 5)
+
+
+def test_a_plan_for_a_named_sampler_lies_apart(tiny_wan_copy: Path, tmp_path: Path) -> None:
+    """Jobs with another one do not find it."""
+    assert calibrate(tiny_wan_copy, "--scheduler", "unipc").exit_code == 0
+    assert (tiny_wan_copy / "longtake" / "planned-unipc-8-steps.yaml").is_file()
+    job = {**JOB, "model": str(tiny_wan_copy), "output": str(tmp_path / "out"), "takes": [{"name": "one", "prompt": "fog"}]}
+    job |= {"schedule": "none", "num_inference_steps": 8}
+    assert plan(job).recipe is not None
+    other = plan(job, "scheduler=dpm++")
+    assert other.recipe is None
+    assert f"no plan for this model and 8 steps of dpm++; `longtake calibrate {tiny_wan_copy} --steps 8 --scheduler dpm++" in other.why_no_cache
+    with pytest.raises(ValueError, match=r"\(planned-unipc-8-steps\), but none for 8 steps of euler; .* --steps 8 --scheduler euler"):
+        plan(job, "cache=planned", "scheduler=euler")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "schedule", "--threshold", "0.1"], "--threshold is for recipes whose steps"),
+        (["--recipe", "schedule", "--computed", "9"], "9 of 8 steps cannot be the computed ones"),
+        (["--recipe", "schedul"], "Did you mean 'schedule'"),
+        (["--scheduler", "ddim"], "scheduler is 'ddim'; models of this kind are rendered with euler, unipc"),
+        (["--recipe", "schedule"], "FlowMatchHeunDiscreteScheduler, takes no schedule; set scheduler to one of"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(tiny_wan_copy: Path, options: list[str], message: str) -> None:
+    """Before the model is loaded; the last of these with a checkpoint whose own scheduler calls the model twice a step."""
+    if "Heun" in message:
+        diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0).save_pretrained(tiny_wan_copy / "scheduler")
+    refused = calibrate(tiny_wan_copy, *options)
+    assert refused.exit_code == 2
+    assert re.search(message, " ".join(refused.output.split()))
+    assert not (tiny_wan_copy / "longtake").exists()
 
 
 # Files

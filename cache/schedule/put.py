@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,13 @@ _REFUSED = {"invert_sigmas": True, "final_sigmas_type": "sigma_min", "use_flow_s
 
 def deciding_settings(scheduler: Any) -> dict[str, Any]:
     """The settings of a diffusers scheduler that decide how it steps between two given sigmas, by name."""
-    return {name: scheduler.config[name] for name in _DECIDING if name in scheduler.config}
+    return {name: value for name, value in _own_settings(scheduler).items() if name in _DECIDING}
+
+
+def _own_settings(scheduler: Any) -> dict[str, Any]:
+    """Those that the scheduler's class knows: a config may keep others, of the scheduler that it was made from."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return {name: value for name, value in scheduler.config.items() if name in known}
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -40,7 +47,7 @@ def check_scheduler(scheduler: Any) -> None:
     if name not in SCHEDULERS:
         raise ValueError(f"A schedule is put on {', '.join(SCHEDULERS)}, not on {name}; give the pipeline one of them.")
     for setting, refused in _REFUSED.items():
-        if scheduler.config.get(setting) == refused:
+        if _own_settings(scheduler).get(setting) == refused:
             raise ValueError(f"{name} has {setting}={refused}, with which its sigmas are no flow's from noise down to 0; make it without.")
     if getattr(scheduler, "solver_p", None) is not None:
         raise ValueError(f"{name} has a solver_p, which keeps sigmas of its own; make it without.")

@@ -64,7 +64,7 @@ def _named_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> Rec
     cache = job.cache
     if cache.recipe in ("default", "none"):
         return None
-    return find_recipe(cache.recipe, card, takes[0].num_inference_steps, cache.changes(), cache.dtype)
+    return find_recipe(cache.recipe, card, takes[0].num_inference_steps, cache.changes(), cache.dtype, scheduler=takes[0].scheduler)
 
 
 def _choose_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take], named: Recipe | None, model: str) -> tuple[Recipe | None, str]:

@@ -19,12 +19,17 @@ from .methods import CALIBRATIONS
 
 
 def calibration_takes(
-    card: ModelCard, prompts: Iterable[str], num_inference_steps: int, guidance_scale: float, flow_shift: float | None = None
+    card: ModelCard,
+    prompts: Iterable[str],
+    num_inference_steps: int,
+    guidance_scale: float,
+    flow_shift: float | None = None,
+    scheduler: str | None = None,
 ) -> list[Take]:
     """One take of the model's own clip length a prompt."""
     settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     clips = [Take.clip(card, f"calibration-{index}", prompt, seed=index, **settings) for index, prompt in enumerate(prompts)]
-    return [replace(clip, flow_shift=flow_shift) for clip in clips]
+    return [replace(clip, flow_shift=flow_shift, scheduler=scheduler) for clip in clips]
 
 
 def check_calibration(
@@ -35,7 +40,7 @@ def check_calibration(
     Raises ValueError, with the mend, for recipes that are not calibrated or do not fit the model, and for numbers that make no sense.
     """
     if name not in CALIBRATIONS:
-        raise ValueError(f"Recipe '{name}' cannot be calibrated. {suggestion(name, list(CALIBRATIONS))}")
+        raise ValueError(f"Recipe '{name}' cannot be calibrated. {suggestion(name, [*CALIBRATIONS, 'schedule'])}")
     if not takes:
         raise ValueError("Calibration renders takes; give --prompt '...', two or three times for more of them.")
     for take in takes:
