@@ -48,7 +48,7 @@ def main() -> None:
     plain, cached = ([chunk.mul(255).round().byte().numpy() for chunk in renderer.family.decode(one.latents)] for one in rendered)
     comparison = compare_frames(plain, cached)
     clips = list(score_clips(renderer, _CLIPS))
-    save_sheet(clips, RESULTS / "demo_score.png")
+    save_sheet([clip.frames for clip in clips], RESULTS / "demo_score.png")
     score = Score.of([clip.verdict for clip in clips])
     vae = AutoencoderKLWan.from_pretrained(plan.card.path / "vae", torch_dtype=torch.float32)
     medians = [statistics.median(runs) for runs in seconds]

@@ -20,7 +20,7 @@ def test_answers_lie_at_the_words_that_say_them(seed: int) -> None:
     scene = world.sample_scene(rng, two_things=0.7)
     said = world.clauses(scene, rng)
     words = world.join_clauses(said).split()
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(world.vocabulary())
     assert tokenizer.decode(tokenizer(" ".join(words)).input_ids, skip_special_tokens=True).split() == words
     answers = {name: row[0].tolist() for name, row in answers_of([scene], [said], len(words) + 1).items()}
     colours = [place for place, word in enumerate(words) if word in world.COLOURS]
@@ -44,7 +44,7 @@ def test_answers_lie_at_the_words_that_say_them(seed: int) -> None:
 
 def test_an_untrained_encoder_tells_a_words_neighbour() -> None:
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(world.vocabulary())
     encoder = build_text_encoder(len(tokenizer)).eval()
     tokens = tokenizer(["a red cross and a blue circle", "a red circle and a blue cross"], return_tensors="pt")
     with torch.no_grad():

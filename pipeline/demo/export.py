@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
 
 from .nets import MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_scheduler
 from .scene import FPS, SIZE
-from .training.dit import DenoiserWithText
+from .training.dit import DenoiserWithText, build_denoiser
 from .training.trainer import LOG
 
 _CARD = """---
@@ -41,27 +42,31 @@ totals of what went before, too):
 
 
 def export(work: Path, out: Path) -> None:
-    """Write `out` anew from what training left in `work`: weights in bf16, the card and the training log."""
-    model = DenoiserWithText()
+    """Write `out` anew from what training the demo model left in `work`."""
+    facts = {"frames": (MAX_LATENT_FRAMES - 1) * 4 + 1, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS}
+    export_trained(build_denoiser(), build_scheduler(), work, out, _CARD, facts)
+
+
+def export_trained(
+    model: DenoiserWithText, scheduler: FlowMatchEulerDiscreteScheduler, work: Path, out: Path, card: str, facts: dict[str, Any]
+) -> None:
+    """Write the averaged weights in `work` in bf16, the training log, and a card that says `facts`, millions of parameters and `commands`."""
     average = torch.load(work / "dit.pt", weights_only=True)["average"]
     model.load_state_dict({key.removeprefix("module."): value for key, value in average.items() if key != "n_averaged"})
     vae = AutoencoderKLWan.from_pretrained(work / "vae")
     vae.register_to_config(_name_or_path="")  # it would name a folder of the machine that trained it
-    save_checkpoint(model, vae, out, dtype=torch.bfloat16)
+    save_checkpoint(model, vae, scheduler, out, dtype=torch.bfloat16)
     shutil.copy(work / LOG, out / LOG)
-    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in _parts(model, vae).items()}
+    parts = {"transformer": model.transformer, "vae": vae, "text": model.text_encoder}
+    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
     rows = [json.loads(line) for line in (work / LOG).read_text().splitlines()]
     commands = "\n".join(f"    {row['command']}" for row in rows if "command" in row)
-    frames = (MAX_LATENT_FRAMES - 1) * 4 + 1
-    sizes = {"frames": frames, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS, "commands": commands}
-    (out / "README.md").write_text(_CARD.format(**sizes, **millions))
+    (out / "README.md").write_text(card.format(**facts, **millions, commands=commands))
 
 
-def save_checkpoint(model: DenoiserWithText, vae: AutoencoderKLWan, folder: Path, dtype: torch.dtype) -> None:
+def save_checkpoint(
+    model: DenoiserWithText, vae: AutoencoderKLWan, scheduler: FlowMatchEulerDiscreteScheduler, folder: Path, dtype: torch.dtype
+) -> None:
     """All parts in diffusers' own format, as stock `WanPipeline.from_pretrained` loads them."""
-    pipeline = WanPipeline(model.tokenizer, model.text_encoder, vae, build_scheduler(), transformer=model.transformer)
+    pipeline = WanPipeline(model.tokenizer, model.text_encoder, vae, scheduler, transformer=model.transformer)
     pipeline.to(dtype).save_pretrained(folder)
-
-
-def _parts(model: DenoiserWithText, vae: AutoencoderKLWan) -> dict[str, torch.nn.Module]:
-    return {"transformer": model.transformer, "vae": vae, "text": model.text_encoder}

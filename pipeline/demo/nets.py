@@ -6,8 +6,6 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from .scene import vocabulary
-
 MAX_SEQUENCE_LENGTH = 32
 MAX_LATENT_FRAMES = 9
 LATENT_CHANNELS = 16
@@ -47,18 +45,18 @@ def build_transformer() -> WanTransformer3DModel:
     )
 
 
-def build_tokenizer() -> T5Tokenizer:
-    """One token a word of the demo's sentences; whatever else is asked for becomes letters or <unk>."""
+def build_tokenizer(vocabulary: list[str]) -> T5Tokenizer:
+    """One token a word of the vocabulary; whatever else is asked for becomes letters or <unk>."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     letters = [(letter, -20.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
-    words = [(f"▁{word}", -2.0) for word in vocabulary() if len(word) > 0]
+    words = [(f"▁{word}", -2.0) for word in vocabulary if len(word) > 0]
     known = {piece for piece, _ in special + words}
     return T5Tokenizer(vocab=special + words + [pair for pair in letters if pair[0] not in known], extra_ids=0)
 
 
-def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
+def build_text_encoder(vocab_size: int, dim: int = TEXT_DIM) -> UMT5EncoderModel:
     """Its attention looks at neighbouring words from the start: UMT5 begins with hardly any sense of order, and one so small never learns it."""
-    config = UMT5Config(vocab_size=vocab_size, d_model=TEXT_DIM, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0)
+    config = UMT5Config(vocab_size=vocab_size, d_model=dim, d_kv=dim // 4, d_ff=2 * dim, num_layers=2, num_heads=4, dropout_rate=0.0)
     encoder = UMT5EncoderModel(config)
     exact = config.relative_attention_num_buckets // 4  # buckets: so many distances one by one, then as many on a logarithmic scale
     distance = torch.tensor([*range(exact), *(exact * (config.relative_attention_max_distance / exact) ** (i / exact) for i in range(exact))])

@@ -58,14 +58,19 @@ def score_clips(renderer: Renderer, num_clips: int, *, num_inference_steps: int 
         scene = sample_scene(np.random.default_rng((11, index)), held_out=True)
         settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": 4.0}
         take = Take.clip(renderer.family.card, f"scene-{index}", sentence(scene), seed=index, **settings)
-        latents = renderer.render(take, recipe).latents
-        frames = torch.cat(list(renderer.family.decode(latents))).mul(255).round().byte().cpu().numpy()
+        frames = render_frames(renderer, take, recipe)
         yield ScoredClip(take.prompts[0].text, judge(frames, scene), frames)
 
 
-def save_sheet(clips: list[ScoredClip], path: Path, *, stills: int = 6, columns: int = 3) -> None:
-    """Clips as strips of stills, `columns` of them side by side, in order."""
-    strips = [np.concatenate([clip.frames[i] for i in np.linspace(0, len(clip.frames) - 1, stills).astype(int)], axis=1) for clip in clips]
+def render_frames(renderer: Renderer, take: Take, recipe: Recipe | None = None) -> NDArray[np.uint8]:
+    """A take's frames as viewers get them before compression: [num_frames, height, width, 3], uint8."""
+    latents = renderer.render(take, recipe).latents
+    return torch.cat(list(renderer.family.decode(latents))).mul(255).round().byte().cpu().numpy()
+
+
+def save_sheet(clips: list[NDArray[np.uint8]], path: Path, *, stills: int = 6, columns: int = 3) -> None:
+    """Clips, [num_frames, height, width, 3] each, as strips of stills, `columns` of them side by side, in order."""
+    strips = [np.concatenate([frames[i] for i in np.linspace(0, len(frames) - 1, stills).astype(int)], axis=1) for frames in clips]
     strips += [np.zeros_like(strips[0])] * (-len(strips) % columns)
     framed = [np.pad(strip, ((2, 2), (2, 2), (0, 0))) for strip in strips]
     rows = [np.concatenate(framed[i : i + columns], axis=1) for i in range(0, len(framed), columns)]
@@ -89,7 +94,7 @@ def main() -> None:
         wrong = [name for name, right in asdict(clip.verdict).items() if not right]
         print(f"{len(clips) - 1:3} {clip.prompt}: {'wrong ' + ', '.join(wrong) if wrong else 'right'}", flush=True)
     if options.sheet:
-        save_sheet(clips, options.sheet)
+        save_sheet([clip.frames for clip in clips], options.sheet)
     print(json.dumps(asdict(Score.of([clip.verdict for clip in clips]))))
 
 

@@ -33,9 +33,13 @@ def main() -> None:
         arguments = f"--minutes {schedule.minutes:g} --since {schedule.since:g} --peak-lr {schedule.peak_lr:g}"
         log_command(options.work, f"{options.part} {arguments}")
     if options.part in ("vae", "decoder"):
-        from .training.vae import held_out_psnr, train_decoder, train_vae
+        from .nets import build_vae
+        from .training.vae import DEMO_FOOTAGE, held_out_psnr, train_decoder, train_vae
 
-        vae = (train_vae if options.part == "vae" else train_decoder)(options.work, schedule, device)
+        if options.part == "vae":
+            vae = train_vae(build_vae(), DEMO_FOOTAGE, options.work, schedule, device)
+        else:
+            vae = train_decoder(options.work, schedule, device)
         vae.save_pretrained(options.work / "vae")
         print(f"held-out clips reconstruct at {held_out_psnr(vae):.2f} dB")
     elif options.part == "latents":

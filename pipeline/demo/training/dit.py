@@ -6,6 +6,7 @@ clean context frames, and in half of these the context attends only to itself: w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from numpy.random import Generator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import T5Tokenizer, UMT5EncoderModel
 
 from ....files import written_whole
 from ....parallel.attention.processors import with_attention
 from ..nets import FLOW_SHIFT, LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_text_encoder, build_tokenizer, build_transformer
-from ..scene import SIZE, draw, sample_scene, sentence
+from ..scene import SIZE, draw, sample_scene, sentence, vocabulary
 from .trainer import Schedule, Trainer
 from .vae import clip_to_tensor
 
@@ -100,19 +102,20 @@ class _TrainingProcessor:
 class DenoiserWithText(nn.Module):
     """The DiT and its text encoder, trained together."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: T5Tokenizer, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel, max_sequence_length: int) -> None:
         super().__init__()
-        self.tokenizer = build_tokenizer()
-        self.transformer: WanTransformer3DModel = build_transformer()
-        self.text_encoder = build_text_encoder(len(self.tokenizer))
+        self.tokenizer, self.max_sequence_length = tokenizer, max_sequence_length
+        self.transformer: WanTransformer3DModel = transformer
+        self.text_encoder = text_encoder
         self.self_processor, text_processor = _TrainingProcessor(), _TrainingProcessor()
         for block in self.transformer.blocks:
             block.attn1.set_processor(self.self_processor)
             block.attn2.set_processor(text_processor)
 
     def encode(self, prompts: list[str], device: torch.device) -> Tensor:
-        """[prompts, MAX_SEQUENCE_LENGTH, dim], zero where there is padding, as WanPipeline does."""
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=MAX_SEQUENCE_LENGTH, truncation=True, return_tensors="pt").to(device)
+        """[prompts, max_sequence_length, dim], zero where there is padding, as WanPipeline does."""
+        limits = {"padding": "max_length", "max_length": self.max_sequence_length, "truncation": True}
+        tokens = self.tokenizer(prompts, **limits, return_tensors="pt").to(device)
         embeds = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return embeds * tokens.attention_mask[..., None]
 
@@ -122,6 +125,12 @@ class DenoiserWithText(nn.Module):
         return self.transformer(latents, timestep, embeds, return_dict=False)[0]
 
 
+def build_denoiser() -> DenoiserWithText:
+    """The demo's, untrained."""
+    tokenizer = build_tokenizer(vocabulary())
+    return DenoiserWithText(tokenizer, build_transformer(), build_text_encoder(len(tokenizer)), MAX_SEQUENCE_LENGTH)
+
+
 def _context_mask(shape: torch.Size, context_frames: int, device: torch.device) -> Tensor:
     tokens_a_frame = shape[3] * shape[4] // 4
     is_context = torch.arange(shape[2] * tokens_a_frame, device=device) < context_frames * tokens_a_frame
@@ -129,14 +138,18 @@ def _context_mask(shape: torch.Size, context_frames: int, device: torch.device) 
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """sigma: [batch, frames]; weight 0 on context frames. isolated: context frames that attend only to each other."""
+class Batch:
+    """latents: [batch, channels, frames, height, width], clean; sigma: [batch, frames] in 0..1; weight of each frame's loss: [batch, frames], 0 on
+    context frames. isolated: context frames that attend only to each other."""
 
     latents: Tensor
     prompts: list[str]
     sigma: Tensor
     weight: Tensor
     isolated: int
+
+
+DrawBatch = Callable[[Generator, int], Batch]
 
 
 class _Clips:
@@ -153,7 +166,7 @@ class _Clips:
             for index in range((len(self.latents) - 1) * _SHARD, len(self.latents) * _SHARD):
                 self._indices.setdefault((index % 2 == 1, len(sample_scene(_clip_rng(index)).things)), []).append(index)
 
-    def batch(self, rng: Generator) -> _Batch:
+    def batch(self, rng: Generator) -> Batch:
         length = int(rng.choice(list(_LENGTHS), p=list(_LENGTHS.values())))
         count = _FRAMES_A_STEP // length
         per_frame = rng.random() < 0.5
@@ -168,37 +181,46 @@ class _Clips:
             start = int(rng.integers(0, MAX_LATENT_FRAMES - length + 1)) if from_middle else 0
             cuts.append(clip[:, start : start + length].float())
             prompts.append("" if rng.random() < 0.1 else sentence(sample_scene(_clip_rng(index)), rng))
-        sigma = _noise_levels(rng, count, length if per_frame else 1).expand(count, length).clone()
+        sigma = noise_levels(rng, FLOW_SHIFT, count, length if per_frame else 1).expand(count, length).clone()
         sigma[:, :context] = 0
         weight = torch.ones(count, length)
         weight[:, :context] = 0
-        return _Batch(torch.stack(cuts), prompts, sigma, weight, isolated)
+        return Batch(torch.stack(cuts), prompts, sigma, weight, isolated)
 
 
-def _noise_levels(rng: Generator, *shape: int) -> Tensor:
+def noise_levels(rng: Generator, flow_shift: float, *shape: int) -> Tensor:
     """sigma in 0..1: half uniform, half logit-normal, then shifted as the scheduler shifts."""
     uniform, normal = rng.random(shape), 1 / (1 + np.exp(-rng.standard_normal(shape)))
     level = np.where(rng.random(shape) < 0.5, uniform, normal)
-    return torch.from_numpy(FLOW_SHIFT * level / (1 + (FLOW_SHIFT - 1) * level)).float()
+    return torch.from_numpy(flow_shift * level / (1 + (flow_shift - 1) * level)).float()
 
 
 def train_dit(folder: Path, schedule: Schedule, device: torch.device) -> None:
     """Train on what `encode_clips` wrote; the weights stay in the trainer's checkpoint, from where `export` takes them."""
-    model = DenoiserWithText().to(device)
+    model = build_denoiser().to(device)
     read = folder / "text.pt"
     if read.exists() and not (folder / "dit.pt").exists():
         average = torch.load(read, weights_only=True)["average"]
         prefix = "module.encoder."
         model.text_encoder.load_state_dict({name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)})
-    model.transformer.compile_repeated_blocks(dynamic=False)
-    torch._dynamo.config.cache_size_limit = 64
     clips = _Clips(folder / "latents")
     clips.refresh()
 
-    def loss(rng: Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+    def draw_batch(rng: Generator, step: int) -> Batch:
         if step % 200 == 0:
             clips.refresh()
-        batch = clips.batch(rng)
+        return clips.batch(rng)
+
+    fit_velocity(model, draw_batch, schedule, folder, device)
+
+
+def fit_velocity(model: DenoiserWithText, draw_batch: DrawBatch, schedule: Schedule, folder: Path, device: torch.device) -> None:
+    """Train until the schedule ends; checkpoints go to `folder`/dit.pt. draw_batch: (random, step) -> what that step learns from."""
+    model.transformer.compile_repeated_blocks(dynamic=False)
+    torch._dynamo.config.cache_size_limit = 64
+
+    def loss(rng: Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = draw_batch(rng, step)
         latents, sigma = batch.latents.to(device), batch.sigma.to(device)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(device)
         level = sigma[:, None, :, None, None]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ....files import written_whole
 from ..scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, clauses, join_clauses, sample_scene
-from .dit import DenoiserWithText
+from .dit import DenoiserWithText, build_denoiser
 from .trainer import Schedule, Trainer
 
 _ASKED: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS}
@@ -46,7 +46,7 @@ def train_text(folder: Path, schedule: Schedule, device: torch.device) -> None:
     known, earlier = folder / "dit.pt", folder / "text.pt"
     if known.exists() and earlier.exists():
         raise ValueError(f"'{earlier}' is older than the encoder in '{known}'; move it away to train again from there.")
-    model = DenoiserWithText()
+    model = build_denoiser()
     if known.exists():
         weights = torch.load(known, weights_only=True)["module"]
         model.load_state_dict({name: weight for name, weight in weights.items() if "relative_attention_bias" not in name}, strict=False)
