@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...cache import Recipe, Trace
+from ...cache import Recipe, Trace, load_recipe
 from ...pipeline.checkpoint.card import ModelCard, read_card
 from ...pipeline.checkpoint.model_hash import model_hash
 from ...pipeline.film.encoder import check_encoder
 from ...pipeline.film.frame_rate import frame_rate
 from ...pipeline.film_key import film_key
-from ...pipeline.recipes.check import check_recipe
+from ...pipeline.recipes.check import check_beside_schedule, check_recipe
 from ...pipeline.recipes.choose import default_recipe, find_recipe
 from ...pipeline.take import Take
 from ..folder.access import check_writable
@@ -64,6 +64,8 @@ def _named_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> Rec
     cache = job.cache
     if cache.recipe in ("default", "none"):
         return None
+    for take in takes:
+        check_beside_schedule(load_recipe(cache.recipe), take)
     return find_recipe(cache.recipe, card, takes[0].num_inference_steps, cache.changes(), cache.dtype, scheduler=takes[0].scheduler)
 
 

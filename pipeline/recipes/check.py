@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...cache import Recipe
+from ...cache.recipe.knobs import KNOBS
 from ...parallel.groups.degrees import Degrees
 from ..checkpoint.card import ModelCard
 from ..take import Take
@@ -20,11 +21,7 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
         )
     if recipe.calibration:
         recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
-    if recipe.calibration and recipe.calibration.num_inference_steps and take.schedule is not None:
-        raise ValueError(
-            f"Recipe '{recipe.name}' was calibrated for the steps that the sampler makes itself, and take '{take.name}' has a schedule of its own; "
-            f"use another recipe (taylorseer, fora), or leave one of the two out."
-        )
+    check_beside_schedule(recipe, take)
     if recipe.calibration or not recipe.calibrated:  # one that is still to be calibrated has no numbers yet
         _check_guidance(recipe, take)
     recipe.check(model_shape(card, take), num_calls)
@@ -35,6 +32,17 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
     if degrees is not None:
         check_gang(recipe, degrees)
+
+
+def check_beside_schedule(recipe: Recipe, take: Take) -> None:
+    """Raise ValueError, with the mend, for a recipe whose steps calibration chooses, or has chosen, if the take has a schedule of its own."""
+    chooses = recipe.calibrated and not all(KNOBS[part.trigger.name] for part in recipe.parts)
+    chosen = recipe.calibration.num_inference_steps > 0 if recipe.calibration else chooses
+    if chosen and take.schedule is not None:
+        raise ValueError(
+            f"Recipe '{recipe.name}' is calibrated for the steps that a sampler makes itself, and take '{take.name}' has a schedule of its own; use "
+            f"another recipe (taylorseer, fora), or leave one of the two out."
+        )
 
 
 def derives_branch(recipe: Recipe) -> bool:
