@@ -134,12 +134,14 @@ def scheduled_take(scheduler: str, num_frames: int = 17) -> Take:
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_take_is_rendered_as_the_scheduled_stock_pipeline_does(tiny_wan: Path, sampler: str) -> None:
-    card, take = read_card(str(tiny_wan)), scheduled_take(sampler)
+@pytest.mark.parametrize(("model", "sampler"), [*(("tiny_wan", name) for name in SAMPLERS), ("tiny_hunyuan", "euler"), ("tiny_hunyuan", "unipc")])
+def test_a_take_is_rendered_as_the_scheduled_stock_pipeline_does(request: pytest.FixtureRequest, model: str, sampler: str) -> None:
+    """Also where the pipeline hands sigmas of its own to its scheduler, as HunyuanVideo's does."""
+    folder = request.getfixturevalue(model)
+    card, take = read_card(str(folder)), scheduled_take(sampler)
     take.check(card)
-    stock = diffusers.WanPipeline.from_pretrained(tiny_wan)
-    stock.scheduler = SAMPLERS[sampler](3.0)
+    stock = diffusers.DiffusionPipeline.from_pretrained(folder)
+    stock.scheduler = SAMPLERS[sampler](card.flow_shift)
     put_schedule(stock, SIGMAS)
     ours = Renderer(card).render(take, None).latents
     assert_same(ours, stock_latents(stock, take, card.max_sequence_length))
