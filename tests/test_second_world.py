@@ -64,6 +64,8 @@ def test_no_motion_and_two_motions_have_no_name() -> None:
     assert analyse(both) == Findings("lime", "bow", None, "sea")
     falling = np.stack([np.roll(frame, time - NUM_FRAMES // 2, axis=0) for time, frame in enumerate(still)])
     assert analyse(falling).motion is None
+    late = np.concatenate([np.zeros_like(sliding[:2]), sliding[2:]])
+    assert analyse(late).motion is None
 
 
 @pytest.mark.parametrize("ground", world.GROUNDS)

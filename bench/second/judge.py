@@ -18,8 +18,8 @@ from .scene import NUM_FRAMES, SIZE, Scene
 Floats = NDArray[np.floating]
 
 _DARKEST, _BRIGHTEST = 110.0, 200.0  # of a pixel's strongest channel: no ground reaches the first, the body of every shape the second
-_MIN_MASS = 15.0  # pixels of full light; the smallest whole shape has 26
-_MAX_DIM = 0.6  # a blinking shape's dimmest frame over its brightest; the others stay above 0.8
+_MIN_MASS, _MIN_FRAME_MASS = 40.0, 4.0  # pixels of full light, in the largest frame and in the smallest; drawn shapes have 145 and 36
+_MIN_DIMMING = 0.4  # of the brightest frame's light, lost and regained: a blinking shape loses 0.6, a small one is dim only at one end of the clip
 _MIN_TURN, _MAX_STEP = 0.9, 0.5  # radians: a turning shape turns by 2.1 at least, by 0.25 a frame at most
 _MIN_SLIDE = 6.0  # pixels; a sliding shape covers 11 at least
 _MIN_GROWTH = 0.2  # of the logarithm of a shape's extent: growing and shrinking change it by 0.8, pulsing by 0.6
@@ -83,11 +83,13 @@ def _name_ground(pixels: Floats, light: Floats) -> str:
 
 
 def _name_motion(light: Floats, glow: Floats) -> str | None:
-    """The one motion that a clip has. light, glow: [frames, SIZE, SIZE]."""
+    """The one motion that a clip has; no second one is looked for in one that blinks. light, glow: [frames, SIZE, SIZE]."""
     brightest = np.sort(light.reshape(len(light), -1), axis=1)[:, -10:].mean(axis=1)
-    if brightest.min() < _MAX_DIM * brightest.max():
+    if min(_climbs(brightest)) >= _MIN_DIMMING * brightest.max():
         return "blink"
     mass = glow.sum(axis=(1, 2))
+    if mass.min() < _MIN_FRAME_MASS:
+        return None
     grid = np.arange(SIZE) + 0.5
     x, y = glow.sum(axis=1) @ grid / mass, glow.sum(axis=2) @ grid / mass
     found = [_name_growth(0.5 * np.log(mass)), _name_slide(x, y), _name_turn(glow, x, y)]
