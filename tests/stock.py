@@ -86,3 +86,10 @@ def tiny_transformer(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 MODELS = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel", "HunyuanVideoTransformer3DModel")
+
+
+def flow_sampler(kind: str, shift: float = 3.0, **settings: Any) -> Any:
+    """A scheduler of diffusers' class `kind` for models that predict a flow's velocity."""
+    if kind.startswith("FlowMatch"):
+        return getattr(diffusers, kind)(shift=shift, **settings)
+    return getattr(diffusers, kind)(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, **settings)

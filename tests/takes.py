@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from longtake.cache import Recipe, load_recipe
+from longtake.cache.sampler.linear_map import linear_map
 from longtake.pipeline.take import PromptAt, Take, TimelineSettings
 from torch import Tensor
 
@@ -91,7 +92,7 @@ def tiny_recipe(name: str, family: str = "wan") -> Recipe:
     """A shipped recipe with numbers at which it computes some of 8 steps of a tiny model and reuses others, none of them a close call."""
     recipe = load_recipe(name, {**_CHANGES_FOR_BOTH, **_CHANGES[family]}.get(name))
     if name == "planned":
-        recipe = load_recipe(recipe, {"predictor": {"sigmas": tiny_sigmas(family, 8)}})
+        recipe = load_recipe(recipe, {"predictor": {"responses": tiny_responses(family, 8)}})
     if not recipe.calibrated:
         return recipe
     values = {**recipe.to_dict(), "calibrated": False}
@@ -101,15 +102,14 @@ def tiny_recipe(name: str, family: str = "wan") -> Recipe:
     return load_recipe(values)
 
 
-def tiny_sigmas(family: str, num_inference_steps: int) -> list[float]:
+def tiny_responses(family: str, num_inference_steps: int) -> list[float]:
     """Of a tiny model's own sampler."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if family == "wan" else 7.0)
     if family == "wan":
         scheduler.set_timesteps(num_inference_steps)
     else:
         scheduler.set_timesteps(sigmas=[1 - step / num_inference_steps for step in range(num_inference_steps)])
-    sigmas: list[float] = scheduler.sigmas.tolist()
-    return sigmas
+    return linear_map(scheduler).responses
 
 
 def tiny_take(**changes: Any) -> Take:

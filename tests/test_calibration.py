@@ -84,7 +84,7 @@ def _plan_cost(velocities: Floats, sigmas: Floats, growth: Floats, computed: Pas
 def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
     velocities, sigmas = _trajectory(seed)
     growth = np.random.default_rng(seed).random(8) + 0.1
-    plan = plan_steps(velocities @ velocities.T / 5, sigmas, growth, num_computed)
+    plan = plan_steps(velocities @ velocities.T / 5, np.diff(sigmas), growth, num_computed)
     plans = ((0, *others) for others in combinations(range(1, 8), num_computed - 1))
     cheapest = min(_plan_cost(velocities, sigmas, growth, computed) for computed in plans)
     assert len(plan.computed) == num_computed
@@ -102,7 +102,7 @@ def test_too_few_steps_are_no_plan() -> None:
 def test_expected_errors_are_those_of_the_predictors_own_forecasts(seed: int, num_computed: int) -> None:
     velocities, sigmas = _trajectory(seed)
     grams = np.stack([branch @ branch.T / 5 for branch in (velocities, 2 * velocities)])  # relative errors of both are the same
-    plan = plan_steps(grams[0], sigmas, np.ones(8), num_computed)
+    plan = plan_steps(grams[0], np.diff(sigmas), np.ones(8), num_computed)
     predictor, errors = Planned(PlannedConfig(list(plan.damping))), [0.0] * 8
     for step in plan.computed:
         real = torch.from_numpy(velocities[step])
@@ -117,10 +117,10 @@ def test_expected_errors_are_those_of_the_predictors_own_forecasts(seed: int, nu
 def test_no_other_bending_makes_better_up_for_a_gap(seed: int, num_computed: int) -> None:
     """With the predictor itself: how far each gap leaves the latents from the uncached take's."""
     velocities, sigmas = _trajectory(seed)
-    plan = plan_steps(velocities @ velocities.T, sigmas, np.ones(8), num_computed)
+    plan = plan_steps(velocities @ velocities.T, np.diff(sigmas), np.ones(8), num_computed)
 
     def missed(bending: list[float]) -> list[float]:
-        predictor = Planned(PlannedConfig(list(plan.damping), sigmas.tolist(), bending))
+        predictor = Planned(PlannedConfig(list(plan.damping), np.diff(sigmas).tolist(), bending))
         off, gaps = torch.zeros(5, dtype=torch.float64), []
         for step, real in enumerate(torch.from_numpy(velocities)):
             if step in plan.computed:
@@ -389,7 +389,7 @@ def test_a_job_finds_what_was_calibrated_beside_its_model(tiny_wan: Path, tmp_pa
     assert recipe_of("cache.trigger.max_surprise=2") == load_recipe(made, {"trigger": {"max_surprise": 2.0}})
     assert recipe_of("cache=none") is recipe_of("flow_shift=2") is recipe_of("takes.0.num_inference_steps=6") is None
     for overrides, message in (
-        (["cache=planned", "flow_shift=2"], "calibrated with the model's own flow_shift, the take has flow_shift 2"),
+        (["cache=planned", "flow_shift=2"], "calibrated with flow_shift 3, the take has 2"),
         (["cache=planned", "takes.0.num_inference_steps=6"], r"\(planned-8-steps\), but none for 6 steps"),
         (["cache.trigger.max_surprise=2", "flow_shift=2"], "cache.recipe is none here"),
     ):

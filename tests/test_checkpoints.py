@@ -205,11 +205,18 @@ def test_a_cache_counts_the_calls_of_a_second_order_scheduler(tiny_wan_copy: Pat
 
 
 def test_forecasts_that_need_a_sampler_are_refused_on_another_one(tiny_wan_copy: Path) -> None:
+    """Before any weights are loaded: there are none."""
     SCHEDULERS[2]().save_pretrained(tiny_wan_copy / "scheduler")
     card, take = read_card(str(tiny_wan_copy)), stock_take(num_inference_steps=8)
-    for name, message in (("meancache", "reads velocities off the latents"), ("planned", "with the same flow shift")):
+    for weights in tiny_wan_copy.glob("*/*.safetensors"):
+        weights.unlink()
+    planned = "than the UniPCMultistepScheduler at hand, with its 8 steps"
+    for name, message in (("meancache", "reads velocities off the latents"), ("planned", planned)):
         with pytest.raises(ValueError, match=message):
             check_recipe(tiny_recipe(name), card, take, model="")
+        check_recipe(tiny_recipe(name), card, replace(take, scheduler="euler"), model="")
+    with pytest.raises(ValueError, match=planned.replace("UniPC", "DPMSolver")):
+        check_recipe(tiny_recipe("planned"), card, replace(take, scheduler="dpm++"), model="")
     check_recipe(tiny_recipe("taylorseer"), card, take, model="")
 
 

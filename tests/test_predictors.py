@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -140,18 +138,16 @@ def test_damping_believes_a_share_of_the_change() -> None:
 
 
 @given(
-    sigmas=st.lists(st.floats(0.01, 1.0), min_size=9, max_size=9),
+    strides=st.lists(st.floats(0.01, 1.0).map(lambda stride: -stride), min_size=8, max_size=8),
     computed=st.sets(st.integers(1, 6), min_size=1),
     damping=st.lists(st.floats(0, 1), min_size=8, max_size=8),
     knots=st.lists(st.floats(-2, 2), min_size=8, max_size=8),
 )
-def test_planned_makes_up_for_its_forecasts(sigmas: list[float], computed: set[int], damping: list[float], knots: list[float]) -> None:
+def test_planned_makes_up_for_its_forecasts(strides: list[float], computed: set[int], damping: list[float], knots: list[float]) -> None:
     """Velocities that run straight from one computed step to the next: after each of these the latents are those of the whole take."""
-    falling = [sum(sigmas[place:]) for place in range(9)]
-    strides = [after - before for before, after in pairwise(falling)]
     steps = sorted({0, 7} | computed)
     velocities = np.interp(range(8), steps, [knots[step] for step in steps])
-    predictor = Planned(PlannedConfig(damping_by_step=damping, sigmas=falling))
+    predictor = Planned(PlannedConfig(damping_by_step=damping, responses=strides))
     latents = whole = 0.0
     for step, velocity in enumerate(velocities):
         if step in steps:
@@ -171,15 +167,15 @@ def test_planned_believes_a_share_of_the_slope_gap_by_gap() -> None:
         predictor.push(at, _number(value))
     assert predictor.predict(3).item() == pytest.approx(4 + 0.25 * 2)
     predictor.settle(3, predictor.predict(3))
-    assert predictor.amend(4, _number(9)).item() == 9  # no sigmas: nothing is made up for
-    with pytest.raises(ValueError, match="it must have one more"):
-        PlannedConfig(damping_by_step=[1.0], sigmas=[1.0, 0.5, 0.0])
+    assert predictor.amend(4, _number(9)).item() == 9  # no responses: nothing is made up for
+    with pytest.raises(ValueError, match="responses has 2 entries and damping_by_step 1"):
+        PlannedConfig(damping_by_step=[1.0], responses=[-0.5, -0.5])
 
 
 def test_planned_makes_up_along_a_parabola() -> None:
     """v = s^2, 0, 2 and 5 computed, even strides of -1: of the gap from 2 to 5, as much of the bend as it is told."""
     for bending, missed in ((1.0, 0.0), (0.5, 2.0), (0.0, 4.0)):  # the line is off by (s - 2) (s - 5): -2 at 3 and -2 at 4
-        config = PlannedConfig(damping_by_step=[1.0] * 6, sigmas=[6.0 - step for step in range(7)], bending_by_step=[0.0, 0.0, bending, 0, 0, 0])
+        config = PlannedConfig(damping_by_step=[1.0] * 6, responses=[-1.0] * 6, bending_by_step=[0.0, 0.0, bending, 0, 0, 0])
         predictor = Planned(config)
         predictor.push(0, _number(0))
         predictor.push(2, _number(4))

@@ -24,7 +24,7 @@ from longtake.cache.triggers import TRIGGERS
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.loop.render import Renderer
 
-from takes import stock_take, tiny_sigmas
+from takes import stock_take, tiny_responses
 
 pytestmark = pytest.mark.numerical
 
@@ -56,7 +56,7 @@ SITE_CONFIGS: Parts = {
 }
 PREDICTOR_CONFIGS: Parts = {
     **{name: [{}] for name in ("adams_bashforth", "align", "bdf_heun", "chebyshev", "dmd", "hermite", "mean_velocity", "racer", "reuse", "taylor")},
-    "planned": [{"damping_by_step": [0.5] * STEPS, "sigmas": tiny_sigmas("wan", STEPS), "bending_by_step": [0.5] * STEPS}],
+    "planned": [{"damping_by_step": [0.5] * STEPS, "responses": tiny_responses("wan", STEPS), "bending_by_step": [0.5] * STEPS}],
 }
 
 

@@ -10,11 +10,12 @@ import diffusers
 import pytest
 import torch
 from longtake.cache import Shards, enable_cache, load_recipe
+from longtake.cache.sampler.linear_map import linear_map
 from PIL import Image
 from torch import Tensor
 
 from same import assert_same
-from stock import MODELS, SITES, Pipeline, apart, call, every, rows_of, tiny_pipeline, tiny_transformer
+from stock import MODELS, SITES, Pipeline, apart, call, every, flow_sampler, rows_of, tiny_pipeline, tiny_transformer
 
 pytestmark = pytest.mark.numerical
 
@@ -148,7 +149,7 @@ def test_branches_are_told_by_their_order_where_a_pipeline_does_not_name_them(ti
     films, traces = [], []
     for names in (False, True):
         pipe = tiny_pipeline(tiny_wan, "WanVideoToVideoPipeline")
-        pipe.scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+        pipe.scheduler = flow_sampler("UniPCMultistepScheduler")
         cached = enable_cache(pipe, every(3), num_inference_steps=8)
         if names:
             _name_branches(pipe.transformer)
@@ -186,27 +187,54 @@ def test_a_sampler_that_calls_the_model_twice_a_step(tiny_wan: Path, recipe: str
     assert 0 < apart(film, plain) < 0.5
 
 
-def test_forecasts_that_need_a_sampler_are_refused_on_another_one(tiny_wan: Path) -> None:
+def test_recipes_are_refused_on_another_sampler_than_theirs(tiny_wan: Path) -> None:
+    """By their numbers, and in words where they say what these were made for; when a call begins, whatever the pipeline did before."""
     pipe = tiny_pipeline(tiny_wan)
-    pipe.scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    unipc, euler = flow_sampler("UniPCMultistepScheduler"), flow_sampler("FlowMatchEulerDiscreteScheduler")
+    unipc.set_timesteps(8)
     calibrated = {"calibration": {"model": "x", "num_inference_steps": 8}}
     meancache = load_recipe({**load_recipe("meancache").to_dict(), **calibrated, "trigger": {"name": "mask", "computed": [0, 1, 2, 5]}})
     plan = {"trigger": {"name": "plan", "computed": [0, 3, 6]}, "predictor": {"name": "planned", "damping_by_step": [1.0] * 8}}
-    planned = load_recipe({**load_recipe("planned").to_dict(), **calibrated, **plan})
-    with_sigmas = load_recipe(planned, {"predictor": {"sigmas": [1 - step / 8 for step in range(9)]}})
-    for recipe, message in ((meancache, "reads velocities off the latents"), (with_sigmas, "with the same flow shift")):
+    uncorrected = load_recipe({**load_recipe("planned").to_dict(), **calibrated, **plan})
+    planned = load_recipe(uncorrected, {"predictor": {"responses": linear_map(unipc).responses}})
+    stamp = {"scheduler": "UniPCMultistepScheduler", "flow_shift": 3.0, "guidance_scale": 4.0}
+    stamped = load_recipe({**planned.to_dict(), "calibration": {**calibrated["calibration"], **stamp}})
+    for recipe, scheduler, options, message in (
+        (meancache, unipc, {}, "reads velocities off the latents, which UniPCMultistepScheduler"),
+        (planned, euler, {}, "than the FlowMatchEulerDiscreteScheduler at hand, with its 8 steps"),
+        (planned, flow_sampler("UniPCMultistepScheduler", 5.0), {}, "than the UniPCMultistepScheduler at hand, with its 8 steps"),
+        (planned, flow_sampler("UniPCMultistepScheduler", solver_order=1), {}, "the scheduler, flow shift, spacing, order and number of steps"),
+        (planned, flow_sampler("DPMSolverMultistepScheduler", thresholding=True), {}, "has thresholding=True"),
+        (planned, unipc, {"steps": 6}, "calibrated for 8 steps, the take has 6"),
+        (stamped, euler, {}, "calibrated with UniPCMultistepScheduler, the take has FlowMatchEulerDiscreteScheduler; make them equal"),
+        (stamped, flow_sampler("UniPCMultistepScheduler", 5.0), {}, "calibrated with flow_shift 3, the take has 5; .* with --flow-shift 5"),
+        (stamped, unipc, {"guidance_scale": 5.0}, "calibrated at guidance_scale 4, the take has 5; .* with --guidance-scale 5"),
+    ):
+        pipe.scheduler = scheduler
         cached = enable_cache(pipe, recipe, num_inference_steps=8)
         with pytest.raises(ValueError, match=message):
-            call(pipe)
+            call(pipe, **options)
         cached.disable()
-    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    cached = enable_cache(pipe, with_sigmas, num_inference_steps=8)
-    with pytest.raises(ValueError, match="with the same flow shift"):
-        call(pipe)
-    cached.disable()
-    enable_cache(pipe, planned, num_inference_steps=8)
-    with pytest.raises(ValueError, match="calibrated for 8 steps, the take has 6"):
-        call(pipe, 6)
+    pipe.scheduler = unipc
+    plain = call(pipe)
+    for recipe in (uncorrected, planned, stamped):
+        cached = enable_cache(pipe, recipe, num_inference_steps=8)
+        assert 0 < apart(call(pipe), plain) < 0.5
+        assert cached.trace.summary() == {"compute": 6, "reuse": 10}
+        cached.disable()
+
+
+def test_a_second_expert_s_guidance_is_the_plan_s_as_well(tiny_wan: Path) -> None:
+    """Wan 2.2: one scale for each of two experts; where the second is left out, it is the first one's."""
+    pipe = tiny_pipeline(tiny_wan)
+    pipe.register_to_config(boundary_ratio=0.5)
+    pipe.transformer_2 = tiny_pipeline(tiny_wan).transformer
+    stamp = {"model": "x", "num_inference_steps": 8, "guidance_scale": 4.0}
+    enable_cache(pipe, load_recipe({**every(2).to_dict(), "calibration": stamp}), num_inference_steps=8)
+    call(pipe)
+    call(pipe, guidance_scale_2=4.0)
+    with pytest.raises(ValueError, match="calibrated at guidance_scale 4, the take has 3"):
+        call(pipe, guidance_scale_2=3.0)
 
 
 def test_calls_of_another_pipeline_are_not_taken_for_steps(tiny_wan: Path) -> None:
@@ -223,7 +251,7 @@ def test_calls_of_another_pipeline_are_not_taken_for_steps(tiny_wan: Path) -> No
 def test_a_schedule_that_no_call_has_made_is_none(tiny_wan: Path) -> None:
     """A loop of one's own on a pipeline's transformer: its timesteps are not looked up among the thousand of training."""
     pipe = tiny_pipeline(tiny_wan)
-    pipe.scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    pipe.scheduler = flow_sampler("UniPCMultistepScheduler")
     cached = enable_cache(pipe, "fora", num_inference_steps=8)
     given = (torch.zeros(1, 4, 1, 4, 4), torch.tensor([900]), torch.zeros(1, 2, 128))
     with pytest.raises(ValueError, match=r"is not step \d+ of the pipeline's schedule.*`with cached\.step"):

@@ -10,7 +10,6 @@ With r just before t there is nothing to correct by: if a reused v_r has moved t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,8 @@ from .predictor import Predictor
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..sampler.linear_map import LinearMap
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,16 @@ class MeanVelocity(Predictor):
         self._velocity: Kept | None = None
         self._correction: Tensor | None = None
 
-    def check_sampler(self, sigmas: Sequence[float] | None) -> None:
-        if sigmas is None:
-            raise ValueError("Predictor mean_velocity reads velocities off the latents, which only FlowMatchEulerDiscreteScheduler moves by them.")
+    @property
+    def needs_sampler(self) -> bool:
+        return True
+
+    def check_sampler(self, sampler: LinearMap) -> None:
+        if not sampler.moves_by_velocity:
+            raise ValueError(
+                f"Predictor mean_velocity reads velocities off the latents, which {sampler.scheduler} moves by more than the last one; give "
+                f"the model FlowMatchEulerDiscreteScheduler, or use another recipe (planned, taylorseer)."
+            )
 
     @property
     def num_kept(self) -> int:

@@ -1,17 +1,18 @@
 """Follow the line through the last two computed velocities, damped gap by gap, and correct what that got wrong once the next one is known.
 
-Ours. A reused velocity f_s moves the latents by f_s (sigma_{s+1} - sigma_s). Once step j is computed,
-the steps that were skipped since step i are known better: they lie close to
+Ours. A sampler's latents are linear in the model's outputs: with all other outputs left as they are, the take's end changes by R_s times what
+output s changes by (cache/sampler/linear_map.py; for Euler's sampler R_s = sigma_{s+1} - sigma_s). Once step j is computed, the steps that
+were skipped since step i are known better than by their forecasts f_s: they lie close to
 m_s = v_i + (v_j - v_i) (s - i) / (j - i) + b v[h, i, j] (s - i) (s - j),
 with h computed before i and v[h, i, j] the second divided difference: at b = 1 the parabola through all three, at b = 0 the line through
 the last two. So the model's v_j is passed on as
-v_j + sum_{s=i+1}^{j-1} (m_s - f_s) (sigma_{s+1} - sigma_s) / (sigma_{j+1} - sigma_j),
-and the latents after step j are where the m_s would have led to.
+v_j + sum_{s=i+1}^{j-1} (m_s - f_s) R_s / R_j,
+and as soon as the sampler works with none of these outputs any more, the latents are where the m_s would have led to. A multistep sampler
+goes on working with forecasts after their steps; what they did to the latents just after step j is not what they do to the film.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,29 +23,31 @@ from .predictor import WindowPredictor, damped_weights, difference_weights, weig
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SAME_SIGMA = 1e-3  # a thousandth of a take
+    from ..sampler.linear_map import LinearMap
 
 
 @dataclass(frozen=True)
 class PlannedConfig:
     """damping_by_step: for each step of the take, the share of the slope that forecasts follow in the gap that starts there; empty: all of it.
 
-    sigmas: of the take, one more than it has steps, of a sampler that steps by velocity times sigma; empty: nothing is corrected.
+    responses: R of each step of the take, of the sampler that it was calibrated with; empty: nothing is corrected.
     bending_by_step: b of the gap that starts at each step of the take; empty: 0.
     """
 
     damping_by_step: list[float] = field(default_factory=list)
-    sigmas: list[float] = field(default_factory=list)
+    responses: list[float] = field(default_factory=list)
     bending_by_step: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for damping in self.damping_by_step:
             if not 0 <= damping <= 1:
                 raise ValueError(f"damping_by_step names {damping:g}; shares of a slope lie between 0 (plain reuse) and 1.")
-        if self.sigmas and len(self.damping_by_step) != len(self.sigmas) - 1:
-            raise ValueError(f"sigmas has {len(self.sigmas)} entries and damping_by_step {len(self.damping_by_step)}; it must have one more.")
-        if self.bending_by_step and len(self.bending_by_step) != len(self.damping_by_step):
-            raise ValueError(f"bending_by_step has {len(self.bending_by_step)} entries and damping_by_step {len(self.damping_by_step)}.")
+        for name in ("responses", "bending_by_step"):
+            count, steps = len(getattr(self, name)), len(self.damping_by_step)
+            if count not in (0, steps):
+                raise ValueError(f"{name} has {count} entries and damping_by_step {steps}; give both one a step.")
+        if any(response == 0 for response in self.responses):
+            raise ValueError("responses has a 0, of a step whose output the sampler does not use; calibrate with another sampler.")
 
 
 class Planned(WindowPredictor):
@@ -63,12 +66,16 @@ class Planned(WindowPredictor):
         if len(self.config.damping_by_step) not in (0, num_inference_steps):
             raise ValueError(f"damping_by_step is of {len(self.config.damping_by_step)} steps, and the take has {num_inference_steps}.")
 
-    def check_sampler(self, sigmas: Sequence[float] | None) -> None:
-        own = self.config.sigmas
-        if own and (sigmas is None or len(sigmas) != len(own) or max(abs(a - b) for a, b in zip(sigmas, own, strict=True)) > _SAME_SIGMA):
+    @property
+    def needs_sampler(self) -> bool:
+        return bool(self.config.responses)
+
+    def check_sampler(self, sampler: LinearMap) -> None:
+        if not sampler.responds_as(self.config.responses):
             raise ValueError(
-                "Predictor planned makes up for what its forecasts did at the sigmas of FlowMatchEulerDiscreteScheduler that it was calibrated "
-                "with; give the pipeline that sampler, with the same flow shift, or run `longtake calibrate` on a model with the sampler it has."
+                f"Predictor planned makes up for its forecasts as another sampler needs it than the {sampler.scheduler} at hand, with its "
+                f"{len(sampler.responses)} steps; give it the scheduler, flow shift, spacing, order and number of steps of the calibration, or run "
+                f"`longtake calibrate` with those that it has."
             )
 
     def weights(self, at: float) -> list[float]:
@@ -79,11 +86,12 @@ class Planned(WindowPredictor):
         self._skipped.append(at)
 
     def amend(self, at: float, feature: Tensor) -> Tensor:
-        if not (self.config.sigmas and self._skipped):
+        responses = self.config.responses
+        if not (responses and self._skipped):
             return feature
         weights = [0.0] * len(self.places) + [1.0]
         for skipped in self._skipped:
-            scale = self._stride(skipped) / self._stride(at)
+            scale = responses[int(skipped)] / responses[int(at)]
             used = [*self.weights(skipped), 0.0]
             weights = [weight + scale * (better - own) for weight, better, own in zip(weights, self._between(skipped, at), used, strict=True)]
         now = Kept(feature, None, feature.dtype, feature.device)
@@ -103,6 +111,3 @@ class Planned(WindowPredictor):
     def push(self, at: float, feature: Tensor) -> None:
         super().push(at, feature)
         self._skipped = []
-
-    def _stride(self, step: float) -> float:
-        return self.config.sigmas[int(step) + 1] - self.config.sigmas[int(step)]

@@ -14,6 +14,8 @@ from ..state.storage import Kept, Storage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..sampler.linear_map import LinearMap
+
 _SAMPLED = 8  # one channel of so many is compared
 
 
@@ -64,10 +66,13 @@ class Predictor(ABC):
     def ready(self) -> bool:
         """Whether enough features were pushed to predict from; depends on how many, never on their values, so that all shards say the same."""
 
-    def check_sampler(self, sigmas: Sequence[float] | None) -> None:  # noqa: B027 - most do not ask how the latents move
-        """Raise ValueError, with the mend, for a sampler that its forecasts do not fit. sigmas: of one that steps by velocity times sigma;
-        None: of another kind.
-        """
+    @property
+    def needs_sampler(self) -> bool:
+        """Whether its forecasts fit some samplers alone, so that `check_sampler` must be asked."""
+        return False
+
+    def check_sampler(self, sampler: LinearMap) -> None:  # noqa: B027 - most do not ask how the latents move
+        """Raise ValueError, with the mend, for a sampler that its forecasts do not fit."""
 
     def measure(self, at: float, probe: Tensor) -> Tensor | None:
         """Partial sums, fp64, that the forecast for `at` needs of all shards; None for predictors that need none.

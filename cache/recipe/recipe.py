@@ -139,7 +139,7 @@ class Recipe:
     def deciding(self) -> dict[str, Any]:
         """All that decides the film; part of the film key."""
         parts = self.parts[0].to_dict() if len(self.parts) == 1 else {"parts": [part.to_dict() for part in self.parts]}
-        calibration = {"calibration": asdict(self.calibration)} if self.calibration else {}
+        calibration = {"calibration": self.calibration.to_dict()} if self.calibration else {}
         common = {"abscissa": self.abscissa, "branches": self.branches, "dtype": self.dtype}
         return {**parts, "guards": asdict(self.guards), **common, **calibration}
 

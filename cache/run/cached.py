@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..model.beside_others import check_others, mark
+from ..recipe.calibration import Sampling
 from ..recipe.recipe import Recipe
+from ..sampler.flow_shift import flow_shift
+from ..sampler.linear_map import linear_map
 from ..sites import Site, SiteRun
 from ..state.saving import Alone, Relay, load_state, read_about, save_state
 from ..state.state import CacheState
@@ -22,7 +25,6 @@ from ..trace.trace import Trace
 from ..triggers import Moment
 from .call import Call
 from .clock import Clock
-from .sampler import velocity_sigmas
 from .session import Cursor, Session
 
 
@@ -139,20 +141,27 @@ class Cached:
 
     def check_sampler(self, scheduler: Any) -> None:
         """Raise ValueError, with the mend, for a diffusers scheduler that the recipe's forecasts do not fit."""
-        sigmas = velocity_sigmas(scheduler)
-        for part in self.recipe.parts:
-            part.predictor.build().check_sampler(sigmas)
+        predictors = [part.predictor.build() for part in self.recipe.parts]
+        asking = [predictor for predictor in predictors if predictor.needs_sampler]
+        if asking:
+            sampler = linear_map(scheduler)
+            for predictor in asking:
+                predictor.check_sampler(sampler)
 
-    def _start_take(self, num_inference_steps: int, scheduler: Any = None) -> None:
-        """A pipeline's next call, or a loop's next take, has begun. Raises ValueError if the recipe was made for other steps or samplers."""
+    def _start_take(self, num_inference_steps: int, pipeline: Any = None) -> None:
+        """A pipeline's next call, or a loop's next take, has begun. Raises ValueError if the recipe was made for
+        another number of steps, sampler or guidance.
+        """
         if self._goes_on:
             raise ValueError(
                 "The cache goes on from a file in the midst of a take, and this call does not say its step; make it inside "
                 "`with cached.step(index, timestep, branch=...)`, or call cached.reset() if it begins a new take."
             )
         self.recipe.check_steps(num_inference_steps)
-        if scheduler is not None:
-            self.check_sampler(scheduler)
+        if pipeline is not None:
+            if self.recipe.calibration:
+                self.recipe.calibration.check_sampling(_sampling(pipeline), self.recipe.name)
+            self.check_sampler(pipeline.scheduler)
         if num_inference_steps != self.session.num_inference_steps or self.trace.entries:
             self._begin_take(num_inference_steps)
 
@@ -176,3 +185,11 @@ class Cached:
         assert self._clock is not None, "a call before attach()"
         cursor = self._cursor or self._point_at(*self._clock.now())
         return Call(self.session, cursor, part, site, units, num_text)
+
+
+def _sampling(pipeline: Any) -> Sampling:
+    """Of the call that a stock pipeline is making. Wan 2.2's second expert has a guidance scale of its own, which may be the first one's."""
+    scheduler = pipeline.scheduler
+    name = type(scheduler).__name__
+    scales = (pipeline.guidance_scale, getattr(pipeline, "_guidance_scale_2", None))
+    return Sampling(name, flow_shift(name, scheduler.config), tuple(scale for scale in scales if scale is not None))

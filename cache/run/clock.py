@@ -31,7 +31,7 @@ class Clock:
     each new timestep below the last one is the next step, and one above it begins a new take. A call's branch is the name of the
     `cache_context` that it is made in, or the next of those that the pipeline is known to call, or else `both`.
 
-    start_take: called when a take begins, with its number of steps and its scheduler, None where that is not known.
+    start_take: called when a take begins, with its number of steps and its pipeline, None where there is none.
     """
 
     def __init__(self, num_inference_steps: int, pipeline: Any, start_take: Callable[[int, Any], None]) -> None:
@@ -108,7 +108,7 @@ class Clock:
             schedule = schedule[:0]  # no call has made one yet: these are the thousand timesteps of training
         elif schedule is not self._schedule:
             self.reset()
-            self._start_take(len(schedule), scheduler)
+            self._start_take(len(schedule), self._pipeline)
             self._schedule = schedule
         away = (schedule.double() - timestep).abs()
         index = getattr(scheduler, "step_index", None)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from ...cache import Recipe, load_recipe
 from ...cache.recipe.calibration import Calibration
 from ...cache.recipe.config import suggestion
+from ...cache.sampler.linear_map import linear_map
 from ..checkpoint.card import ModelCard
 from ..checkpoint.model_hash import model_hash
+from ..families import FAMILIES
 from ..loop.render import Renderer
-from ..recipes.check import check_recipe
+from ..recipes.check import check_recipe, sampling_of
 from ..take import Take
 from .method import Method, Setting
 from .methods import CALIBRATIONS
@@ -52,6 +54,8 @@ def check_calibration(
     parts = tuple(part for part in shipped.parts if lacks not in getattr(part.site.config, "modules", []))
     form = replace(shipped, parts=parts, fits=())
     check_recipe(form, card, takes[0], model="")
+    if method.linear:
+        linear_map(FAMILIES[card.family].scheduler_of(card, takes[0]))
     return method, form, setting
 
 
@@ -73,7 +77,7 @@ def calibrate_each(
     checked = [check_calibration(name, card, takes, computed=one, threshold=other) for one in computed for other in threshold]
     method, form, _ = checked[0]
     measured = method.measure(renderer, takes, form)
-    stamp = asdict(Calibration(model_hash(card.path), 0 if method.any_steps else num_steps, takes[0].flow_shift))
+    stamp = _stamp(method, card, takes[0]).to_dict()
     recipes = []
     for _, _, setting in checked:
         values = {**form.to_dict(), "calibration": stamp}
@@ -84,3 +88,12 @@ def calibrate_each(
             values["name"] = f"{name}-{setting.computed}-of-{num_steps}"
         recipes.append(Recipe.from_mapping(values))
     return recipes
+
+
+def _stamp(method: Method, card: ModelCard, take: Take) -> Calibration:
+    """What the method's numbers are good for."""
+    model, sampling = model_hash(card.path), sampling_of(card.sampled_by(take.scheduler), take)
+    guidance_scale = take.guidance_scale if method.guided else None
+    if method.any_steps:
+        return Calibration(model, guidance_scale=guidance_scale)
+    return Calibration(model, take.num_inference_steps, sampling.scheduler, sampling.flow_shift, guidance_scale)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...cache import Recipe, enable_cache
 from ...cache.calibration.recorder import Key, Recorder, Sight
-from ...cache.run.sampler import velocity_sigmas
+from ...cache.sampler.linear_map import linear_map
 from ...cache.sums import l1_sums, ratio
 from ..loop.denoise import Denoising
 from ..loop.render import Renderer
@@ -52,7 +52,8 @@ def measure_velocities(renderer: Renderer, takes: list[Take], recipe: Recipe) ->
 
 
 def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
-    """[steps], how much a small error grows that is put into the latents at each step: mean square in the film by mean square at the step.
+    """[steps], how much a small error grows that the model's output has at each step: mean square in the film, by what it would be there if the
+    outputs of later steps did not change with it.
 
     Measured at a few steps, closer together early on, with the error that reusing the last velocity makes there; geometric means over the
     takes, and log-linear between these steps.
@@ -62,15 +63,14 @@ def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
     logs = np.zeros(len(probed))
     for take in takes:
         denoising = Denoising(renderer.family, take, None, renderer.mesh)
-        sigmas, disturbed, last = denoising.scheduler.sigmas.tolist(), {}, None
+        responses, disturbed, last, before = measure_responses(renderer, take), {}, None, None
         for step in denoising:
-            if step.index in probed and last is not None:
-                error = (last - step.velocity) * (sigmas[step.index + 1] - sigmas[step.index])
-                disturbed[step.index] = (denoising.fork(), error)
-            last = step.velocity
+            if before is not None:
+                before.move(last)
+                disturbed[step.index] = (before, (last - step.velocity) * responses[step.index])
+            last, before = step.velocity, denoising.fork() if denoising.index in probed else None
         for number, index in enumerate(probed):
             fork, error = disturbed[index]
-            fork.latents = fork.latents + error
             for _ in fork:
                 pass
             change = (fork.latents - denoising.latents).double().pow(2).mean() / error.double().pow(2).mean()
@@ -78,9 +78,9 @@ def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
     return np.exp(np.interp(np.arange(steps), probed, logs))
 
 
-def steps_by_velocity(renderer: Renderer, take: Take) -> bool:
-    """Whether the sampler moves the latents by velocity times the step in sigma, and by nothing else."""
-    return velocity_sigmas(renderer.family.scheduler(take)) is not None
+def measure_responses(renderer: Renderer, take: Take) -> list[float]:
+    """How much the take's end changes with the model's output of each step. Raises ValueError, with the mend, for samplers that are not linear."""
+    return linear_map(renderer.family.scheduler(take)).responses
 
 
 def record_steps(renderer: Renderer, take: Take, recipe: Recipe) -> Iterator[dict[Key, Sight]]:

@@ -31,7 +31,9 @@ class Method:
 
     max_gap: of methods that choose which steps to compute, given how many: the most steps from one of them to the next; None for others.
     free_end: the last step of a take need not be computed. threshold: of methods that choose steps by an error to allow: the usual one; None
-    for others. any_steps: the numbers are good for takes of any number of steps, not only of as many as were measured.
+    for others. any_steps: the numbers are good for takes of any number of steps, not only of as many as were measured. linear: the numbers are
+    of the sampler as a linear map (cache/sampler). guided: they are of the guided output, and hold for its guidance_scale alone; others look at
+    features of one branch, which depend on guidance by the latents that it leads to, and by no more than they do on the prompt.
     """
 
     measure: Callable[[Renderer, list[Take], Recipe], Measured]
@@ -39,6 +41,8 @@ class Method:
     free_end: bool = False
     threshold: float | None = None
     any_steps: bool = False
+    linear: bool = False
+    guided: bool = False
 
     def setting(self, num_steps: int, computed: int | None, threshold: float | None) -> Setting:
         """What is None gets the usual value: two steps in five are computed. Raises ValueError, with the mend, for what the method does not

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from ...cache.recipe.fit import name_from_path
-from .support import SAMPLERS, SUPPORT, calls_a_step, check_configs, check_index, flow_shift, moves_by_velocity
+from ...cache.sampler.flow_shift import flow_shift
+from .support import SAMPLERS, SUPPORT, calls_a_step, check_configs, check_index
 
 _WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")  # a tokenizer has one of them
@@ -35,9 +36,8 @@ class ModelCard:
     size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for.
     num_layers: blocks in all; num_joint_layers: those of them that hold text and video apart (HunyuanVideo's first list; 0 where
     blocks carry no text). dim: width of the hidden states. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
-    calls_a_step: model calls in every step of the scheduler but the last, which takes one. moves_by_velocity: whether it
-    moves the latents by velocity times the step in sigma and by nothing else. scheduler: its class in diffusers; flow_shift: how far it moves
-    its timesteps towards noise. samplers: those that a take may name instead of it.
+    calls_a_step: model calls in every step of the scheduler but the last, which takes one. scheduler: its class in
+    diffusers; flow_shift: how far it moves its timesteps towards noise. samplers: those that a take may name instead of it.
     """
 
     path: Path
@@ -58,7 +58,6 @@ class ModelCard:
     fps: float
     embeds_guidance: bool
     calls_a_step: int = 1
-    moves_by_velocity: bool = True
     scheduler: str = SAMPLERS["euler"]
     flow_shift: float = 1.0
     samplers: tuple[str, ...] = tuple(SAMPLERS)
@@ -81,8 +80,7 @@ class ModelCard:
         """The same model with another sampler, by its name in SAMPLERS; None keeps the checkpoint's own."""
         if sampler is None:
             return self
-        config = {"_class_name": SAMPLERS[sampler]}
-        return replace(self, scheduler=SAMPLERS[sampler], calls_a_step=calls_a_step(config), moves_by_velocity=moves_by_velocity(config))
+        return replace(self, scheduler=SAMPLERS[sampler], calls_a_step=calls_a_step({"_class_name": SAMPLERS[sampler]}))
 
     def latent_frames(self, num_frames: int) -> int:
         """A causal VAE's first latent frame stands for one frame, the others for `temporal_stride` each."""
@@ -134,9 +132,8 @@ def read_card(model: str, name: str = "") -> ModelCard:
         temporal_stride=vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4)),
         embeds_guidance=transformer.get("guidance_embeds", False),
         calls_a_step=calls_a_step(scheduler),
-        moves_by_velocity=moves_by_velocity(scheduler),
         scheduler=scheduler["_class_name"],
-        flow_shift=flow_shift(scheduler),
+        flow_shift=flow_shift(scheduler["_class_name"], scheduler),
         samplers=tuple(name for name, scheduler_class in SAMPLERS.items() if scheduler_class in support.schedulers),
         **{**_USUAL[support.family], **stated},
     )

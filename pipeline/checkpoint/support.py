@@ -136,21 +136,6 @@ def _check_scheduler(model: str, support: Support, scheduler: Mapping[str, Any])
         raise ValueError(f"{where} with algorithm_type={scheduler['algorithm_type']}, which draws noise at every step; {_SCHEDULER_MEND}.")
 
 
-def flow_shift(scheduler: Mapping[str, Any]) -> float:
-    """How far the timesteps are moved towards noise; 1 leaves them where they are."""
-    return float(scheduler.get(shift_setting(str(scheduler.get("_class_name"))), 1.0))
-
-
-def shift_setting(class_name: str) -> str:
-    """What a scheduler's config calls its flow shift."""
-    return "shift" if class_name.startswith("FlowMatch") else "flow_shift"
-
-
 def calls_a_step(scheduler: Mapping[str, Any]) -> int:
     """Model calls in every step of a scheduler but the last, which takes one."""
     return _CALLS_A_STEP.get(str(scheduler.get("_class_name")), 1)
-
-
-def moves_by_velocity(scheduler: Mapping[str, Any]) -> bool:
-    """Whether the latents are moved by velocity times the step in sigma and by nothing else."""
-    return scheduler.get("_class_name") == _EULER

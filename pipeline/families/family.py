@@ -117,16 +117,22 @@ class Family(ABC):
 
     def scheduler(self, take: Take) -> Any:
         """A fresh diffusers scheduler with the take's timesteps set."""
-        scheduler = make_scheduler(self.card, take)
-        self._set_timesteps(scheduler, take.num_inference_steps)
+        return self.scheduler_of(self.card, take, self.device)
+
+    @classmethod
+    def scheduler_of(cls, card: ModelCard, take: Take, device: torch.device | None = None) -> Any:
+        """The same for a model that is not loaded. device: where its timesteps lie, the CPU if left out."""
+        scheduler = make_scheduler(card, take)
+        cls._set_timesteps(scheduler, take.num_inference_steps, device)
         if take.schedule is not None:
             check_scheduler(scheduler)
             set_sigmas(scheduler, take.schedule.sigmas)
         scheduler.set_begin_index(0)
         return scheduler
 
-    def _set_timesteps(self, scheduler: Any, num_inference_steps: int) -> None:
-        scheduler.set_timesteps(num_inference_steps, device=self.device)
+    @staticmethod
+    def _set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | None) -> None:
+        scheduler.set_timesteps(num_inference_steps, device=device)
 
 
 def read_part(model_class: Any, folder: Path, **options: Any) -> Any:

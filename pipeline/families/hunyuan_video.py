@@ -49,9 +49,10 @@ class HunyuanVideo(Family):
         inputs = {"encoder_hidden_states": embeds, "pooled_projections": pooled, "encoder_attention_mask": mask}
         return {name: tensor.to(self.transformer.dtype) for name, tensor in inputs.items()}
 
-    def _set_timesteps(self, scheduler: Any, num_inference_steps: int) -> None:
+    @staticmethod
+    def _set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | None) -> None:
         sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
-        scheduler.set_timesteps(sigmas=sigmas, device=self.device)
+        scheduler.set_timesteps(sigmas=sigmas, device=device)
 
     def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
         dtype = self.transformer.dtype

@@ -7,8 +7,9 @@ from typing import Any
 
 import diffusers
 
+from ...cache.sampler.flow_shift import flow_shift, shift_setting
 from ..checkpoint.card import ModelCard
-from ..checkpoint.support import SAMPLERS, flow_shift, shift_setting
+from ..checkpoint.support import SAMPLERS
 from ..take import Take
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 2}
@@ -28,7 +29,7 @@ def make_scheduler(card: ModelCard, take: Take) -> Any:
     wanted = card.sampled_by(take.scheduler).scheduler
     changes: dict[str, Any] = {}
     if wanted != config["_class_name"]:
-        changes = {**_SETTINGS[wanted], shift_setting(wanted): flow_shift(config)}
+        changes = {**_SETTINGS[wanted], shift_setting(wanted): flow_shift(config["_class_name"], config)}
     if take.flow_shift is not None:
         changes[shift_setting(wanted)] = take.flow_shift
     return getattr(diffusers, wanted).from_config(config, **changes)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...cache import Recipe
+from ...cache.recipe.calibration import Calibration, Sampling
 from ...cache.recipe.knobs import KNOBS
 from ...parallel.groups.degrees import Degrees
 from ..checkpoint.card import ModelCard
@@ -20,14 +23,15 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
             f"recipe (interval, fbcache), or set scheduler=euler or unipc."
         )
     if recipe.calibration:
-        recipe.calibration.check(model, take.num_inference_steps, take.flow_shift, recipe.name)
+        recipe.calibration.check_model(model, recipe.name)
+        recipe.calibration.check_steps(take.num_inference_steps, recipe.name)
+        _own_shift(recipe.calibration, card).check_sampling(sampling_of(card, take), recipe.name)
     check_beside_schedule(recipe, take)
     if recipe.calibration or not recipe.calibrated:  # one that is still to be calibrated has no numbers yet
         _check_guidance(recipe, take)
     recipe.check(model_shape(card, take), num_calls)
-    if not card.moves_by_velocity:
-        for part in recipe.parts:
-            part.predictor.build().check_sampler(None)
+    if not (recipe.calibration and recipe.calibration.scheduler):
+        _check_sampler(recipe, card, take)
     if (derives_branch(recipe) or recipe.branches == "joint") and not take.is_guided(card):
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
     if degrees is not None:
@@ -43,6 +47,30 @@ def check_beside_schedule(recipe: Recipe, take: Take) -> None:
             f"Recipe '{recipe.name}' is calibrated for the steps that a sampler makes itself, and take '{take.name}' has a schedule of its own; use "
             f"another recipe (taylorseer, fora), or leave one of the two out."
         )
+
+
+def sampling_of(card: ModelCard, take: Take) -> Sampling:
+    """How the take is sampled on the model of that card, whose sampler is the take's already."""
+    return Sampling(card.scheduler, card.flow_shift if take.flow_shift is None else take.flow_shift, (take.guidance_scale,))
+
+
+def _own_shift(calibration: Calibration, card: ModelCard) -> Calibration:
+    return calibration if calibration.flow_shift is not None else replace(calibration, flow_shift=card.flow_shift)
+
+
+def _check_sampler(recipe: Recipe, card: ModelCard, take: Take) -> None:
+    """For recipes that do not name the sampler that they were calibrated with. Where they do, nothing is left to check: the model's hash is of its
+    scheduler's settings as well.
+    """
+    predictors = [part.predictor.build() for part in recipe.parts]
+    asking = [predictor for predictor in predictors if predictor.needs_sampler]
+    if asking:
+        from ...cache.sampler.linear_map import linear_map  # torch and diffusers, for few recipes
+        from ..families import FAMILIES
+
+        sampler = linear_map(FAMILIES[card.family].scheduler_of(card, take))
+        for predictor in asking:
+            predictor.check_sampler(sampler)
 
 
 def derives_branch(recipe: Recipe) -> bool:

@@ -33,4 +33,4 @@ def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     return lambda setting: [{"trigger": {"computed": list(plan_minimax(errors, setting.computed, max_gap=MAX_GAP))}}]
 
 
-METHOD = Method(measure, max_gap=MAX_GAP)
+METHOD = Method(measure, max_gap=MAX_GAP, guided=True)

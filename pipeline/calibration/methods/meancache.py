@@ -67,4 +67,4 @@ def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     return numbers
 
 
-METHOD = Method(measure, max_gap=MAX_GAP)
+METHOD = Method(measure, max_gap=MAX_GAP, guided=True)

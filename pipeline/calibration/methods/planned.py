@@ -2,8 +2,9 @@
 
 The idea of LeMiCa (arXiv 2511.00090) and MeanCache (arXiv 2601.19961) with our predictor inside, re-derived. Let p < i < j be computed steps
 with no other computed between them. The steps that are skipped between i and j put the error
-D(p, i, j) = sum_{s=i+1}^{j-1} (v_i + a (v_i - v_p) (s - i) / (i - p) - v_s) (sigma_{s+1} - sigma_s)
-into the latents: v are the velocities of an uncached take, a is the share of the slope that the forecast believes in. The end of the take
+D(p, i, j) = sum_{s=i+1}^{j-1} (v_i + a (v_i - v_p) (s - i) / (i - p) - v_s) R_s
+into the film: v are the velocities of an uncached take, a is the share of the slope that the forecast believes in, and R_s is how much the
+take's end changes with the velocity of step s (of Euler's sampler, sigma_{s+1} - sigma_s). The end of the take
 closes the last gap as a computed step would, so that the last step need not be computed.
 
 Once step j is computed the predictor corrects part of D, which the choice of steps ignores: with what remains of D instead, films were as good
@@ -22,7 +23,7 @@ from ....cache import Recipe
 from ....cache.predictors.predictor import damped_weights, difference_weights, lagrange_weights
 from ...loop.render import Renderer
 from ...take import Take
-from ..measure import measure_growth, measure_velocities, steps_by_velocity
+from ..measure import measure_growth, measure_responses, measure_velocities
 from ..method import Changes, Measured, Method, Setting
 from ..path import Floats, Past, cheapest_path
 
@@ -44,14 +45,14 @@ class PlannedSteps:
     cost: float
 
 
-def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, *, max_gap: int = MAX_GAP) -> PlannedSteps:
+def plan_steps(gram: Floats, responses: Floats, growth: Floats, num_computed: int, *, max_gap: int = MAX_GAP) -> PlannedSteps:
     """The cheapest choice of `num_computed` steps.
 
-    gram: [steps, steps], mean products of the velocities of two steps, per latent value. sigmas: [steps + 1]. growth: [steps], mean
-    square of the film's change by that of the latents, for a change made at each step. max_gap: the longest way from one computed step
-    to the next, or to the take's end. Raises ValueError if so few steps cannot be spread over the take.
+    gram: [steps, steps], mean products of the velocities of two steps, per latent value. responses: [steps], how much the take's end changes
+    with each step's velocity, the others left as they are. growth: [steps], mean square of the film's real change by that. max_gap: the longest
+    way from one computed step to the next, or to the take's end. Raises ValueError if so few steps cannot be spread over the take.
     """
-    costs = _EdgeCosts(gram, np.diff(sigmas))
+    costs = _EdgeCosts(gram, responses)
 
     def extend(cost: float, past: Past, there: int) -> float:
         return cost + growth[there - 1] * costs.least(past, there)[0]
@@ -63,15 +64,15 @@ def plan_steps(gram: Floats, sigmas: Floats, growth: Floats, num_computed: int, 
         past = computed[max(0, number - 2) : number]
         damping[past[-1]] = costs.least(past, there)[1]
         if there < num_steps:  # the take's end is no step that could make up for the last gap
-            bending[past[-1]] = _bending(past, there, gram, np.diff(sigmas))
+            bending[past[-1]] = _bending(past, there, gram, responses)
     return PlannedSteps(computed, tuple(damping), tuple(bending), cost)
 
 
 class _EdgeCosts:
     """Mean squared D of each edge, and the damping that makes it least."""
 
-    def __init__(self, gram: Floats, strides: Floats) -> None:
-        self._gram, self._strides = gram, strides
+    def __init__(self, gram: Floats, responses: Floats) -> None:
+        self._gram, self._responses = gram, responses
         self._known: dict[tuple[Past, int], tuple[float, float]] = {}
 
     def least(self, past: Past, there: int) -> tuple[float, float]:
@@ -83,19 +84,19 @@ class _EdgeCosts:
 
     def _cost(self, past: Past, there: int, damping: float) -> tuple[float, float]:
         skipped = range(past[-1] + 1, there)
-        weights = sum((self._strides[step] * _forecast_error(past, step, damping, len(self._gram)) for step in skipped), np.zeros(len(self._gram)))
+        weights = sum((self._responses[step] * _forecast_error(past, step, damping, len(self._gram)) for step in skipped), np.zeros(len(self._gram)))
         return float(weights @ self._gram @ weights), damping
 
 
-def _bending(past: Past, there: int, gram: Floats, strides: Floats) -> float:
+def _bending(past: Past, there: int, gram: Floats, responses: Floats) -> float:
     """What share of the bend leaves least of the skipped steps' error; of one computed step before the gap there is no bend."""
     if len(past) < 2:
         return 0.0
     here, straight, bent = past[-1], np.zeros(len(gram)), np.zeros(len(gram))
     for step in range(here + 1, there):
-        straight[[here, there]] += strides[step] * np.array(lagrange_weights((here, there), step))
-        straight[step] -= strides[step]
-        bent[[*past, there]] += strides[step] * (step - here) * (step - there) * np.array(difference_weights((*past, there), 2))
+        straight[[here, there]] += responses[step] * np.array(lagrange_weights((here, there), step))
+        straight[step] -= responses[step]
+        bent[[*past, there]] += responses[step] * (step - here) * (step - there) * np.array(difference_weights((*past, there), 2))
     size = bent @ gram @ bent
     return float(np.clip(-(bent @ gram @ straight) / size, 0.0, _MAX_BENDING)) if size > 0 else 0.0
 
@@ -124,19 +125,19 @@ def forecast_errors(grams: Floats, plan: PlannedSteps) -> list[float]:
 def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     velocities = measure_velocities(renderer, takes, recipe)
     growth = measure_growth(renderer, takes)
-    sigmas = velocities.sigmas.tolist() if steps_by_velocity(renderer, takes[0]) else []
+    responses = measure_responses(renderer, takes[0])
 
     def numbers(setting: Setting) -> Changes:
-        plan = plan_steps(velocities.guided, velocities.sigmas, growth, setting.computed)
+        plan = plan_steps(velocities.guided, np.array(responses), growth, setting.computed)
         errors = forecast_errors(velocities.branches, plan)
         return [
             {
                 "trigger": {"computed": list(plan.computed), "expected_errors": errors},
-                "predictor": {"damping_by_step": list(plan.damping), "bending_by_step": list(plan.bending), "sigmas": sigmas},
+                "predictor": {"damping_by_step": list(plan.damping), "bending_by_step": list(plan.bending), "responses": responses},
             }
         ]
 
     return numbers
 
 
-METHOD = Method(measure, max_gap=MAX_GAP, free_end=True)
+METHOD = Method(measure, max_gap=MAX_GAP, free_end=True, linear=True, guided=True)

@@ -1,0 +1,1 @@
+"""Samplers: what diffusers' schedulers make of a model's outputs. Knows no models."""
