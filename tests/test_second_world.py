@@ -74,6 +74,10 @@ def test_a_ground_alone_shows_no_shape(ground: str) -> None:
     assert analyse(_degraded(empty, np.random.default_rng(0))) == Findings(None, None, None, ground)
 
 
+def test_a_ground_that_cannot_be_seen_has_no_name() -> None:
+    assert analyse(np.full((NUM_FRAMES, SIZE, SIZE, 3), 240, np.uint8)).ground is None
+
+
 @pytest.mark.parametrize("shape", [(NUM_FRAMES - 1, SIZE, SIZE, 3), (NUM_FRAMES, 3, SIZE, SIZE), (NUM_FRAMES, 96, 96, 3)])
 def test_frames_of_another_layout_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="cannot analyse frames"):

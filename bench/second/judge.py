@@ -24,7 +24,7 @@ _MIN_TURN, _MAX_STEP = 0.9, 0.5  # radians: a turning shape turns by 2.1 at leas
 _MIN_SLIDE = 6.0  # pixels; a sliding shape covers 11 at least
 _MIN_GROWTH = 0.2  # of the logarithm of a shape's extent: growing and shrinking change it by 0.8, pulsing by 0.6
 _ANGLES, _RINGS = 72, 18  # of the polar picture that a turn is read from
-_SHAPE_FRAMES = 2  # the brightest, compared with all templates
+_SHAPE_FRAMES = 2  # those with most light, compared with all templates
 _TEMPLATE_ANGLES, _TEMPLATE_RADII = 20, np.arange(8.0, 15.0, 1.5)  # pixels; in its largest frames a shape has 9.5 to 14.4
 
 
@@ -35,7 +35,7 @@ class Findings:
     colour: str | None
     shape: str | None
     motion: str | None
-    ground: str
+    ground: str | None
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def _name_colour(pixels: Floats, glow: Floats) -> str:
     return list(world.COLOURS)[int(alike.argmax())]
 
 
-def _name_ground(pixels: Floats, light: Floats) -> str:
-    """The ground that is nearest to the dark pixels, each place with the median of the frames in which it is dark."""
-    ends = {name: world.draw_ground(Scene("white", "bar", "blink", name)) for name in world.GROUNDS}
+def _name_ground(pixels: Floats, light: Floats) -> str | None:
+    """The ground that is nearest to the dark pixels, if there are any. pixels: [frames, SIZE, SIZE, 3]; light: the strongest channel of each."""
+    grounds = {name: world.draw_ground(Scene("white", "bar", "blink", name)) for name in world.GROUNDS}
     dark = light < _DARKEST
-    return min(ends, key=lambda name: float(np.abs(pixels - ends[name])[dark].mean()) if dark.any() else 0.0)
+    return min(grounds, key=lambda name: float(np.abs(pixels - grounds[name])[dark].mean())) if dark.any() else None
 
 
 def _name_motion(light: Floats, glow: Floats) -> str | None:
@@ -156,7 +156,7 @@ def _templates() -> tuple[Floats, Floats]:
 
 
 def _name_shape(glow: Floats) -> str:
-    """The shape whose outline, wherever it lies, has most in common (intersection over union) with the brightest frames."""
+    """The shape whose outline, wherever it lies, has most in common (intersection over union) with the largest frames."""
     areas, spectra = _templates()
     fits = np.zeros(len(world.SHAPES))
     for frame in np.argsort(glow.sum(axis=(1, 2)))[-_SHAPE_FRAMES:]:
