@@ -16,6 +16,7 @@ from . import scene as world
 from .scene import NUM_FRAMES, SIZE, Scene
 
 Floats = NDArray[np.floating]
+Spectra = NDArray[np.complexfloating]
 
 _DARKEST, _BRIGHTEST = 110.0, 200.0  # of a pixel's strongest channel: no ground reaches the first, the body of every shape the second
 _MIN_MASS, _MIN_FRAME_MASS = 40.0, 4.0  # pixels of full light, in the largest frame and in the smallest; drawn shapes have 145 and 36
@@ -146,7 +147,7 @@ def _climbs(values: Floats) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=1)
-def _templates() -> tuple[Floats, Floats]:
+def _templates() -> tuple[Floats, Spectra]:
     """All shapes at all radii and angles, centred: areas, [shapes, poses], and conjugate spectra, [shapes, poses, SIZE, SIZE // 2 + 1]."""
     grid = np.arange(SIZE, dtype=np.float32) - SIZE // 2
     angle, radius = (each.reshape(-1, 1, 1) for each in np.meshgrid(np.arange(_TEMPLATE_ANGLES) * 2 * np.pi / _TEMPLATE_ANGLES, _TEMPLATE_RADII))
