@@ -282,6 +282,7 @@ _OPTIONS: dict[str, list[str]] = {
 }
 _THRESHOLDS = {("ra_cfgcache", "tiny_wan"): 0.2, ("teacache", "tiny_wan"): 0.2, ("teacache", "tiny_hunyuan"): 0.5}
 _ANY_STEPS = {"magcache", "ra_cfgcache", "teacache"}
+_GUIDED = {"lemica", "meancache", "planned", "ra_cfgcache"}
 
 
 def _calibrate(model: Path, name: str, out: Path, options: Sequence[str] = (), prompts: int = 1) -> Any:
@@ -313,9 +314,17 @@ def test_a_calibrated_recipe_serves_its_model_and_steps_alone(name: str, model: 
     check_recipe(recipe, renderer.family.card, take, model_there)
     with pytest.raises(ValueError, match="calibrated for another model"):
         check_recipe(recipe, renderer.family.card, take, "other")
-    if name == "ra_cfgcache":
-        with pytest.raises(ValueError, match=r"calibrated at guidance_scale 5, take .* has 4"):
-            check_recipe(recipe, renderer.family.card, replace(take, guidance_scale=4.0), model_there)
+    weaker, other = replace(take, guidance_scale=4.0), replace(take, scheduler="unipc")
+    if name in _GUIDED:
+        with pytest.raises(ValueError, match=r"calibrated at guidance_scale 5, .*take .*has 4"):
+            check_recipe(recipe, renderer.family.card, weaker, model_there)
+    else:
+        check_recipe(recipe, renderer.family.card, weaker, model_there)
+    if name in _ANY_STEPS:
+        check_recipe(recipe, renderer.family.card, other, model_there)
+    else:
+        with pytest.raises(ValueError, match="calibrated with FlowMatchEulerDiscreteScheduler, the take has UniPCMultistepScheduler"):
+            check_recipe(recipe, renderer.family.card, other, model_there)
     longer = replace(take, num_inference_steps=9)
     if name in _ANY_STEPS:
         check_recipe(recipe, renderer.family.card, longer, model_there)

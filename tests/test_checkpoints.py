@@ -15,7 +15,8 @@ import diffusers
 import pytest
 import torch
 from diffusers import WanPipeline
-from longtake.cache import load_recipe
+from longtake.cache import enable_cache, load_recipe
+from longtake.cache.sampler.linear_map import linear_map
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.loop.render import Renderer
 from longtake.pipeline.recipes.check import check_recipe
@@ -183,6 +184,25 @@ def test_a_sampler_that_the_model_is_not_rendered_with_is_refused(tiny_hunyuan: 
     for folder, name, known in ((tiny_hunyuan, "dpm++", "euler, unipc"), (tiny_wan, "ddim", r"euler, unipc, dpm\+\+")):
         with pytest.raises(ValueError, match=rf"scheduler is '{re.escape(name)}'; models of this kind are rendered with {known}; choose one"):
             stock_take(scheduler=name).check(read_card(str(folder)))
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("scheduler", ["unipc", "dpm++"])
+def test_a_plan_does_the_same_on_a_stock_pipeline_with_a_multistep_sampler(tiny_wan: Path, scheduler: str) -> None:
+    card, take = read_card(str(tiny_wan)), stock_take(num_inference_steps=8, scheduler=scheduler)
+    renderer = Renderer(card)
+    sampler = renderer.family.scheduler(take)
+    numbers = {"responses": linear_map(sampler).responses, "bending_by_step": [0.5] * 8, "amending_by_step": [0.8] * 8}
+    recipe = load_recipe(tiny_recipe("planned"), {"trigger": {"max_surprise": 0.0}, "predictor": numbers})
+    check_recipe(recipe, card, take, model="")
+    rendered = renderer.render(take, recipe)
+    stock = WanPipeline.from_pretrained(tiny_wan, scheduler=type(sampler).from_config(sampler.config))
+    cached = enable_cache(stock, recipe, num_inference_steps=8)
+    assert_same(rendered.latents, stock_latents(stock, take, card.max_sequence_length))
+    assert rendered.trace is not None
+    assert [entry.decision for entry in rendered.trace.entries] == [entry.decision for entry in cached.trace.entries]
+    assert rendered.trace.summary() == cached.trace.summary() == {"compute": 8, "reuse": 8}
+    assert (renderer.render(take, load_recipe(recipe, {"predictor": {"responses": []}})).latents - rendered.latents).abs().max() > 1e-3
 
 
 def test_a_cache_counts_the_calls_of_a_second_order_scheduler(tiny_wan_copy: Path) -> None:

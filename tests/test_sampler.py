@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from longtake.cache.calibration.amending import amended_share
 from longtake.cache.predictors.planned import Planned, PlannedConfig
 from longtake.cache.sampler.linear_map import ROUNDING, linear_map
 
@@ -120,3 +121,46 @@ def test_a_sampler_in_the_midst_of_a_take_is_refused() -> None:
     scheduler.step(torch.zeros(1, 4, 1, 2, 2), scheduler.timesteps[0], torch.zeros(1, 4, 1, 2, 2))
     with pytest.raises(ValueError, match="is at step 1 of a take already; put the cache on before"):
         linear_map(scheduler)
+
+
+@pytest.mark.parametrize("sampler", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize(("here", "there"), [(8, 14), (13, 16)])
+def test_what_the_model_mends_itself_is_not_made_up_for_again(sampler: str, here: int, there: int) -> None:
+    """A flow whose clean latents depend on the step alone, and whose outputs run straight over the gap: nothing of its error is left in the film."""
+    scheduler = _ready(sampler, 3.0, 20, {})
+    found, sigmas = linear_map(scheduler), scheduler.sigmas.tolist()
+    real = [torch.full((1, 1, 1, 1, 1), float(max(0, step - here))) for step in range(20)]
+    latents, clean = torch.zeros(1, 1, 1, 1, 1), []
+    for timestep, sigma, output in zip(scheduler.timesteps, sigmas, real, strict=False):
+        clean.append(latents - sigma * output)
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+
+    def off(numbers: PlannedConfig) -> float:
+        """By how much the gap's outputs and the one after it change the film, had the later ones stayed as they were."""
+        scheduler, planned = _ready(sampler, 3.0, 20, {}), Planned(numbers)
+        latents, error = torch.zeros(1, 1, 1, 1, 1), 0.0
+        for step in range(there + 1):
+            if here < step < there:
+                used = planned.predict(step)
+                planned.settle(step, used)
+            else:
+                output = (latents - clean[step]) / sigmas[step]
+                used = planned.amend(step, output)
+                planned.push(step, output)
+            error += found.responses[step] * (used - real[step]).item()
+            latents = scheduler.step(used, scheduler.timesteps[step], latents, return_dict=False)[0]
+        return abs(error)
+
+    shares = [amended_share(found, sigmas, here, there)] * 20
+    none, whole, share = (off(PlannedConfig([0.0] * 20, *numbers)) for numbers in ((), (found.responses,), (found.responses, [], shares)))
+    print(sampler, "uncorrected", none, "all of it", whole, "the share", share)
+    assert share <= 1e-4 * min(none, whole)
+
+
+def test_steps_that_hardly_reach_the_take_s_end_make_up_for_little() -> None:
+    """UniPC of order 3: its fourth last output moves the take's end the other way; of order 2, few steps, far shifted: hardly at all."""
+    third = _ready("UniPCMultistepScheduler", 3.0, 12, {"solver_order": 3})
+    assert amended_share(linear_map(third), third.sigmas.tolist(), 5, 8) == 0.0
+    assert 0.3 < amended_share(linear_map(third), third.sigmas.tolist(), 1, 4) < 1.0
+    second = _ready("UniPCMultistepScheduler", 7.0, 8, {})
+    assert 0.0 < amended_share(linear_map(second), second.sigmas.tolist(), 2, 5) < 8 / 30

@@ -14,10 +14,12 @@ import pytest
 from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe, load_recipe
 from longtake.cache.recipe.read import recipe_names
+from longtake.cache.sampler.linear_map import linear_map
 from longtake.cache.state import saving
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.families import FAMILIES
 from longtake.pipeline.loop import snapshot
 from longtake.pipeline.loop.denoise import Step
 from longtake.pipeline.loop.render import Rendered, Renderer
@@ -94,6 +96,19 @@ def test_branches_that_decide_together_go_on_each_with_its_own(
     together = shipped if shipped.branches != "each" else replace(shipped, branches="joint")
     gangs = [Degrees(cfg_degree=2), Degrees(cfg_degree=2, ulysses_degree=2), Degrees(cfg_degree=2)]
     _assert_the_same(gloo_pool, read_card(str(tiny_wan)), TAKE, together, tmp_path, gangs, "even", num_steps)
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "dpm++"])
+def test_a_multistep_sampler_goes_on_in_the_midst_of_a_gap(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path, scheduler: str) -> None:
+    """It remembers outputs, forecasts among them, and the predictor those that it has to make up for: step 2 before the break, step 3 after it."""
+    card, take = read_card(str(tiny_wan)), replace(TAKE, scheduler=scheduler)
+    responses = linear_map(FAMILIES[card.family].scheduler_of(card, take)).responses
+    numbers = {"responses": responses, "bending_by_step": [0.5] * 8, "amending_by_step": [0.8] * 8}
+    recipe = load_recipe(tiny_recipe("planned"), {"trigger": {"max_surprise": 0.0}, "predictor": numbers})
+    _assert_the_same(gloo_pool, card, take, recipe, tmp_path, [Degrees(ulysses_degree=2), Degrees(ring_degree=3), Degrees()], "even", num_steps=3)
+    trace = Renderer(card).render(take, recipe).trace
+    assert trace is not None
+    assert [entry.decision for entry in trace.entries if entry.branch == "cond"][1:5] == ["compute", "reuse", "reuse", "compute"]
 
 
 def test_what_cannot_go_on_is_refused(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ were skipped since step i are known better than by their forecasts f_s: they lie
 m_s = v_i + (v_j - v_i) (s - i) / (j - i) + b v[h, i, j] (s - i) (s - j),
 with h computed before i and v[h, i, j] the second divided difference: at b = 1 the parabola through all three, at b = 0 the line through
 the last two. So the model's v_j is passed on as
-v_j + sum_{s=i+1}^{j-1} (m_s - f_s) R_s / R_j,
-and as soon as the sampler works with none of these outputs any more, the latents are where the m_s would have led to. A multistep sampler
-goes on working with forecasts after their steps; what they did to the latents just after step j is not what they do to the film.
+v_j + c sum_{s=i+1}^{j-1} (m_s - f_s) R_s / R_j,
+and at c = 1, as soon as the sampler works with none of these outputs any more, the latents are where the m_s would have led to. A multistep sampler
+goes on working with forecasts after their steps; what they did to the latents just after step j is not what they do to the film. The model has
+seen what the forecasts did to the latents, and mends part of it by itself, so that a smaller c is better (cache/calibration/amending.py).
 """
 
 from __future__ import annotations
@@ -31,18 +32,22 @@ class PlannedConfig:
     """damping_by_step: for each step of the take, the share of the slope that forecasts follow in the gap that starts there; empty: all of it.
 
     responses: R of each step of the take, of the sampler that it was calibrated with; empty: nothing is corrected.
-    bending_by_step: b of the gap that starts at each step of the take; empty: 0.
+    bending_by_step, amending_by_step: b and c of the gap that starts at each step of the take; empty: 0 and 1.
     """
 
     damping_by_step: list[float] = field(default_factory=list)
     responses: list[float] = field(default_factory=list)
     bending_by_step: list[float] = field(default_factory=list)
+    amending_by_step: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for damping in self.damping_by_step:
             if not 0 <= damping <= 1:
                 raise ValueError(f"damping_by_step names {damping:g}; shares of a slope lie between 0 (plain reuse) and 1.")
-        for name in ("responses", "bending_by_step"):
+        for share in self.amending_by_step:
+            if not 0 <= share <= 1:
+                raise ValueError(f"amending_by_step names {share:g}; shares of a correction lie between 0 (none) and 1.")
+        for name in ("responses", "bending_by_step", "amending_by_step"):
             count, steps = len(getattr(self, name)), len(self.damping_by_step)
             if count not in (0, steps):
                 raise ValueError(f"{name} has {count} entries and damping_by_step {steps}; give both one a step.")
@@ -89,9 +94,10 @@ class Planned(WindowPredictor):
         responses = self.config.responses
         if not (responses and self._skipped):
             return feature
-        weights = [0.0] * len(self.places) + [1.0]
+        weights, shares = [0.0] * len(self.places) + [1.0], self.config.amending_by_step
+        share = shares[int(self.places[-1])] if shares else 1.0
         for skipped in self._skipped:
-            scale = responses[int(skipped)] / responses[int(at)]
+            scale = share * responses[int(skipped)] / responses[int(at)]
             used = [*self.weights(skipped), 0.0]
             weights = [weight + scale * (better - own) for weight, better, own in zip(weights, self._between(skipped, at), used, strict=True)]
         now = Kept(feature, None, feature.dtype, feature.device)

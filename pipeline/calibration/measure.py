@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...cache import Recipe, enable_cache
 from ...cache.calibration.recorder import Key, Recorder, Sight
-from ...cache.sampler.linear_map import linear_map
+from ...cache.sampler.linear_map import LinearMap, linear_map
 from ...cache.sums import l1_sums, ratio
 from ..loop.denoise import Denoising
 from ..loop.render import Renderer
@@ -63,7 +63,7 @@ def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
     logs = np.zeros(len(probed))
     for take in takes:
         denoising = Denoising(renderer.family, take, None, renderer.mesh)
-        responses, disturbed, last, before = measure_responses(renderer, take), {}, None, None
+        responses, disturbed, last, before = measure_sampler(renderer, take).responses, {}, None, None
         for step in denoising:
             if before is not None:
                 before.move(last)
@@ -78,9 +78,9 @@ def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
     return np.exp(np.interp(np.arange(steps), probed, logs))
 
 
-def measure_responses(renderer: Renderer, take: Take) -> list[float]:
-    """How much the take's end changes with the model's output of each step. Raises ValueError, with the mend, for samplers that are not linear."""
-    return linear_map(renderer.family.scheduler(take)).responses
+def measure_sampler(renderer: Renderer, take: Take) -> LinearMap:
+    """What the take's sampler makes of the model's outputs. Raises ValueError, with the mend, for samplers that are not linear."""
+    return linear_map(renderer.family.scheduler(take))
 
 
 def record_steps(renderer: Renderer, take: Take, recipe: Recipe) -> Iterator[dict[Key, Sight]]:

@@ -16,14 +16,17 @@ What an error does to the film depends on when it is made: later steps let early
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from ....cache import Recipe
+from ....cache.calibration.amending import amended_share
 from ....cache.predictors.predictor import damped_weights, difference_weights, lagrange_weights
+from ....cache.sampler.linear_map import LinearMap
 from ...loop.render import Renderer
 from ...take import Take
-from ..measure import measure_growth, measure_responses, measure_velocities
+from ..measure import measure_growth, measure_sampler, measure_velocities
 from ..method import Changes, Measured, Method, Setting
 from ..path import Floats, Past, cheapest_path
 
@@ -122,18 +125,32 @@ def forecast_errors(grams: Floats, plan: PlannedSteps) -> list[float]:
     return errors
 
 
+def amending(sampler: LinearMap, sigmas: Floats, computed: Past) -> list[float]:
+    """For each step of the take, the share of the correction for the gap that starts there; 1 where none does."""
+    shares = [1.0] * len(sampler.responses)
+    for here, there in pairwise(computed):
+        if there > here + 1:
+            shares[here] = amended_share(sampler, sigmas.tolist(), here, there)
+    return shares
+
+
 def measure(renderer: Renderer, takes: list[Take], recipe: Recipe) -> Measured:
     velocities = measure_velocities(renderer, takes, recipe)
     growth = measure_growth(renderer, takes)
-    responses = measure_responses(renderer, takes[0])
+    sampler = measure_sampler(renderer, takes[0])
 
     def numbers(setting: Setting) -> Changes:
-        plan = plan_steps(velocities.guided, np.array(responses), growth, setting.computed)
+        plan = plan_steps(velocities.guided, np.array(sampler.responses), growth, setting.computed)
         errors = forecast_errors(velocities.branches, plan)
         return [
             {
                 "trigger": {"computed": list(plan.computed), "expected_errors": errors},
-                "predictor": {"damping_by_step": list(plan.damping), "bending_by_step": list(plan.bending), "responses": responses},
+                "predictor": {
+                    "damping_by_step": list(plan.damping),
+                    "responses": sampler.responses,
+                    "bending_by_step": list(plan.bending),
+                    "amending_by_step": amending(sampler, velocities.sigmas, plan.computed),
+                },
             }
         ]
 
