@@ -45,9 +45,10 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
     from longtake.pipeline.demo.nets import build_text_encoder, build_tokenizer
+    from longtake.pipeline.demo.scene import vocabulary
 
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(vocabulary())
     transformer = WanTransformer3DModel(
         num_attention_heads=6, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=128, freq_dim=32, ffn_dim=96, num_layers=3
     )
