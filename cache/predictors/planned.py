@@ -10,6 +10,11 @@ v_j + c sum_{s=i+1}^{j-1} (m_s - f_s) R_s / R_j,
 and at c = 1, as soon as the sampler works with none of these outputs any more, the latents are where the m_s would have led to. A multistep sampler
 goes on working with forecasts after their steps; what they did to the latents just after step j is not what they do to the film. The model has
 seen what the forecasts did to the latents, and mends part of it by itself, so that a smaller c is better (cache/calibration/amending.py).
+
+c is of a take like those of the calibration. Where the model answers more strongly to latents that are off (textured scenes do), correcting by what
+it says there makes the next latents worse, and the film diverges. How strongly shows in the forecast of v_j itself: its error is as many times
+as large as calibration, which looks at undisturbed takes, has seen there. So of the correction only the share expected error / error is made,
+and all of it where the error is no larger than expected.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...later import torch
 from ..state.holds import Holds
 from ..state.storage import Kept
 from .predictor import WindowPredictor, damped_weights, difference_weights, weighted_sum
@@ -32,13 +38,15 @@ class PlannedConfig:
     """damping_by_step: for each step of the take, the share of the slope that forecasts follow in the gap that starts there; empty: all of it.
 
     responses: R of each step of the take, of the sampler that it was calibrated with; empty: nothing is corrected.
-    bending_by_step, amending_by_step: b and c of the gap that starts at each step of the take; empty: 0 and 1.
+    bending_by_step, amending_by_step: b and c of the gap that starts at each step of the take; empty: 0 and 1. expected_errors: for each step of
+    the take, the relative error (root mean square) of its forecast that calibration saw; empty, or 0: its correction is made in full.
     """
 
     damping_by_step: list[float] = field(default_factory=list)
     responses: list[float] = field(default_factory=list)
     bending_by_step: list[float] = field(default_factory=list)
     amending_by_step: list[float] = field(default_factory=list)
+    expected_errors: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for damping in self.damping_by_step:
@@ -47,7 +55,7 @@ class PlannedConfig:
         for share in self.amending_by_step:
             if not 0 <= share <= 1:
                 raise ValueError(f"amending_by_step names {share:g}; shares of a correction lie between 0 (none) and 1.")
-        for name in ("responses", "bending_by_step", "amending_by_step"):
+        for name in ("responses", "bending_by_step", "amending_by_step", "expected_errors"):
             count, steps = len(getattr(self, name)), len(self.damping_by_step)
             if count not in (0, steps):
                 raise ValueError(f"{name} has {count} entries and damping_by_step {steps}; give both one a step.")
@@ -101,7 +109,15 @@ class Planned(WindowPredictor):
             used = [*self.weights(skipped), 0.0]
             weights = [weight + scale * (better - own) for weight, better, own in zip(weights, self._between(skipped, at), used, strict=True)]
         now = Kept(feature, None, feature.dtype, feature.device)
-        return weighted_sum([*(kept for _, kept in self._window), now], weights)
+        corrected = weighted_sum([*(kept for _, kept in self._window), now], weights)
+        expected = self.config.expected_errors
+        return torch.lerp(feature, corrected, self._share(at, feature).to(feature)) if expected and expected[int(at)] else corrected
+
+    def _share(self, at: float, feature: Tensor) -> Tensor:
+        """How much of the correction at a computed step is made."""
+        error = (feature - self.predict(at)).float().square().mean().sqrt()
+        size = feature.float().square().mean().sqrt()
+        return (self.config.expected_errors[int(at)] * size / error).clamp(max=1.0)
 
     def _between(self, skipped: float, at: float) -> list[float]:
         """The weights of the window and of what is computed at `at` in m_s."""
