@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .calibration.stock import calibrate
     from .recipe.read import load_recipe
     from .recipe.recipe import Recipe
     from .run.agreement import Shards
@@ -28,6 +29,7 @@ __all__ = [
     "Shards",
     "Trace",
     "TraceEntry",
+    "calibrate",
     "enable_cache",
     "load_recipe",
     "load_schedule",
@@ -43,6 +45,7 @@ _HOMES = {
     "Shards": ".run.agreement",
     "Trace": ".trace.trace",
     "TraceEntry": ".trace.entry",
+    "calibrate": ".calibration.stock",
     "enable_cache": ".run.enable",
     "load_recipe": ".recipe.read",
     "load_schedule": ".schedule.schedule",

@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Recipe, load_recipe
+from longtake.cache.calibration.plan import DAMPINGS, Gaps, PlannedSteps, Weighing, fit_steps, forecast_errors, plan_steps
 from longtake.cache.decision import Decision
 from longtake.cache.predictors.mean_velocity import MeanVelocity, MeanVelocityConfig
 from longtake.cache.predictors.planned import Planned, PlannedConfig
@@ -30,7 +31,6 @@ from longtake.pipeline.calibration.methods.ertacache import harmful_steps
 from longtake.pipeline.calibration.methods.lemica import plan_minimax
 from longtake.pipeline.calibration.methods.magcache import magnitude_ratios
 from longtake.pipeline.calibration.methods.meancache import GAMMA, error_weights, plan_mean_velocities
-from longtake.pipeline.calibration.methods.planned import DAMPINGS, forecast_errors, plan_steps
 from longtake.pipeline.calibration.methods.ra_cfgcache import fit_gain, guided_changes
 from longtake.pipeline.calibration.methods.smoothcache import smooth_steps
 from longtake.pipeline.calibration.methods.teacache import rescaling
@@ -79,22 +79,26 @@ def _plan_cost(velocities: Floats, sigmas: Floats, growth: Floats, computed: Pas
     return total
 
 
+def _plan(gram: Floats, sigmas: Floats, num_computed: int) -> PlannedSteps:
+    gaps = Gaps(gram, np.diff(sigmas))
+    return fit_steps(gaps, plan_steps(gaps, np.ones(len(gram)), num_computed, Weighing()), lambda here, there: 1.0)
+
+
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999), num_computed=st.integers(3, 6))
 def test_planned_steps_are_the_cheapest(seed: int, num_computed: int) -> None:
     velocities, sigmas = _trajectory(seed)
     growth = np.random.default_rng(seed).random(8) + 0.1
-    plan = plan_steps(velocities @ velocities.T / 5, np.diff(sigmas), growth, num_computed)
+    computed = plan_steps(Gaps(velocities @ velocities.T / 5, np.diff(sigmas)), growth, num_computed, Weighing())
     plans = ((0, *others) for others in combinations(range(1, 8), num_computed - 1))
     cheapest = min(_plan_cost(velocities, sigmas, growth, computed) for computed in plans)
-    assert len(plan.computed) == num_computed
-    assert plan.cost == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
-    assert _plan_cost(velocities, sigmas, growth, plan.computed) == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
+    assert len(computed) == num_computed
+    assert _plan_cost(velocities, sigmas, growth, computed) == pytest.approx(cheapest, rel=1e-6, abs=1e-12)
 
 
 def test_too_few_steps_are_no_plan() -> None:
     with pytest.raises(ValueError, match="3 of 50 steps cannot be the computed ones; compute between 5 and 50"):
-        plan_steps(np.eye(50), np.linspace(1, 0, 51), np.ones(50), 3)
+        plan_steps(Gaps(np.eye(50), np.full(50, -0.02)), np.ones(50), 3, Weighing())
 
 
 @settings(max_examples=20)
@@ -102,7 +106,7 @@ def test_too_few_steps_are_no_plan() -> None:
 def test_expected_errors_are_those_of_the_predictors_own_forecasts(seed: int, num_computed: int) -> None:
     velocities, sigmas = _trajectory(seed)
     grams = np.stack([branch @ branch.T / 5 for branch in (velocities, 2 * velocities)])  # relative errors of both are the same
-    plan = plan_steps(grams[0], np.diff(sigmas), np.ones(8), num_computed)
+    plan = _plan(grams[0], sigmas, num_computed)
     predictor, errors = Planned(PlannedConfig(list(plan.damping))), [0.0] * 8
     for step in plan.computed:
         real = torch.from_numpy(velocities[step])
@@ -117,7 +121,7 @@ def test_expected_errors_are_those_of_the_predictors_own_forecasts(seed: int, nu
 def test_no_other_bending_makes_better_up_for_a_gap(seed: int, num_computed: int) -> None:
     """With the predictor itself: how far each gap leaves the latents from the uncached take's."""
     velocities, sigmas = _trajectory(seed)
-    plan = plan_steps(velocities @ velocities.T, np.diff(sigmas), np.ones(8), num_computed)
+    plan = _plan(velocities @ velocities.T, sigmas, num_computed)
 
     def missed(bending: list[float]) -> list[float]:
         predictor = Planned(PlannedConfig(list(plan.damping), np.diff(sigmas).tolist(), bending))

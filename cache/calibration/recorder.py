@@ -1,4 +1,4 @@
-"""Recording what a recipe's sites see when every step is computed; calibrations are worked out from it."""
+"""Recording what a recipe's sites see when every step is computed, and giving a model's outputs again; calibrations are worked out from it."""
 
 from __future__ import annotations
 
@@ -71,6 +71,61 @@ class _Recording:
 
     def recall(self, unit: int = 0, name: str = "") -> Tensor:
         raise AssertionError("recall() of what was never reused")
+
+    def check(self, real: Tensor, draft: Tensor) -> None:
+        raise AssertionError("check() of what was never forecast")
+
+
+class Playback(Cached):
+    """Attached like a cache, at the model's output: notes what each call gives, or gives again what another one has noted.
+
+    outputs: by branch, one a step, in fp32 on the CPU.
+    """
+
+    def __init__(self, recipe: Recipe, num_inference_steps: int) -> None:
+        """recipe: any that keeps the value of the model's output."""
+        super().__init__(Session.fresh(replace(recipe, branches="each"), num_inference_steps, Storage()))
+        self.outputs: dict[str, list[Tensor]] = {}
+        self._given: dict[str, list[Tensor]] = {}
+        self._until = -1
+
+    def again_until(self, step: int) -> Playback:
+        """Another one, for the same take: it gives the outputs that this one has noted, at `step` (above 0) those of the step before once more, and
+        has the rest computed.
+        """
+        other = Playback(self.recipe, self.session.num_inference_steps)
+        other._given, other._until = self.outputs, step
+        return other
+
+    def _begin(self, expert: int, part: int, site: Site, units: Sequence[range], num_text: int | None) -> SiteRun:
+        cursor = self._here()
+        given = self._given.get(cursor.branch, [])
+        step = cursor.moment.step
+        again = given[step - (step == self._until)] if step <= self._until else None
+        return _Playing(cursor, self.outputs.setdefault(cursor.branch, []), again)
+
+
+class _Playing:
+    """The SiteRun of a call whose output is noted, or given again."""
+
+    reused_run = 0
+
+    def __init__(self, cursor: Cursor, outputs: list[Tensor], again: Tensor | None) -> None:
+        self.moment, self.branch, self.segment = cursor.moment, cursor.branch, cursor.segment
+        self._outputs, self._again = outputs, again
+        self._like: Tensor | None = None
+
+    def decide(self, probe: Tensor, beside: Tensor | None = None) -> Verdict:
+        self._like = probe
+        return Verdict.of(frozenset() if self._again is None else frozenset({0}), 1)
+
+    def keep(self, feature: Tensor, unit: int = 0, name: str = "", *, learnt: Tensor | None = None, num_text: int | None = None) -> Tensor:
+        self._outputs.append(feature.detach().to("cpu", torch.float32, copy=True))
+        return feature
+
+    def recall(self, unit: int = 0, name: str = "") -> Tensor:
+        assert self._again is not None and self._like is not None, "recall() of what was never noted"
+        return self._again.to(self._like)
 
     def check(self, real: Tensor, draft: Tensor) -> None:
         raise AssertionError("check() of what was never forecast")

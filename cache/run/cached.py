@@ -160,7 +160,7 @@ class Cached:
         self.recipe.check_steps(num_inference_steps)
         if pipeline is not None:
             if self.recipe.calibration:
-                self.recipe.calibration.check_sampling(_sampling(pipeline), self.recipe.name)
+                self.recipe.calibration.check_sampling(sampling_of(pipeline), self.recipe.name)
             self.check_sampler(pipeline.scheduler)
         if num_inference_steps != self.session.num_inference_steps or self.trace.entries:
             self._begin_take(num_inference_steps)
@@ -182,12 +182,15 @@ class Cached:
         if expert != self._expert:
             self.state.reset()
             self._expert = expert
+        return Call(self.session, self._here(), part, site, units, num_text)
+
+    def _here(self) -> Cursor:
+        """Of the running call."""
         assert self._clock is not None, "a call before attach()"
-        cursor = self._cursor or self._point_at(*self._clock.now())
-        return Call(self.session, cursor, part, site, units, num_text)
+        return self._cursor or self._point_at(*self._clock.now())
 
 
-def _sampling(pipeline: Any) -> Sampling:
+def sampling_of(pipeline: Any) -> Sampling:
     """Of the call that a stock pipeline is making. Wan 2.2's second expert has a guidance scale of its own, which may be the first one's."""
     scheduler = pipeline.scheduler
     name = type(scheduler).__name__

@@ -41,7 +41,7 @@ def enable_cache(
     recipes are found; if left out, the name of the folder or hub id that it was loaded from. Raises ValueError, with the mend,
     for what does not fit: recipes, pipelines, schedulers and transformers that the cache cannot work on, other caches that are on already.
     """
-    pipeline, transformers = _parts(model)
+    pipeline, transformers = parts_of(model)
     if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be a whole number of at least 1.")
     if place not in PLACES:
@@ -58,7 +58,7 @@ def enable_cache(
     return cached
 
 
-def _parts(model: Any) -> tuple[Any, list[Any]]:
+def parts_of(model: Any) -> tuple[Any, list[Any]]:
     """The pipeline, None if a model comes without one, and the transformers."""
     if isinstance(model, (list, tuple)):
         pipeline, found = None, list(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     guidance_scale: Annotated[float, typer.Option()] = 5.0,
     flow_shift: Annotated[float | None, typer.Option(help="of the takes that will use it, the model's own if left out")] = None,
     scheduler: Annotated[str | None, typer.Option(help="their sampler: euler, unipc or dpm++, the model's own if left out")] = None,
+    noise: Annotated[str, typer.Option(help="frame: drawn as jobs draw it; diffusers: as stock pipelines do")] = "frame",
 ) -> None:
     """Measure a model on a few takes without a cache, and write a recipe with its numbers, or a schedule."""
     from ...pipeline.checkpoint.card import read_card
@@ -42,7 +44,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ...pipeline.calibration import calibrate as calibration  # torch and diffusers, for checkpoints that can be calibrated
     from ...pipeline.calibration import schedule as scheduling
 
-    takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale, flow_shift, scheduler)
+    takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale, flow_shift, scheduler, noise)
     if recipe == "schedule":
         usual = schedule_path(card, scheduler, checked(scheduling.check_schedule, card, takes, computed=computed, threshold=threshold))
     else:
@@ -55,6 +57,9 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ...pipeline.loop.render import Renderer
 
     say(f"rendering {len(takes)} full take(s) of {steps} steps to measure '{model}'")
+    log = logging.getLogger("longtake.pipeline.calibration")
+    log.setLevel(logging.INFO)
+    log.handlers[:] = [_Said()]
     renderer = checked(Renderer, card, device=_device())
     if recipe == "schedule":
         planned = checked(scheduling.plan_schedule, renderer, takes, computed=computed)
@@ -64,6 +69,13 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     made = checked(calibration.calibrate, recipe, renderer, takes, computed=computed, threshold=threshold)
     write_atomic(target, yaml.safe_dump(made.to_dict(), sort_keys=False))
     _say_parts(target, made)
+
+
+class _Said(logging.Handler):
+    """Prints what calibrations log of their work."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def _say_parts(target: Path, made: Recipe) -> None:

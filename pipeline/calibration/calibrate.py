@@ -27,11 +27,12 @@ def calibration_takes(
     guidance_scale: float,
     flow_shift: float | None = None,
     scheduler: str | None = None,
+    noise: str = "frame",
 ) -> list[Take]:
     """One take of the model's own clip length a prompt."""
     settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     clips = [Take.clip(card, f"calibration-{index}", prompt, seed=index, **settings) for index, prompt in enumerate(prompts)]
-    return [replace(clip, flow_shift=flow_shift, scheduler=scheduler) for clip in clips]
+    return [replace(clip, flow_shift=flow_shift, scheduler=scheduler, noise=noise) for clip in clips]
 
 
 def check_calibration(

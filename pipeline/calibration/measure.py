@@ -12,26 +12,21 @@ import torch
 from torch import Tensor
 
 from ...cache import Recipe, enable_cache
+from ...cache.calibration.path import Floats
 from ...cache.calibration.recorder import Key, Recorder, Sight
-from ...cache.sampler.linear_map import LinearMap, linear_map
 from ...cache.sums import l1_sums, ratio
 from ..loop.denoise import Denoising
 from ..loop.render import Renderer
 from ..take import Take
-from .path import Floats
 
 Series = dict[Key, list[Sight]]
-_GROWTH_SHARES = (0.02, 0.06, 0.12, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)  # of a take's steps
 
 
 @dataclass(frozen=True)
 class Velocities:
-    """guided: [steps, steps], the product of the guided velocities of two steps, its mean over latent values. branches: [branches, steps,
-    steps], the same of each branch's own velocities. sigmas: [steps + 1].
-    """
+    """guided: [steps, steps], the product of the guided velocities of two steps, its mean over latent values. sigmas: [steps + 1]."""
 
     guided: Floats
-    branches: Floats
     sigmas: Floats
 
 
@@ -46,41 +41,8 @@ def measure_velocities(renderer: Renderer, takes: list[Take], recipe: Recipe) ->
     gram = np.mean(grams, axis=0)
     eye = np.eye(steps)
     guide = np.hstack((scale * eye, (1 - scale) * eye)) if len(series) == 2 else eye
-    branches = np.stack([gram[start : start + steps, start : start + steps] for start in range(0, len(gram), steps)])
     sigmas = renderer.family.scheduler(takes[0]).sigmas.double().cpu().numpy()
-    return Velocities(guide @ gram @ guide.T, branches, sigmas)
-
-
-def measure_growth(renderer: Renderer, takes: list[Take]) -> Floats:
-    """[steps], how much a small error grows that the model's output has at each step: mean square in the film, by what it would be there if the
-    outputs of later steps did not change with it.
-
-    Measured at a few steps, closer together early on, with the error that reusing the last velocity makes there; geometric means over the
-    takes, and log-linear between these steps.
-    """
-    steps = takes[0].num_inference_steps
-    probed = sorted({max(1, round(share * (steps - 2))) for share in _GROWTH_SHARES})
-    logs = np.zeros(len(probed))
-    for take in takes:
-        denoising = Denoising(renderer.family, take, None, renderer.mesh)
-        responses, disturbed, last, before = measure_sampler(renderer, take).responses, {}, None, None
-        for step in denoising:
-            if before is not None:
-                before.move(last)
-                disturbed[step.index] = (before, (last - step.velocity) * responses[step.index])
-            last, before = step.velocity, denoising.fork() if denoising.index in probed else None
-        for number, index in enumerate(probed):
-            fork, error = disturbed[index]
-            for _ in fork:
-                pass
-            change = (fork.latents - denoising.latents).double().pow(2).mean() / error.double().pow(2).mean()
-            logs[number] += float(change.log()) / len(takes)
-    return np.exp(np.interp(np.arange(steps), probed, logs))
-
-
-def measure_sampler(renderer: Renderer, take: Take) -> LinearMap:
-    """What the take's sampler makes of the model's outputs. Raises ValueError, with the mend, for samplers that are not linear."""
-    return linear_map(renderer.family.scheduler(take))
+    return Velocities(guide @ gram @ guide.T, sigmas)
 
 
 def record_steps(renderer: Renderer, take: Take, recipe: Recipe) -> Iterator[dict[Key, Sight]]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...cache import Recipe
+from ...cache.calibration.path import check_budget
 from ..loop.render import Renderer
 from ..take import Take
-from .path import check_budget
 
 
 @dataclass(frozen=True)

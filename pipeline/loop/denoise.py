@@ -76,6 +76,7 @@ class Denoising:
                 velocity, clean = self._advance(index, timestep)
             except CollectiveError as error:
                 raise error.at(f"step {index + 1}") from error
+            self.index += 1
             yield Step(index, len(self.scheduler.timesteps), velocity, clean)
         self._check_finite()
 
@@ -92,13 +93,8 @@ class Denoising:
         """Move `latents` one step further; returns the step's velocity and the clean latents that it points to."""
         velocity = self._guided(index, timestep)
         clean = self.latents - self.scheduler.sigmas[index].to(self.latents.device) * velocity
-        self.move(velocity)
+        self.latents = self.scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
         return velocity, clean
-
-    def move(self, velocity: Tensor) -> None:
-        """Let the next step be made with this velocity, whatever the model's own would be."""
-        self.latents = self.scheduler.step(velocity, self.scheduler.timesteps[self.index], self.latents, return_dict=False)[0]
-        self.index += 1
 
     def _guided(self, index: int, timestep: Tensor) -> Tensor:
         """Classifier-free guidance (arXiv 2207.12598): one branch after the other, cond first as diffusers does; or, at cfg_degree 2,

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ....cache import Recipe
+from ....cache.calibration.path import Floats
 from ...loop.render import Renderer
 from ...take import Take
 from ..measure import record_take
 from ..method import Measured, Method
-from ..path import Floats
 
 
 def harmful_steps(changes: Floats, threshold: float) -> tuple[int, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ....cache import Recipe
+from ....cache.calibration.path import Floats, Past, cheapest_path
 from ...loop.render import Renderer
 from ...take import Take
 from ..measure import measure_skips
 from ..method import Measured, Method
-from ..path import Floats, Past, cheapest_path
 
 MAX_GAP = 5
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ....cache import Recipe
+from ....cache.calibration.path import Floats
 from ...loop.render import Renderer
 from ...take import Take
 from ..measure import record_take
 from ..method import Measured, Method
-from ..path import Floats
 
 
 def magnitude_ratios(norms: Floats) -> list[float]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from ....cache import Recipe
+from ....cache.calibration.path import Floats, Past, cheapest_path
 from ...loop.render import Renderer
 from ...take import Take
 from ..measure import measure_velocities
 from ..method import Changes, Measured, Method, Setting
-from ..path import Floats, Past, cheapest_path
 
 MAX_GAP = 9
 GAMMA = 5

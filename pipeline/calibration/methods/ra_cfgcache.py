@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from ....cache import Recipe
+from ....cache.calibration.path import Floats
 from ....cache.calibration.recorder import Sight
 from ...loop.render import Renderer
 from ...take import Take
 from ..measure import change, measure_skips, record_take
 from ..method import Measured, Method
-from ..path import Floats
 
 EXPONENTS = np.arange(0.25, 16.25, 0.25)
 

@@ -7,13 +7,13 @@ from collections import deque
 import numpy as np
 
 from ....cache import Recipe
+from ....cache.calibration.path import Floats
 from ....cache.calibration.recorder import Key, Sight
 from ....cache.sums import l1_sums, ratio
 from ...loop.render import Renderer
 from ...take import Take
 from ..measure import record_steps
 from ..method import Measured, Method
-from ..path import Floats
 
 LOOK_BACK = 3
 

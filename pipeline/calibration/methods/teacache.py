@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 
 from ....cache import Recipe
+from ....cache.calibration.path import Floats
 from ...loop.render import Renderer
 from ...take import Take
 from ..measure import change, record_take
 from ..method import Measured, Method
-from ..path import Floats
 
 DEGREE = 4
 
