@@ -10,6 +10,7 @@ from .results import read_bars
 
 _ALL = ("cache", "demo", "parallel")
 _KNOWN = (*_ALL, "first_call")  # which demo runs as well
+_MODULES = {"cache": "cache.measure"}  # where it is not the benchmark's name
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
         if name not in _KNOWN:
             parser.error(f"there is no benchmark '{name}'; known: {', '.join(_KNOWN)}")
         try:
-            benchmark = import_module(f"longtake.bench.{name}")
+            benchmark = import_module(f"longtake.bench.{_MODULES.get(name, name)}")
         except ModuleNotFoundError as error:
             parser.error(f"benchmark '{name}' needs the package {error.name}; install longtake with its extra: pip install -e '.[bench]'")
         benchmark.main()

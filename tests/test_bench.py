@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from longtake.bench.contenders import NUM_SETTINGS, STEPS, sweep
-from longtake.bench.fronts import Point, comparable_at, fastest_at, speed_at
-from longtake.bench.joint import put
-from longtake.bench.journal import Journal
+from longtake.bench.cache.bars.fronts import Point, comparable_at, fastest_at, speed_at
+from longtake.bench.cache.contenders.contender import NUM_SETTINGS, STEPS
+from longtake.bench.cache.contenders.joint import put
+from longtake.bench.cache.contenders.recipes import sweep
+from longtake.bench.cache.films.studio import GUIDANCE_SCALE, Studio, clips, moving_region, psnr
+from longtake.bench.cache.journal import Journal
 from longtake.bench.pool import GlooPool
-from longtake.bench.stock import GUIDANCE_SCALE, Studio, clips, moving_region, psnr
 from longtake.cache import load_recipe
 from longtake.cache.recipe.read import recipe_names
 from longtake.parallel.groups.mesh import Mesh

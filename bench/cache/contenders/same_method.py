@@ -10,8 +10,9 @@ from typing import Any
 
 import cache_dit
 
-from ..cache import load_recipe
-from .contenders import Setting, Tuning, our_setting
+from ....cache import load_recipe
+from .contender import Setting, Tuning
+from .recipes import our_setting
 from .rivals import WAN_MODULES, dbcache_setting, diffusers_setting, first_block, mag, mag_ratios, taylorseer
 
 LEFT_OUT = {

@@ -14,7 +14,6 @@ the same method of ours and theirs. score_drop: points of the demo's score (the 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -27,20 +26,21 @@ from typing import Any
 
 import torch
 
-from ..cache import Recipe
-from ..pipeline.checkpoint.card import read_card
-from ..pipeline.checkpoint.model_hash import model_hash
-from ..pipeline.demo.score import Score, score_clips
-from ..pipeline.loop.render import Renderer
-from . import rivals, same_method
-from .cache_picture import draw
-from .contenders import OURS, STEPS, Contender, Setting, Tuning, our_contenders
-from .fronts import Point, comparable_at, fastest_at
-from .joint import joint_contenders
+from ...cache import Recipe
+from ...pipeline.checkpoint.card import read_card
+from ...pipeline.checkpoint.model_hash import model_hash
+from ...pipeline.demo.score import Score, score_clips
+from ...pipeline.loop.render import Renderer
+from ..results import RESULTS, Bar, write_results
+from .bars.call_costs import compute_recipe, reuse_recipe, shares_of_a_call
+from .bars.fronts import Point, comparable_at, fastest_at
+from .contenders import rivals, same_method
+from .contenders.contender import OURS, STEPS, Contender, Setting, Tuning
+from .contenders.joint import joint_contenders
+from .contenders.recipes import our_contenders
+from .films.studio import Clip, Film, Studio, clips, moving_region, psnr, seconds_of
 from .journal import Journal
-from .results import RESULTS, Bar, write_results
-from .step_costs import compute_recipe, reuse_recipe, shares_of_a_call
-from .stock import Clip, Film, Studio, clips, moving_region, psnr, seconds_of
+from .picture import draw
 
 _CLIPS = {50: 3, 12: 3, 6: 1}  # by steps; no bar is set for 6
 _TUNING_CLIPS, _SCORED_CLIPS = 4, 64
@@ -115,8 +115,8 @@ def main() -> None:
 def _journal(studio: Studio) -> Journal:
     """Of this model, these versions and all that makes films and settings."""
     root, sources = RESULTS.parent.parent, hashlib.sha256()
-    measured = [root / "bench" / f"{module}.py" for module in ("contenders", "joint", "rivals", "stock", "same_method")]
-    for folder in ("cache", "configs", "parallel", "pipeline"):
+    measured = list[Path]()
+    for folder in ("bench/cache/contenders", "bench/cache/films", "cache", "configs", "parallel", "pipeline"):
         measured += sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".yaml"))
     for path in measured:
         sources.update(path.read_bytes())
@@ -278,7 +278,7 @@ def _costs(studio: Studio, recipes: dict[tuple[str, str], Recipe]) -> tuple[dict
     return bars, {name: round(share, 4) for name, share in shares.items()}
 
 
-def _look(only: str, num_inference_steps: int, every: int) -> None:
+def look(only: str, num_inference_steps: int, every: int) -> None:
     """For whoever adds a sweep: the points of some contenders on one tuning clip."""
     studio, tuned = Studio(), clips(_TUNING_CLIPS, held_out=False)
     studio.film(tuned[0], _WARM_UP_STEPS)
@@ -290,16 +290,3 @@ def _look(only: str, num_inference_steps: int, every: int) -> None:
     for point in sorted(points, key=lambda point: (point.tool, point.method)):
         where = f"{point.speedup:5.2f}x {point.psnr:6.2f} dB, moving {point.psnr_moving:6.2f} dB, {point.computed:g} calls"
         print(f"{point.tool} {point.method} ({point.setting}): {where}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only print points of one clip; writes no results")
-    parser.add_argument("--only", default="", help="with --quick: contenders whose name contains this")
-    parser.add_argument("--steps", type=int, choices=STEPS, default=STEPS[0], help="with --quick: of a film")
-    parser.add_argument("--every", type=int, default=1, help="with --quick: one setting of so many")
-    options = parser.parse_args()
-    if options.quick:
-        _look(options.only, options.steps, options.every)
-    else:
-        main()

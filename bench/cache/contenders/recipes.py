@@ -1,4 +1,4 @@
-"""Who is compared: a tool, a method of it and the settings that are tried. Here longtake's own recipes; the others' are in `rivals`.
+"""Longtake's own recipes, each with the settings that are tried.
 
 Each method gets the same number of settings, spread so that speed-ups reach from about 1.3 to 5. A new recipe with a trigger that is
 known here joins by itself; any other needs one line in `_SWEEPS`, or in `_CALIBRATED` if each setting is measured on the model.
@@ -7,83 +7,19 @@ known here joins by itself; any other needs one line in `_SWEEPS`, or in `_CALIB
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..cache import Recipe, enable_cache, load_recipe
-from ..cache.recipe import knobs
-from ..cache.recipe.read import recipe_names
-from ..pipeline.calibration.calibrate import calibrate, calibrate_each, calibration_takes
-from ..pipeline.loop.render import Renderer
-from ..pipeline.take import Take
-from .journal import Journal
-from .stock import GUIDANCE_SCALE, Clip, Studio
-
-OURS = "longtake"
-STEPS = (50, 12, 6)
-NUM_SETTINGS = {50: 6, 12: 6, 6: 4}  # by steps a film: 6 steps leave no more intervals and budgets to choose from
-INTERVALS = (2, 3, 4, 5, 6, 8)
-
-Put = Callable[[Any], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """put: takes a stock pipeline and keeps a fresh cache on it inside the context. recipe: ours only."""
-
-    label: str
-    put: Put
-    recipe: Recipe | None = None
-
-
-@dataclass(frozen=True)
-class Contender:
-    tool: str
-    method: str
-    settings: tuple[Setting, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.tool} {self.method}"
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What calibration may look at: films of trained scenes, none of which is measured.
-
-    renderer: the same model as the studio's, in longtake's own loop.
-    """
-
-    studio: Studio
-    renderer: Renderer
-    clips: list[Clip]
-    num_inference_steps: int
-    journal: Journal
-
-    @property
-    def num_settings(self) -> int:
-        return NUM_SETTINGS[self.num_inference_steps]
-
-    @property
-    def takes(self) -> list[Take]:
-        prompts = [clip.prompt for clip in self.clips]
-        return calibration_takes(self.renderer.family.card, prompts, self.num_inference_steps, GUIDANCE_SCALE)
-
+from ....cache import Recipe, enable_cache, load_recipe
+from ....cache.recipe import knobs
+from ....cache.recipe.read import recipe_names
+from ....pipeline.calibration.calibrate import calibrate, calibrate_each
+from .contender import INTERVALS, NUM_SETTINGS, OURS, Contender, Setting, Tuning, geometric, longer
 
 Sweep = Callable[[Recipe, int], list[Recipe]]  # of a recipe with its numbers, for films of so many steps
-
-
-def geometric(low: float, high: float, count: int) -> list[float]:
-    return [float(f"{value:.3g}") for value in np.geomspace(low, high, count)]
-
-
-def longer(steps: int) -> float:
-    """How much farther thresholds reach than at 50 steps: changes from step to step are larger, and fewer of them are left out."""
-    return float((50 / steps) ** 0.5)
 
 
 def thresholds(low: float, high: float) -> Sweep:
@@ -180,7 +116,7 @@ def sweep(recipe: Recipe, steps: int) -> list[Recipe]:
     trigger = recipe.parts[0].trigger.name if len(recipe.parts) == 1 else "parts"
     chosen = _SWEEPS.get(recipe.name) or _SWEEPS.get(trigger)
     if chosen is None:
-        raise ValueError(f"Recipe '{recipe.name}' has no sweep; give bench/contenders.py a line for it, or for its trigger '{trigger}'.")
+        raise ValueError(f"Recipe '{recipe.name}' has no sweep; give it, or its trigger '{trigger}', a line in bench/cache/contenders/recipes.py.")
     return chosen(recipe, steps)
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import Recipe, enable_cache, load_recipe
-from ..cache.model.wrap import wrap
-from ..cache.recipe.knobs import describe_knobs
-from ..pipeline.calibration.calibrate import calibrate
-from .contenders import LEFT_OUT, OURS, Contender, Setting, Tuning, rungs
+from ....cache import Recipe, enable_cache, load_recipe
+from ....cache.model.wrap import wrap
+from ....cache.recipe.knobs import describe_knobs
+from ....pipeline.calibration.calibrate import calibrate
+from .contender import OURS, Contender, Setting, Tuning
+from .recipes import LEFT_OUT, rungs
 
 
 def joint_contenders(tuning: Tuning, only: str = "") -> list[Contender]:

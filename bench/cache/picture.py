@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import matplotlib
 import numpy as np
 
-from ..files import written_whole
-from .contenders import OURS
-from .fronts import Point, fastest_at
+from ...files import written_whole
+from .bars.fronts import Point, fastest_at
+from .contenders.contender import OURS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
-from ..cache import Recipe, enable_cache, load_recipe
-from .stock import Studio
+from ....cache import Recipe, enable_cache, load_recipe
+from ..films.studio import Studio
 
 _NEVER = 10**6
 _STEPS = 50  # of a take, as many as the recipes are calibrated for

@@ -17,8 +17,8 @@ import torch
 from diffusers import WanPipeline
 from torch import Tensor, nn
 
-from ..pipeline.checkpoint.card import read_card
-from ..pipeline.demo.scene import sample_scene, sentence
+from ....pipeline.checkpoint.card import read_card
+from ....pipeline.demo.scene import sample_scene, sentence
 
 GUIDANCE_SCALE = 4.0
 _MOVES = 0.05  # of the range of a channel; what a still pixel of a decoded film never reaches

@@ -31,7 +31,7 @@ from diffusers import (
 from diffusers.utils import logging
 from torch import Tensor
 
-from .contenders import INTERVALS, Contender, Setting, Tuning, geometric, longer
+from .contender import INTERVALS, Contender, Setting, Tuning, geometric, longer
 
 os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # read at import; every cache put on or taken off is reported otherwise
 import cache_dit

@@ -1,0 +1,1 @@
+"""The figures that have a bar, worked out from what was measured."""

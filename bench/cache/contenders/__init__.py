@@ -1,0 +1,1 @@
+"""Who is compared: longtake's own recipes and what a user has without longtake."""
