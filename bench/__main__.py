@@ -10,7 +10,7 @@ from .results import read_bars
 
 _ALL = ("cache", "demo", "parallel")
 _KNOWN = (*_ALL, "first_call")  # which demo runs as well
-_MODULES = {"cache": "cache.measure"}  # where it is not the benchmark's name
+_MODULES = {"cache": "cache.run"}  # where it is not the benchmark's name
 
 
 def main() -> None:
@@ -30,7 +30,10 @@ def main() -> None:
             benchmark = import_module(f"longtake.bench.{_MODULES.get(name, name)}")
         except ModuleNotFoundError as error:
             parser.error(f"benchmark '{name}' needs the package {error.name}; install longtake with its extra: pip install -e '.[bench]'")
-        benchmark.main()
+        try:
+            benchmark.main()
+        except ValueError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def write_results(name: str, bars: dict[str, Bar], raw: dict[str, Any]) -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": package_versions(("longtake", "torch", "diffusers", "transformers", "ray")),
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit(),
         "bars": {key: asdict(bar) for key, bar in bars.items()},
         "raw": raw,
     }
@@ -67,10 +67,10 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
-    """The checkout's commit, with '+' where there are changes on top of it; empty outside a checkout."""
+def commit() -> str:
+    """The checkout's commit, with '+' where there are changes on top of it, results apart; empty outside a checkout."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=RESULTS.parent.parent, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".", ":!bench/results") else "")

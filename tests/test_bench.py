@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from longtake.bench.cache.bars.fronts import Point, comparable_at, fastest_at, speed_at
-from longtake.bench.cache.contenders.contender import NUM_SETTINGS, STEPS
+from longtake.bench.cache.bars.fronts import Point, comparable_at, fastest_at, speed_at, worth_going_on
+from longtake.bench.cache.bars.gains import fronts, gains, methods
+from longtake.bench.cache.contenders.contender import NUM_SETTINGS
+from longtake.bench.cache.contenders.fewer_steps import best_of_shifts
 from longtake.bench.cache.contenders.joint import put
-from longtake.bench.cache.contenders.recipes import sweep
-from longtake.bench.cache.films.studio import GUIDANCE_SCALE, Studio, clips, moving_region, psnr
+from longtake.bench.cache.contenders.recipes import put_recipe, sweep
+from longtake.bench.cache.films import converged
+from longtake.bench.cache.films.models import GUIDANCE_SCALE, MODELS, Model
+from longtake.bench.cache.films.samplers import SPACINGS, sampled_by, sampler, spaced
+from longtake.bench.cache.films.studio import Studio, moving_region, psnr
 from longtake.bench.cache.journal import Journal
+from longtake.bench.cache.picture import draw, named_lines
+from longtake.bench.cache.points import Measured
+from longtake.bench.cache.stages import STAGES, stage_named
 from longtake.bench.pool import GlooPool
 from longtake.cache import load_recipe
 from longtake.cache.recipe.read import recipe_names
@@ -59,15 +71,141 @@ def test_fronts_are_compared_where_all_of_them_have_points() -> None:
     assert comparable_at(32, tool, gentle) == 36
 
 
+@given(methods=st.dictionaries(st.text(), POINTS, min_size=1))
+def test_whoever_is_on_the_front_goes_on(methods: dict[str, list[Point]]) -> None:
+    for level in range(20, 51):
+        speed, name = fastest_at(methods, level)
+        assert speed <= 1.01 or name in worth_going_on(methods)
+
+
+def test_contenders_far_from_the_front_do_not_go_on() -> None:
+    slow = [Point(point.speedup / 2, point.psnr) for point in LINE]
+    assert worth_going_on({"line": LINE, "nearly": [Point(1.9, 40), Point(3.8, 30)], "slow": slow}) == {"line", "nearly"}
+
+
+def _measured(stage: str, who: str, setting: str, speedup: float, psnr: float, calls: float, clips: int = 2) -> Measured:
+    """Against the converged film 1 dB less; the first clip 3 dB better than the last."""
+    tool, method = who.split(": ")
+    of_clips = tuple((speedup, psnr + shift, psnr - 1 + shift) for shift in np.linspace(1.5, -1.5, clips).tolist())
+    return Measured(stage, tool, method, setting, speedup, psnr, psnr - 2, psnr - 1, calls, of_clips)
+
+
+def _stage(stage: str) -> list[Measured]:
+    steps = float(stage.rsplit("/", maxsplit=1)[-1])
+    counted = {"longtake: schedule": (44.0, 39.0), "fewer steps: UniPC": (34.0, 30.0), "fewer steps: UniPC, shift 10": (36.0, 29.0)}
+    planned = {"longtake: planned": (48.0, 41.0), "longtake: planned without its corrector": (46.0, 38.5), "diffusers: SeaCache": (31.0, 23.0)}
+    return [
+        *(_measured(stage, who, f"{n} steps", steps / n, at[n == 9], n) for who, at in counted.items() for n in (12, 9)),
+        *(_measured(stage, who, f"computed {n}", 0.97 * steps / n, at[n == 9], n) for who, at in planned.items() for n in (12, 9)),
+        _measured(stage, "longtake: interval", "interval 8", 4.0, 25.0, 12.5),
+        _measured(stage, "cache-dit: DBCache", "far off", 9.0, 60.0, 2.0, clips=1),
+    ]
+
+
+def test_gains_are_differences_at_equal_cost_against_the_converged_film() -> None:
+    bars, raw = gains([*_stage("demo/euler/50"), *_stage("demo/unipc/50")])
+    values = {name: bar.value for name, bar in bars.items()}
+    assert values == {"converged_gain_12": 12, "schedule_gain_12": 10, "schedule_gain_9": 9, "forecast_gain_9": 2, "corrector_gain_9": 2.5}
+    assert all(bar.holds for bar in bars.values())
+    assert raw["converged_gain_12"]["less"]["who"] == "fewer steps UniPC, shift 10, 12 steps"
+    assert raw["converged_gain_12"]["more"]["worst_psnr_converged"] == 45.5, "our worst clip is said"
+
+
+def test_fronts_count_fewer_steps_and_the_best_shift_but_no_contender_of_the_first_clips_alone() -> None:
+    bars, rows = fronts(_stage("demo/euler/50"))
+    assert set(bars) == {"front_30db", "front_35db", "front_40db"}
+    assert {row["of"] for row in rows} == {"psnr", "psnr_moving", "psnr_converged"}
+    theirs = next(row for row in rows if row["of"] == "psnr" and row["wanted"] == 30)
+    assert theirs["theirs"] == (50 / 9, "fewer steps UniPC, best shift") and theirs["ours"][1].startswith("longtake")
+    best = methods(_stage("demo/euler/50"), "demo/euler/50", "psnr", ours=False)["fewer steps UniPC, best shift"]
+    assert sorted(point.psnr for point in best) == [30, 36]
+
+
+def test_the_picture_names_eight_lines_at_most_and_is_drawn_from_results_alone(tmp_path: Path) -> None:
+    more = [_measured("demo/euler/50", f"{tool}: {n}", "one", 2.0, 20.0 + n, 25) for tool in ("longtake", "diffusers", "cache-dit") for n in range(9)]
+    points = [Measured.read(json.loads(json.dumps(asdict(point)))) for point in [*_stage("demo/euler/50"), *_stage("second/euler/50"), *more]]
+    named = named_lines(points, ["demo/euler/50"])
+    assert len(named) <= 8 and {"longtake planned", "longtake schedule", "fewer steps UniPC"} <= set(named)
+    assert {name.split()[0] for name in named} == {"longtake", "fewer", "diffusers", "cache-dit"}
+    draw(points, tmp_path / "cache.png")
+    assert (tmp_path / "cache.png").stat().st_size > 10_000
+
+
+def test_every_stage_is_found_by_its_name_and_has_eight_clips_of_its_model() -> None:
+    for stage in STAGES:
+        assert stage_named(stage.name) is stage
+    assert all(max(stage.clips for stage in STAGES if stage.model == model) >= 8 for model in MODELS)
+    with pytest.raises(ValueError, match="no stage 'demo/unipc'; known: demo/euler/50"):
+        stage_named("demo/unipc")
+
+
+@pytest.mark.parametrize("name", ["euler", "unipc", "dpm++"])
+@pytest.mark.parametrize("how", SPACINGS)
+def test_spacings_are_noise_levels_of_a_flow(name: str, how: str) -> None:
+    if how == "beta":
+        pytest.importorskip("scipy")
+    card = MODELS["demo"].card
+    pipe = SimpleNamespace(scheduler=None)
+    with spaced(card, name, how, 9, pipe):
+        pipe.scheduler.set_timesteps(9)
+        sigmas, timesteps = pipe.scheduler.sigmas.tolist(), pipe.scheduler.timesteps.tolist()
+    assert pipe.scheduler is None
+    assert len(sigmas) == 10 and sigmas == sorted(sigmas, reverse=True)
+    assert 0.99 < sigmas[0] <= 1 and sigmas[-1] == 0
+    assert all(abs(1000 * sigma - time) <= 1 for sigma, time in zip(sigmas, timesteps, strict=False))
+    plain = sampler(card, name)
+    plain.set_timesteps(9)
+    assert max(abs(a - b) for a, b in zip(sigmas, plain.sigmas.tolist(), strict=True)) > 0.05, "another spacing than the sampler's own"
+
+
+@pytest.mark.parametrize(("cls", "how"), [(UniPCMultistepScheduler, "exponential"), *((DPMSolverMultistepScheduler, how) for how in SPACINGS[:2])])
+def test_what_is_left_out_is_no_flow(cls: type, how: str) -> None:
+    """The reason that fewer_steps.LEFT_OUT gives; once diffusers mends it, these spacings are to be measured as they are."""
+    config = sampler(MODELS["demo"].card, "unipc" if cls is UniPCMultistepScheduler else "dpm++").config
+    scheduler = cls.from_config(config, **{f"use_{how}_sigmas": True})
+    scheduler.set_timesteps(9)
+    assert scheduler.sigmas[0] > 100
+
+
+def test_a_shift_is_counted_among_its_sampler_s() -> None:
+    assert best_of_shifts("UniPC") == best_of_shifts("UniPC, shift 10") == "UniPC, best shift"
+    assert best_of_shifts("Euler") is None and best_of_shifts("DPM++ 2M, beta spacing") is None
+
+
+@torch.no_grad()
+def test_calls_are_counted_by_what_is_computed_of_them() -> None:
+    """A whole film: as many model calls of a branch as it has steps, twice, on any sampler and with a cache."""
+    studio, [clip] = Studio(MODELS["demo"].card), MODELS["demo"].tuning_clips(1)
+    assert studio.film(clip, 3).computed == 6
+    with sampled_by(sampler(studio.card, "unipc"), studio.pipe):
+        film = studio.film(clip, 4)
+    assert film.computed == 8 and len(film.step_seconds) == 4
+    assert type(studio.pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    with put_recipe(load_recipe("interval", {"trigger": {"interval": 2}, "guards": {"first_steps": 1, "last_steps": 0}}), 4, studio.pipe):
+        assert studio.film(clip, 4).computed == 4
+
+
+def test_a_converged_film_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converged, "CONVERGED_STEPS", 2)
+    studio, [clip] = Studio(MODELS["demo"].card), MODELS["demo"].tuning_clips(1)
+    latents = converged.ConvergedFilms(studio, tmp_path, {"model": "a"}).latents(clip)
+    [kept] = tmp_path.iterdir()
+    written = kept.stat().st_mtime_ns
+    assert torch.equal(converged.ConvergedFilms(studio, tmp_path, {"model": "a"}).latents(clip), latents)
+    assert kept.stat().st_mtime_ns == written
+    converged.ConvergedFilms(studio, tmp_path, {"model": "b"}).latents(clip)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("name", [name for name in recipe_names() if not load_recipe(name).calibrated])
 def test_every_recipe_is_tried_with_the_same_number_of_settings(name: str) -> None:
-    for steps in STEPS:
+    for steps in NUM_SETTINGS:
         recipes = sweep(load_recipe(name), steps)
         assert len({str(recipe.deciding()) for recipe in recipes}) == NUM_SETTINGS[steps]
 
 
 def test_a_joint_decision_in_a_stock_pipeline_is_that_of_our_own_loop() -> None:
-    studio, [clip] = Studio(), clips(1, held_out=True)
+    studio, [clip] = Studio(MODELS["demo"].card), MODELS["demo"].tuning_clips(1)
     studio.pipe.text_encoder = type(studio.pipe.text_encoder).from_pretrained(studio.card.path / "text_encoder", dtype=torch.float32)  # as ours
     recipe = load_recipe({**load_recipe("ra_cfgcache", {"trigger": {"threshold": 0.5}}).to_dict(), "calibrated": False})
     with put(recipe, 6, studio.prompt("")["negative_prompt_embeds"], studio.pipe):
@@ -75,12 +213,19 @@ def test_a_joint_decision_in_a_stock_pipeline_is_that_of_our_own_loop() -> None:
     take = Take.clip(studio.card, "clip", clip.prompt, seed=clip.seed, num_inference_steps=6, guidance_scale=GUIDANCE_SCALE)
     rendered = Renderer(studio.card).render(replace(take, noise="diffusers"), recipe)
     assert rendered.trace is not None
-    assert film.computed == 2 * rendered.trace.summary()["compute"] < 12
+    whole = 2 * rendered.trace.summary()["compute"]
+    assert whole < 12
+    assert film.computed == pytest.approx(whole + (12 - whole) / studio.card.num_layers), "of other calls the first block alone is computed"
     assert_same(film.latents, rendered.latents)
 
 
-def test_tuning_clips_are_not_measured() -> None:
-    assert not {clip.prompt for clip in clips(20, held_out=True)} & {clip.prompt for clip in clips(20, held_out=False)}
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_measured_clips_are_neither_tuning_clips_nor_clips_of_earlier_results(model: Model) -> None:
+    measured, tuning = model.measured_clips(16), model.tuning_clips(16)
+    earlier = {model.draw(np.random.default_rng((23, index)), held_out) for index in range(50) for held_out in (True, False)}
+    assert len({clip.prompt for clip in measured}) == len({clip.seed for clip in measured}) == 16
+    assert not {clip.prompt for clip in measured} & ({clip.prompt for clip in tuning} | earlier)
+    assert measured[:8] == model.measured_clips(8), "more clips are the same ones and others"
 
 
 def test_psnr_of_the_moving_region_looks_there_alone() -> None:

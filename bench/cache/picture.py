@@ -1,76 +1,98 @@
-"""The picture beside the results of `bench cache`: PSNR against speed-up, a line a method, ours in colour, theirs in grey and dashed.
+"""The picture beside the results of the benchmark of caches: PSNR against speed-up, a panel a model, and the named lines' figures below.
 
-The thick lines are the fronts: what the fastest method of ours, or of theirs, reaches at each PSNR.
+At most eight lines have a name and a colour: a plan, a schedule and what of every tool reaches farthest. All others are thin and grey.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import matplotlib
-import numpy as np
 
 from ...files import written_whole
-from .bars.fronts import Point, fastest_at
-from .contenders.contender import OURS
+from .bars.fronts import Point, speed_at
+from .bars.gains import methods, on_every_clip
+from .contenders.contender import FEWER_STEPS, OURS
+from .points import Measured
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-
-class Plotted(Protocol):
-    """What is drawn of a measured setting."""
-
-    @property
-    def tool(self) -> str: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def num_inference_steps(self) -> int: ...
-    @property
-    def speedup(self) -> float: ...
-    @property
-    def psnr(self) -> float: ...
+_LOW, _HIGH, _FASTEST = 20, 60, 10  # dB, dB and speed-up: beyond them nobody looks
+_LEVELS = (30.0, 35.0, 40.0)  # dB at which methods are ranked and the table is
+_NAMED = {OURS: 3, FEWER_STEPS: 3}  # lines with a name by tool; one of any other
+_ALWAYS = (f"{OURS} planned", f"{OURS} schedule", f"{FEWER_STEPS} UniPC")
+_MOST_NAMED = 8
+_PANELS = ("demo/euler/50", "second/euler/50")
+_OURS_COLOURS, _COLOURS = ("tab:red", "tab:orange", "tab:pink"), ("tab:blue", "tab:green", "black", "tab:purple", "tab:cyan")
 
 
-_LOW, _HIGH = 15, 60  # dB
-_GREYS = [(line, marker) for marker in "osDv^" for line in ("--", "-.", ":")]
-
-
-def draw(measured: Sequence[Plotted], path: Path) -> None:
-    """One panel for each number of steps."""
-    panels = sorted({point.num_inference_steps for point in measured}, reverse=True)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels), 10), squeeze=False, layout="constrained")
-    lines: dict[str, Any] = {}
-    for axis, steps in zip(axes[0], panels, strict=True):
-        of_steps = [point for point in measured if point.num_inference_steps == steps]
-        for is_ours in (True, False):
-            lines |= _draw_methods(axis, [point for point in of_steps if (point.tool == OURS) == is_ours], is_ours)
-        axis.set(title=f"{steps} steps", xlabel="speed-up by the clock", ylim=(_LOW, _HIGH))
+def draw(measured: Sequence[Measured], path: Path) -> None:
+    """One panel for each model's main stage, or for the first stage that was measured."""
+    points = on_every_clip(measured)
+    stages = [stage for stage in _PANELS if any(point.stage == stage for point in points)] or [points[0].stage]
+    named = named_lines(points, stages)
+    styles = _styles(named)
+    figure, grid = pyplot.subplots(2, len(stages), figsize=(11 * len(stages), 13), squeeze=False, layout="constrained", height_ratios=(3, 1))
+    for axis, table, stage in zip(grid[0], grid[1], stages, strict=True):
+        found = methods(points, stage, "psnr", ours=True) | methods(points, stage, "psnr", ours=False)
+        for name in sorted(found, key=lambda name: name in styles):  # the named ones on top
+            _draw_line(axis, name, found[name], styles.get(name))
+        model, sampler, steps = stage.split("/")
+        axis.set_title(f"{model} model, {steps} {sampler} steps", fontsize=18)
+        axis.set(xlim=(1, _FASTEST), ylim=(_LOW, _HIGH))
+        axis.set_xlabel("speed-up in CPU time", fontsize=15)
+        axis.set_ylabel("PSNR against the film with all steps, dB", fontsize=15)
+        axis.tick_params(labelsize=13)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("PSNR against the uncached film, dB")
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 * len(panels) + 1, fontsize="small")
+        lines = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        shown = [name for name in named if name in lines]
+        axis.legend([lines[name] for name in shown], shown, fontsize=14, loc="upper right")
+        _draw_table(table, {name: found[name] for name in shown}, styles)
     with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+        figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
 
 
-def _draw_methods(axis: Any, measured: Sequence[Plotted], is_ours: bool) -> dict[str, Any]:
-    """The lines by name, the front first."""
-    methods: dict[str, list[Point]] = {}
-    for point in measured:
-        methods.setdefault(f"{point.tool} {point.method}", []).append(Point(point.speedup, point.psnr))
-    levels = np.linspace(_LOW, _HIGH, 10 * (_HIGH - _LOW) + 1)
-    thick: dict[str, Any] = {"color": "tab:red", "linewidth": 6, "alpha": 0.3} if is_ours else {"color": "0.3", "linewidth": 6, "alpha": 0.3}
-    front = axis.plot([fastest_at(methods, level)[0] for level in levels], levels, **thick)[0]
-    lines = {"front of ours" if is_ours else "front of theirs": front}
-    styles: Any = cycle([("-", ".")]) if is_ours else cycle(_GREYS)
-    colours = cycle(pyplot.get_cmap("tab20").colors) if is_ours else cycle(["0.5"])
-    for (name, points), (line, marker), colour in zip(sorted(methods.items()), styles, colours, strict=False):
-        ordered = sorted(points, key=lambda point: point.speedup)
-        places = [point.speedup for point in ordered], [point.psnr for point in ordered]
-        lines[name] = axis.plot(*places, line, marker=marker, color=colour, markersize=4, linewidth=1.5 if is_ours else 0.9)[0]
-    return lines
+def named_lines(points: Sequence[Measured], stages: Sequence[str]) -> list[str]:
+    """Ours first: of each tool those methods that are always named, and those that reach farthest: their speed-ups at every level and stage,
+    multiplied.
+    """
+    reach: dict[str, dict[str, float]] = {}
+    known = sorted({point.tool for point in points}, key=len)
+    for stage in stages:
+        found = methods(points, stage, "psnr", ours=True) | methods(points, stage, "psnr", ours=False)
+        for name, line in found.items():
+            by_name = reach.setdefault(next(tool for tool in known if name.startswith(f"{tool} ")), {})
+            for level in _LEVELS:
+                by_name[name] = by_name.get(name, 1.0) * speed_at(line, level)
+    named: list[str] = []
+    for tool in sorted(reach, key=lambda tool: (tool != OURS, tool != FEWER_STEPS, tool)):
+        named += sorted(reach[tool], key=lambda name: (name not in _ALWAYS, -reach[tool][name]))[: _NAMED.get(tool, 1)]
+    return named[:_MOST_NAMED]
+
+
+def _styles(named: Sequence[str]) -> dict[str, dict[str, Any]]:
+    ours = [name for name in named if name.startswith(f"{OURS} ")]
+    others = [name for name in named if name not in ours]
+    colours = dict(zip((*ours, *others), (*_OURS_COLOURS[: len(ours)], *_COLOURS), strict=False))
+    return {name: {"color": colour, "linewidth": 3.5 if name in ours else 2.5, "marker": "o", "markersize": 8} for name, colour in colours.items()}
+
+
+def _draw_line(axis: Any, name: str, line: Sequence[Point], style: dict[str, Any] | None) -> None:
+    ordered = sorted(line, key=lambda point: point.speedup)
+    places = [point.speedup for point in ordered], [point.psnr for point in ordered]
+    axis.plot(*places, **(style or {"color": "0.75", "linewidth": 0.8, "zorder": 1}), label=name if style else None)
+
+
+def _draw_table(axis: Any, lines: dict[str, Sequence[Point]], styles: dict[str, dict[str, Any]]) -> None:
+    axis.axis("off")
+    rows = [[name, *(f"{speed_at(line, level):.2f}x" for level in _LEVELS)] for name, line in lines.items()]
+    table = axis.table(rows, colLabels=["", *(f"at {level:g} dB" for level in _LEVELS)], colWidths=(0.55, 0.15, 0.15, 0.15), loc="upper center")
+    table.auto_set_font_size(False)
+    table.set_fontsize(14)
+    table.scale(1, 1.9)
+    for row, name in enumerate(lines, start=1):
+        table[row, 0].get_text().set_color(styles[name]["color"])

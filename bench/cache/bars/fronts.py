@@ -37,3 +37,12 @@ def fastest_at(methods: Mapping[str, Sequence[Point]], psnr: float) -> tuple[flo
 def comparable_at(psnr: float, *tools: Mapping[str, Sequence[Point]]) -> float:
     """`psnr`, or the lowest dB that every tool falls to where one of them never falls so low: beyond its last point a front says nothing."""
     return max(psnr, *(min(point.psnr for points in methods.values() for point in points) for methods in tools))
+
+
+def worth_going_on(methods: Mapping[str, Sequence[Point]], margin: float = 0.85) -> set[str]:
+    """The methods that reach so much of their tool's front at some dB between 20 and 50, and so may lie on it on other clips."""
+    kept = set()
+    for level in range(20, 51):
+        best = fastest_at(methods, level)[0]
+        kept |= {name for name, points in methods.items() if speed_at(points, level) >= max(margin * best, 1.01)}
+    return kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from ....cache import Recipe
 from ....pipeline.calibration.calibrate import calibration_takes
 from ....pipeline.loop.render import Renderer
 from ....pipeline.take import Take
-from ..films.studio import GUIDANCE_SCALE, Clip, Studio
+from ..films.models import GUIDANCE_SCALE, Clip
+from ..films.studio import Studio
 from ..journal import Journal
+from ..stages import Stage
 
 OURS = "longtake"
-STEPS = (50, 12, 6)
-NUM_SETTINGS = {50: 6, 12: 6, 6: 4}  # by steps a film: 6 steps leave no more intervals and budgets to choose from
+FEWER_STEPS = "fewer steps"
+NUM_SETTINGS = {50: 6, 30: 6, 12: 6, 6: 4}  # by steps a film: 6 steps leave no more intervals and budgets to choose from
 INTERVALS = (2, 3, 4, 5, 6, 8)
 
 Put = Callable[[Any], AbstractContextManager[None]]
@@ -26,18 +28,31 @@ Put = Callable[[Any], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Setting:
-    """put: takes a stock pipeline and keeps a fresh cache on it inside the context. recipe: ours only."""
+    """put: takes a stock pipeline and keeps a fresh cache, or another sampler, on it inside the context. recipe: ours only.
+
+    steps: of the film; 0 for as many as the stage's. sigmas: the noise levels that the film is rendered at, where they are ours.
+    """
 
     label: str
     put: Put
     recipe: Recipe | None = None
+    steps: int = 0
+    sigmas: tuple[float, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """What tells this setting from another one of the same name."""
+        return repr((self.label, self.recipe and self.recipe.to_dict(), self.steps, self.sigmas))
 
 
 @dataclass(frozen=True)
 class Contender:
+    """named: by a bar, so that it is measured on every clip whatever it reaches on the first ones."""
+
     tool: str
     method: str
     settings: tuple[Setting, ...]
+    named: bool = False
 
     @property
     def name(self) -> str:
@@ -48,23 +63,31 @@ class Contender:
 class Tuning:
     """What calibration may look at: films of trained scenes, none of which is measured.
 
-    renderer: the same model as the studio's, in longtake's own loop.
+    renderer: the same model as the studio's, in longtake's own loop. clips: the tuning clips.
     """
 
+    stage: Stage
     studio: Studio
     renderer: Renderer
     clips: list[Clip]
-    num_inference_steps: int
     journal: Journal
 
     @property
+    def num_inference_steps(self) -> int:
+        return self.stage.steps
+
+    @property
     def num_settings(self) -> int:
-        return NUM_SETTINGS[self.num_inference_steps]
+        return NUM_SETTINGS[self.stage.steps]
 
     @property
     def takes(self) -> list[Take]:
+        return self.takes_on(self.stage.sampler)
+
+    def takes_on(self, sampler: str) -> list[Take]:
         prompts = [clip.prompt for clip in self.clips]
-        return calibration_takes(self.renderer.family.card, prompts, self.num_inference_steps, GUIDANCE_SCALE)
+        takes = calibration_takes(self.renderer.family.card, prompts, self.num_inference_steps, GUIDANCE_SCALE)
+        return [replace(take, scheduler=sampler) for take in takes]
 
 
 def geometric(low: float, high: float, count: int) -> list[float]:

@@ -21,13 +21,13 @@ from .contender import OURS, Contender, Setting, Tuning
 from .recipes import LEFT_OUT, rungs
 
 
-def joint_contenders(tuning: Tuning, only: str = "") -> list[Contender]:
-    """Those recipes that `our_contenders` leaves out, or those of them whose name contains `only`."""
+def contenders(tuning: Tuning, only: str = "") -> list[Contender]:
+    """Those recipes that `recipes` leaves out, or those of them whose name contains `only`."""
     return [Contender(OURS, name, tuple(_settings(name, tuning))) for name in LEFT_OUT if only in f"{OURS} {name}"]
 
 
 def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
-    steps, entry = tuning.num_inference_steps, f"{tuning.num_inference_steps} steps: the recipe {name}"
+    steps, entry = tuning.num_inference_steps, f"the recipe {name}"
     if entry not in tuning.journal:
         tuning.journal.note(entry, calibrate(name, tuning.renderer, tuning.takes).to_dict())
     negative = tuning.studio.prompt("")["negative_prompt_embeds"]

@@ -55,12 +55,14 @@ _SWEEPS: dict[str, Sweep] = {
     "seacache": thresholds(0.1, 0.8),
     "verify": rungs,
 }
+EULER_ONLY = {"meancache": "its corrections are worked out for a sampler that moves the latents by velocity times the step in sigma"}
+UNCORRECTED = "planned without its corrector"
 LEFT_OUT = {"ra_cfgcache": "decides from both branches before either runs; stock pipelines call one after the other"}
 
 
 # Computed steps. LeMiCa's gaps are short, because each is rendered.
-_BUDGETS = {50: [30, 22, 16, 12, 9, 7], 12: [9, 7, 6, 5, 4, 3], 6: [5, 4, 3, 2]}
-_LEMICA_BUDGETS = {50: [30, 22, 18, 15, 13, 11], 12: [9, 8, 7, 6, 5, 4], 6: [5, 4, 3, 2]}
+BUDGETS = {50: [20, 16, 12, 9, 7, 5], 30: [20, 16, 12, 9, 7, 5], 12: [9, 7, 6, 5, 4, 3], 6: [5, 4, 3, 2]}
+_LEMICA_BUDGETS = {50: [30, 22, 18, 15, 13, 11], 30: [20, 16, 13, 11, 9, 7], 12: [9, 8, 7, 6, 5, 4], 6: [5, 4, 3, 2]}
 
 
 def _by_budget(budgets: dict[int, list[int]], name: str, tuning: Tuning) -> dict[str, Recipe]:
@@ -79,24 +81,35 @@ def _by_error(low: float, high: float, name: str, tuning: Tuning) -> dict[str, R
 _CALIBRATED: dict[str, Callable[[str, Tuning], dict[str, Recipe]]] = {
     "ertacache": partial(_by_error, 0.03, 0.4),
     "lemica": partial(_by_budget, _LEMICA_BUDGETS),
-    "meancache": partial(_by_budget, _BUDGETS),
-    "planned": partial(_by_budget, _BUDGETS),
+    "meancache": partial(_by_budget, BUDGETS),
+    "planned": partial(_by_budget, BUDGETS),
     "smoothcache": partial(_by_error, 0.03, 0.4),
 }
 
 
-def our_contenders(tuning: Tuning, only: str = "") -> list[Contender]:
-    """Every recipe that comes with longtake and runs in a stock pipeline, or those of them whose name contains `only`.
-
-    Raises ValueError for a recipe without a sweep.
+def contenders(tuning: Tuning, only: str = "") -> Iterator[Contender]:
+    """Every recipe that comes with longtake and runs in a stock pipeline on the stage's sampler, or those of them whose name contains `only`;
+    and `planned` once more without its corrector. Raises ValueError for a recipe without a sweep.
     """
-    names = [name for name in recipe_names() if name not in LEFT_OUT and only in f"{OURS} {name}"]
-    return [Contender(OURS, name, tuple(_settings(name, tuning))) for name in names]
+    for name in recipe_names():
+        if name not in LEFT_OUT and (tuning.stage.sampler == "euler" or name not in EULER_ONLY) and only in f"{OURS} {name}":
+            yield Contender(OURS, name, tuple(_settings(name, tuning)), named=name == "planned")
+    if only in f"{OURS} {UNCORRECTED}":
+        recipes = {setting.label: without_corrector(setting.recipe) for setting in _settings("planned", tuning) if setting.recipe}
+        settings = tuple(our_setting(label, recipe, tuning.num_inference_steps) for label, recipe in recipes.items())
+        yield Contender(OURS, UNCORRECTED, settings, named=True)
+
+
+def without_corrector(recipe: Recipe) -> Recipe:
+    """A plan with its forecasts, that makes up for nothing once a step is computed."""
+    values = recipe.to_dict()
+    values["predictor"] = {"name": "planned", "damping_by_step": values["predictor"]["damping_by_step"]}
+    return load_recipe(values)
 
 
 def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
     """From the journal, where their recipes were measured on the model and this run goes on with another."""
-    entry = f"{tuning.num_inference_steps} steps: the settings of {name}"
+    entry = f"the settings of {name}"
     if entry not in tuning.journal:
         tuning.journal.note(entry, {label: recipe.to_dict() for label, recipe in _labelled(name, tuning).items()})
     for label, recipe in tuning.journal[entry].items():
@@ -121,11 +134,11 @@ def sweep(recipe: Recipe, steps: int) -> list[Recipe]:
 
 
 def our_setting(label: str, recipe: Recipe, num_inference_steps: int) -> Setting:
-    return Setting(label, partial(_put, recipe, num_inference_steps), recipe)
+    return Setting(label, partial(put_recipe, recipe, num_inference_steps), recipe)
 
 
 @contextmanager
-def _put(recipe: Recipe, num_inference_steps: int, pipe: Any) -> Iterator[None]:
+def put_recipe(recipe: Recipe, num_inference_steps: int, pipe: Any) -> Iterator[None]:
     cached = enable_cache(pipe, recipe, num_inference_steps=num_inference_steps)
     try:
         yield

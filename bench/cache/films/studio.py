@@ -1,6 +1,7 @@
-"""Films of the stock diffusers pipeline on the demo model, timed; and how far two of them are apart.
+"""Films of the stock diffusers pipeline, with the CPU time that they took; and how far two of them are apart.
 
-Knows pipelines, clips and frames; knows no cache. Whatever is put on the pipeline's transformer stays its owner's business.
+Knows pipelines and frames; knows no cache. Whatever is put on the pipeline's transformer stays its owner's business. CPU time is this
+process's own on one thread: it holds though something else runs on another core.
 """
 
 from __future__ import annotations
@@ -12,34 +13,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import WanPipeline
 from torch import Tensor, nn
 
-from ....pipeline.checkpoint.card import read_card
-from ....pipeline.demo.scene import sample_scene, sentence
+from ....pipeline.checkpoint.card import ModelCard
+from .models import GUIDANCE_SCALE, Clip
 
-GUIDANCE_SCALE = 4.0
 _MOVES = 0.05  # of the range of a channel; what a still pixel of a decoded film never reaches
 _MAX_PSNR = 100.0  # stands for equal films
 
 
 @dataclass(frozen=True)
-class Clip:
-    prompt: str
-    seed: int
-
-
-@dataclass(frozen=True)
 class Film:
-    """latents: [1, channels, latent frames, height, width]. step_seconds: of denoising alone. computed: model calls of one branch in
-    which the middle block ran, 2 a step without a cache.
+    """latents: [1, channels, latent frames, height, width]. step_seconds: CPU time of denoising alone. computed: model calls, 2 a step without
+    a cache; of a call that computes some of its blocks' self-attentions and feed-forwards alone, the share of these.
     """
 
     latents: Tensor
     step_seconds: tuple[float, ...]
-    computed: int
+    computed: float
 
     @property
     def seconds(self) -> float:
@@ -47,31 +40,24 @@ class Film:
 
 
 def seconds_of(tries: Sequence[Film]) -> float:
-    """Of one film rendered several times, each step as fast as it ever was: what else the machine did is left out, step by step."""
+    """Of one film rendered several times, each step as fast as it ever was: what slowed the processor down is left out, step by step."""
     return sum(map(min, zip(*(film.step_seconds for film in tries), strict=True)))
 
 
-def clips(count: int, *, held_out: bool) -> list[Clip]:
-    """The first so many scenes in which something moves; held-out ones share no combination of attributes with the others."""
-    found: list[Clip] = []
-    for index in range(1000):
-        scene = sample_scene(np.random.default_rng((23, index)), held_out=held_out)
-        if len(found) < count and any(thing.motion != "still" for thing in scene.things):
-            found.append(Clip(sentence(scene), seed=index))
-    return found
-
-
 class Studio:
-    """The stock pipeline, loaded once."""
+    """The stock pipeline, loaded once; it has the checkpoint's own scheduler until it is given another one."""
 
-    def __init__(self) -> None:
-        self.card = read_card("demo")
-        self.pipe: Any = WanPipeline.from_pretrained(self.card.path)
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self.pipe: Any = WanPipeline.from_pretrained(card.path)
         self.pipe.set_progress_bar_config(disable=True)
         self._computed = 0
         blocks = self.pipe.transformer.blocks
-        inside = next(module for module in blocks[len(blocks) // 2].ffn.modules() if isinstance(module, nn.Linear))
-        inside.register_forward_pre_hook(self._count)
+        self._modules = 2 * len(blocks)
+        for block in blocks:
+            block.attn1.to_q.register_forward_pre_hook(self._count)
+            inside = next(module for module in block.ffn.modules() if isinstance(module, nn.Linear))
+            inside.register_forward_pre_hook(self._count)
         self._prompts: dict[str, dict[str, Tensor]] = {}
 
     def _count(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -88,10 +74,10 @@ class Studio:
     def film(self, clip: Clip, num_inference_steps: int) -> Film:
         prompt = self.prompt(clip.prompt)
         self._computed = 0
-        times = [time.perf_counter()]
+        times = [time.process_time()]
 
         def note_time(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            times.append(time.perf_counter())
+            times.append(time.process_time())
             return {}
 
         latents = self.pipe(
@@ -105,7 +91,7 @@ class Studio:
             output_type="latent",
             callback_on_step_end=note_time,
         ).frames
-        return Film(latents, tuple(after - before for before, after in pairwise(times)), self._computed)
+        return Film(latents, tuple(after - before for before, after in pairwise(times)), self._computed / self._modules)
 
     @torch.no_grad()
     def frames(self, latents: Tensor) -> Tensor:
