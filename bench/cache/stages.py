@@ -22,9 +22,10 @@ class Stage:
 STAGES = (
     Stage("demo", "euler", 50),
     Stage("demo", "unipc", 50),
-    Stage("demo", "unipc", 30),
+    Stage("second", "euler", 50),
+    Stage("demo", "unipc", 30, clips=6),
     Stage("demo", "euler", 12),
-    Stage("demo", "euler", 6),
+    Stage("demo", "euler", 6, clips=4),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -86,8 +86,7 @@ class Tuning:
 
     def takes_on(self, sampler: str) -> list[Take]:
         prompts = [clip.prompt for clip in self.clips]
-        takes = calibration_takes(self.renderer.family.card, prompts, self.num_inference_steps, GUIDANCE_SCALE)
-        return [replace(take, scheduler=sampler) for take in takes]
+        return calibration_takes(self.renderer.family.card, prompts, self.num_inference_steps, GUIDANCE_SCALE, scheduler=sampler)
 
 
 def geometric(low: float, high: float, count: int) -> list[float]:

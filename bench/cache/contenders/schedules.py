@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ....cache import Recipe, load_recipe
-from ....cache.schedule.put import put_schedule
-from ....pipeline.calibration.calibrate import calibrate_each
+from ....cache import Recipe, load_recipe, put_schedule
+from ....pipeline.calibration.schedule import plan_schedule
 from ..films.samplers import sampled_by, sampler
 from .contender import OURS, Contender, Setting, Tuning
 from .recipes import BUDGETS, put_recipe
@@ -35,17 +34,11 @@ def contenders(tuning: Tuning) -> Iterator[Contender]:
 
 def _planned(tuning: Tuning) -> Iterator[tuple[int, list[float]]]:
     """The noise levels of each number of steps, from the journal where they were planned before."""
-    entry = f"schedules on {SAMPLER}"
-    if entry not in tuning.journal:
-        takes, counts = tuning.takes_on(SAMPLER), BUDGETS[tuning.stage.steps]
-        fine = tuning.renderer.family.scheduler(takes[0]).sigmas.tolist()
-        recipes = calibrate_each("planned", tuning.renderer, takes, computed=counts)
-        tuning.journal.note(entry, [[count, [fine[step] for step in _computed(recipe)]] for count, recipe in zip(counts, recipes, strict=True)])
-    yield from tuning.journal[entry]
-
-
-def _computed(recipe: Recipe) -> list[int]:
-    return list(recipe.parts[0].trigger.config.computed)
+    for count in BUDGETS[tuning.stage.steps]:
+        entry = f"the schedule of {count} steps on {SAMPLER}"
+        if entry not in tuning.journal:
+            tuning.journal.note(entry, plan_schedule(tuning.renderer, tuning.takes_on(SAMPLER), computed=count).sigmas)
+        yield count, tuning.journal[entry]
 
 
 def _setting(tuning: Tuning, sigmas: tuple[float, ...], recipe: Recipe | None) -> Setting:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 
 import numpy as np
 from numpy.random import Generator
 
 from ....pipeline.checkpoint.card import ModelCard, read_card
 from ....pipeline.demo import scene as demo_scene
+from ...second import scene as second_scene
 
 GUIDANCE_SCALE = 4.0
 _EARLIER, _NOW = 23, 29  # streams of scenes: of earlier results and of all tuning; of the clips that are measured
@@ -65,4 +67,9 @@ def _demo_sentence(rng: Generator, held_out: bool) -> str | None:
     return demo_scene.sentence(scene) if any(thing.motion != "still" for thing in scene.things) else None
 
 
-MODELS = {"demo": Model("demo", "demo", _demo_sentence)}
+def _second_sentence(rng: Generator, held_out: bool) -> str:
+    return second_scene.sentence(second_scene.sample_scene(rng, held_out=held_out))
+
+
+_MODELS = (Model("demo", "demo", _demo_sentence), Model("second", str(resources.files("longtake.bench.second") / "model"), _second_sentence))
+MODELS = {model.name: model for model in _MODELS}
