@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from longtake.bench import results
 from longtake.bench.cache.bars.fronts import Point, comparable_at, fastest_at, speed_at, worth_going_on
 from longtake.bench.cache.bars.gains import fronts, gains, methods
 from longtake.bench.cache.contenders.contender import NUM_SETTINGS
@@ -237,6 +239,20 @@ def test_psnr_of_the_moving_region_looks_there_alone() -> None:
     other[:, :, 0, 0] += 0.1
     assert psnr(frames, other, region) == 100
     assert psnr(frames, other) == pytest.approx(20 + 10 * torch.tensor(64.0).log10().item(), abs=1e-3)
+
+
+def test_a_checkout_with_changes_is_told_from_a_commit_and_new_results_are_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "code.py").write_text("1")
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm one"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "bench" / "results")
+    clean = results.commit()
+    assert len(clean) == 12
+    (tmp_path / "bench" / "results" / "cache.json").write_text("{}")
+    assert results.commit() == clean
+    (tmp_path / "new.py").write_text("2")
+    assert results.commit() == f"{clean}+"
 
 
 def test_a_journal_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
