@@ -23,10 +23,8 @@ from .films.models import Clip
 from .films.studio import Film, moving_region, psnr, seconds_of
 from .points import Measured
 
-_FIRST_CLIPS = 2
 _CACHED_IN_A_ROW = 12  # films between two uncached ones
 _STEADY, _TRIES = 1.05, 3  # how far the uncached films around a row may differ in CPU time; the most that a row is rendered
-_USUAL_SHARE = 0.45  # of an uncached film's time, that a film takes on average
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,11 @@ Entry = tuple[Contender, Setting]
 
 def measure(tuning: Tuning, converged: ConvergedFilms, contenders: Sequence[Contender], shown: Sequence[Clip]) -> list[Measured]:
     """All settings of all contenders, the first one of each before the second one of any, so that drifts of the machine hit all alike."""
-    first, rest = shown[:_FIRST_CLIPS], shown[_FIRST_CLIPS:]
+    first, rest = shown[: tuning.stage.first_clips], shown[tuning.stage.first_clips :]
     points = _measure(tuning, converged, contenders, first)
     if not rest:
         return points
     kept = {who.name for who in contenders if who.named} | _worth_going_on(points)
-    _tell_time(tuning, sum(len(who.settings) for who in contenders if who.name in kept) * len(rest))
     whole = _measure(tuning, converged, [who for who in contenders if who.name in kept], [*first, *rest])
     return [*whole, *(point for point in points if point.name not in kept)]
 
@@ -145,9 +142,3 @@ def _is_steady(films: Sequence[Film]) -> bool:
     """Whether the two fastest took about as long; one film alone says nothing."""
     fastest = sorted(film.seconds for film in films)[:2]
     return len(films) > 1 and fastest[-1] <= _STEADY * fastest[0]
-
-
-def _tell_time(tuning: Tuning, num_films: int) -> None:
-    film = tuning.studio.film(tuning.clips[0], tuning.stage.steps)
-    hours = num_films * film.seconds * (_USUAL_SHARE + 1 / _CACHED_IN_A_ROW + 0.1) / 3600
-    print(f"{tuning.stage.name}: {num_films} films, about {hours:.1f} h", flush=True)
