@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -18,18 +21,19 @@ from hypothesis import strategies as st
 from longtake.bench import results
 from longtake.bench.cache.bars.fronts import Point, comparable_at, fastest_at, speed_at, worth_going_on
 from longtake.bench.cache.bars.gains import fronts, gains, methods
-from longtake.bench.cache.contenders.contender import NUM_SETTINGS
+from longtake.bench.cache.contenders.contender import NUM_SETTINGS, Contender, Setting, Tuning
 from longtake.bench.cache.contenders.fewer_steps import best_of_shifts
 from longtake.bench.cache.contenders.joint import put
-from longtake.bench.cache.contenders.recipes import put_recipe, sweep
+from longtake.bench.cache.contenders.recipes import our_setting, put_recipe, sweep
 from longtake.bench.cache.films import converged
 from longtake.bench.cache.films.models import GUIDANCE_SCALE, MODELS, Model
 from longtake.bench.cache.films.samplers import SPACINGS, sampled_by, sampler, spaced
 from longtake.bench.cache.films.studio import Studio, moving_region, psnr
 from longtake.bench.cache.journal import Journal
+from longtake.bench.cache.measure import measure
 from longtake.bench.cache.picture import draw, named_lines
 from longtake.bench.cache.points import Measured
-from longtake.bench.cache.stages import STAGES, stage_named
+from longtake.bench.cache.stages import STAGES, Stage, expected_hours, stage_named
 from longtake.bench.pool import GlooPool
 from longtake.cache import load_recipe
 from longtake.cache.recipe.read import recipe_names
@@ -137,6 +141,7 @@ def test_every_stage_is_found_by_its_name_and_has_eight_clips_of_its_model() -> 
     for stage in STAGES:
         assert stage_named(stage.name) is stage
     assert all(max(stage.clips for stage in STAGES if stage.model == model) >= 8 for model in MODELS)
+    assert sum(map(expected_hours, STAGES)) < 8
     with pytest.raises(ValueError, match="no stage 'demo/unipc'; known: demo/euler/50"):
         stage_named("demo/unipc")
 
@@ -187,8 +192,13 @@ def test_calls_are_counted_by_what_is_computed_of_them() -> None:
         assert studio.film(clip, 4).computed == 4
 
 
-def test_a_converged_film_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(converged, "CONVERGED_STEPS", 2)
+@pytest.fixture
+def few_steps_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converged, "CONVERGED_STEPS", 6)
+
+
+@pytest.mark.usefixtures("few_steps_converge")
+def test_a_converged_film_is_rendered_once(tmp_path: Path) -> None:
     studio, [clip] = Studio(MODELS["demo"].card), MODELS["demo"].tuning_clips(1)
     latents = converged.ConvergedFilms(studio, tmp_path, {"model": "a"}).latents(clip)
     [kept] = tmp_path.iterdir()
@@ -260,15 +270,55 @@ def test_a_journal_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     journal = Journal(path, subject)
     journal.note("first", [1.5])
     journal.note("second", {"psnr": 40.0})
+    journal.close()
     with path.open("a") as file:
         file.write('["third", [0.')
     again = Journal(path, subject)
     assert again["first"] == [1.5] and again["second"] == {"psnr": 40.0} and "third" not in again and again.sittings == 2
     again.note("third", 3)
-    assert Journal(path, subject)["third"] == 3
-    assert "first" not in Journal(path, {"model": "b"})
-    again.discard()
-    assert not path.exists()
+    with pytest.raises(ValueError, match="Something else measures into 'journal' already"):
+        Journal(path, subject)
+    again.close()
+    once_more = Journal(path, subject)
+    assert once_more["third"] == 3
+    once_more.close()
+    other = Journal(path, {"model": "b"})
+    assert "first" not in other
+    other.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def _setting(label: str, computed: int, steps: int) -> Setting:
+    """Of a film of `steps` steps the first so many computed, the others reused."""
+    recipe = load_recipe({"trigger": {"name": "mask", "computed": list(range(computed))}, "site": {"name": "output"}, "predictor": {"name": "reuse"}})
+    return our_setting(label, load_recipe(recipe, {"guards": {"first_steps": 1, "last_steps": 0}}), steps)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_steps_converge")
+def test_a_stage_renders_what_no_journal_holds_and_leaves_what_is_far_from_the_front(tmp_path: Path) -> None:
+    stage = Stage("demo", "euler", 4, clips=2, first_clips=1)
+    model = MODELS["demo"]
+    studio, clips = Studio(model.card), model.tuning_clips(2)
+    renderer = Renderer(model.card)
+    unipc = Setting("3 steps", partial(sampled_by, sampler(model.card, "unipc")), steps=3)
+    idle = Setting("idle", lambda pipe: nullcontext())
+    whole = [
+        Contender("ours", "good", (_setting("2", 2, 4),)),
+        Contender("ours", "slow", (replace(idle, steps=8),)),
+        Contender("theirs", "named", (idle,), named=True),
+        Contender("theirs", "UniPC", (unipc,)),
+    ]
+    journal = Journal(tmp_path / "journal", {})
+    films = converged.ConvergedFilms(studio, tmp_path, {})
+    points = {point.name: point for point in measure(Tuning(stage, studio, renderer, clips, journal), films, whole, clips)}
+    assert {name: len(point.of_clips) for name, point in points.items()} == {"ours good": 2, "ours slow": 1, "theirs named": 2, "theirs UniPC": 2}
+    assert {name: point.computed for name, point in points.items()} == {"ours good": 2, "ours slow": 8, "theirs named": 4, "theirs UniPC": 3}
+    assert points["theirs named"].psnr == 100 and 10 < points["ours good"].psnr_converged < 100
+    assert points["ours good"].psnr_converged != points["ours good"].psnr
+    journal.close()
+    again = Tuning(stage, cast(Studio, SimpleNamespace()), renderer, clips, Journal(tmp_path / "journal", {}))  # with which nothing can be rendered
+    assert {point.name: point for point in measure(again, films, whole, clips)} == points
 
 
 def _number_unless(mesh: Mesh, dying: int | None) -> int:

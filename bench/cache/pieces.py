@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from statistics import fmean
 from typing import Any
@@ -42,20 +43,22 @@ def result_of(name: str) -> Any:
     journal = journal_of(name)
     if "result" not in journal:
         print(f"{name}: {commit()}", flush=True)
-        journal.note("commit", commit())
+        if "commit" not in journal:
+            journal.note("commit", commit())
         journal.note("result", PIECES[name](journal))
     return {"commit": journal["commit"], "sittings": journal.sittings, **journal["result"]}
 
 
+@cache
 def journal_of(name: str) -> Journal:
-    """Of the piece's model, these versions and all that makes films and settings."""
+    """Of the piece's model, these versions and all that makes films and settings; opened once. Raises ValueError while another process has it."""
     JOURNALS.mkdir(parents=True, exist_ok=True)
     return Journal(JOURNALS / f"{name.replace('/', '-')}.journal", _subject(name))
 
 
 def _subject(name: str) -> dict[str, Any]:
     root, sources = RESULTS.parent.parent, hashlib.sha256()
-    for folder in ("bench/cache", "cache", "configs", "parallel", "pipeline"):
+    for folder in ("bench/cache", "bench/second", "cache", "configs", "parallel", "pipeline"):
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in (".py", ".yaml") and path.name != "picture.py":
                 sources.update(path.read_bytes())
