@@ -101,13 +101,18 @@ def _stage(stage: Stage, journal: Journal) -> dict[str, Any]:
     result: dict[str, Any] = {
         "clips": [asdict(clip) for clip in shown],
         "tuning_clips": [asdict(clip) for clip in tuning.clips],
-        "recipes": {who.method: {one.label: one.recipe.to_dict() for one in who.settings if one.recipe} for who in everyone if who.tool == OURS},
+        "recipes": {who.method: _recipes_of(who) for who in everyone if who.tool == OURS and who.method not in recipes.LEFT_OUT},
         "schedules": {one.label: one.sigmas for who in everyone for one in who.settings if who.method == "schedule"},
         "points": [asdict(point) for point in points],
     }
     if stage == _FIRST:
         result["same_method"] = _same_method(tuning, converged, shown[:3])
     return result
+
+
+def _recipes_of(who: Contender) -> dict[str, Any]:
+    """By setting, those that run on a take of the stage's own steps."""
+    return {one.label: one.recipe.to_dict() for one in who.settings if one.recipe and not one.steps}
 
 
 def _same_method(tuning: Tuning, converged: ConvergedFilms, shown: list[Clip]) -> list[dict[str, Any]]:
