@@ -81,6 +81,8 @@ def _mean(tuning: Tuning, entry: Entry, of_clips: Sequence[Outcome]) -> Measured
         psnr=round(fmean(outcome.psnr for outcome in of_clips), 2),
         psnr_moving=round(fmean(outcome.psnr_moving for outcome in of_clips), 2),
         psnr_converged=round(fmean(outcome.psnr_converged for outcome in of_clips), 2),
+        psnr_worst=round(min(outcome.psnr for outcome in of_clips), 2),
+        psnr_converged_worst=round(min(outcome.psnr_converged for outcome in of_clips), 2),
         computed=round(fmean(outcome.computed for outcome in of_clips), 2),
         of_clips=tuple((round(outcome.speedup, 3), round(outcome.psnr, 2), round(outcome.psnr_converged, 2)) for outcome in of_clips),
     )

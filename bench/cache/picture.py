@@ -13,7 +13,7 @@ import matplotlib
 
 from ...files import written_whole
 from .bars.fronts import Point, speed_at
-from .bars.gains import methods, on_every_clip
+from .bars.gains import CALLS_ROUND, methods, names_of, on_every_clip
 from .contenders.contender import FEWER_STEPS, OURS
 from .points import Measured
 
@@ -22,9 +22,11 @@ from matplotlib import pyplot
 
 _LOW, _HIGH, _FASTEST = 20, 60, 10  # dB, dB and speed-up: beyond them nobody looks
 _LEVELS = (30.0, 35.0, 40.0)  # dB at which methods are ranked and the table is
-_NAMED = {OURS: 3, FEWER_STEPS: 3}  # lines with a name by tool; one of any other
-_ALWAYS = (f"{OURS} planned", f"{OURS} schedule", f"{FEWER_STEPS} UniPC")
-_MOST_NAMED = 8
+_CALLS = (12, 9)  # at which the table says how far films are from the converged one
+_NAMED = {OURS: 3, FEWER_STEPS: 2}  # lines with a name by tool; one of any other, and one for our worst clip
+_WORST = f"{OURS} planned"  # whose worst clip is drawn
+_ALWAYS = (_WORST, f"{OURS} schedule", f"{FEWER_STEPS} UniPC")
+_MOST_NAMED = 7
 _PANELS = ("demo/euler/50", "second/euler/50")
 _OURS_COLOURS, _COLOURS = ("tab:red", "tab:orange", "tab:pink"), ("tab:blue", "tab:green", "black", "tab:purple", "tab:cyan")
 
@@ -40,6 +42,8 @@ def draw(measured: Sequence[Measured], path: Path) -> None:
         found = methods(points, stage, "psnr", ours=True) | methods(points, stage, "psnr", ours=False)
         for name in sorted(found, key=lambda name: name in styles):  # the named ones on top
             _draw_line(axis, name, found[name], styles.get(name))
+        worst = [Point(point.speedup, point.psnr_worst) for point in points if point.stage == stage and point.name == _WORST]
+        _draw_line(axis, f"{_WORST}, worst clip", worst, styles[_WORST] | {"linestyle": ":", "marker": ""} if worst else None)
         model, sampler, steps = stage.split("/")
         axis.set_title(f"{model} model, {steps} {sampler} steps", fontsize=18)
         axis.set(xlim=(1, _FASTEST), ylim=(_LOW, _HIGH))
@@ -48,9 +52,9 @@ def draw(measured: Sequence[Measured], path: Path) -> None:
         axis.tick_params(labelsize=13)
         axis.grid(alpha=0.3)
         lines = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        shown = [name for name in named if name in lines]
+        shown = [name for name in (*named, f"{_WORST}, worst clip") if name in lines]
         axis.legend([lines[name] for name in shown], shown, fontsize=14, loc="upper right")
-        _draw_table(table, {name: found[name] for name in shown}, styles)
+        _draw_table(table, {name: found[name] for name in named if name in found}, _reached(points, stage), styles)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
@@ -87,12 +91,30 @@ def _draw_line(axis: Any, name: str, line: Sequence[Point], style: dict[str, Any
     axis.plot(*places, **(style or {"color": "0.75", "linewidth": 0.8, "zorder": 1}), label=name if style else None)
 
 
-def _draw_table(axis: Any, lines: dict[str, Sequence[Point]], styles: dict[str, dict[str, Any]]) -> None:
+def _reached(points: Sequence[Measured], stage: str) -> dict[tuple[str, int], float]:
+    """dB against the converged film, the most that each method reaches with so many calls."""
+    reached: dict[tuple[str, int], float] = {}
+    for point in points:
+        for name in names_of(point):
+            for calls in _CALLS:
+                if point.stage == stage and point.computed <= calls + CALLS_ROUND:
+                    reached[name, calls] = max(point.psnr_converged, reached.get((name, calls), 0.0))
+    return reached
+
+
+def _draw_table(axis: Any, lines: dict[str, Sequence[Point]], reached: dict[tuple[str, int], float], styles: dict[str, dict[str, Any]]) -> None:
     axis.axis("off")
-    rows = [[name, *(f"{speed_at(line, level):.2f}x" for level in _LEVELS)] for name, line in lines.items()]
-    table = axis.table(rows, colLabels=["", *(f"at {level:g} dB" for level in _LEVELS)], colWidths=(0.55, 0.15, 0.15, 0.15), loc="upper center")
+    rows = []
+    for name, line in lines.items():
+        speeds = [f"{speed_at(line, level):.2f}x" for level in _LEVELS]
+        qualities = [f"{reached[name, calls]:.1f} dB" if (name, calls) in reached else "-" for calls in _CALLS]
+        rows.append([name, *speeds, *qualities])
+    titles = ["", *(f"at {level:g} dB" for level in _LEVELS), *(f"{calls} calls,\nto converged" for calls in _CALLS)]
+    table = axis.table(rows, colLabels=titles, colWidths=(0.37, *[0.11] * 3, *[0.15] * 2), loc="upper center")
     table.auto_set_font_size(False)
     table.set_fontsize(14)
     table.scale(1, 1.9)
+    for column in range(len(titles)):
+        table[0, column].set_height(1.6 * table[0, column].get_height())
     for row, name in enumerate(lines, start=1):
         table[row, 0].get_text().set_color(styles[name]["color"])

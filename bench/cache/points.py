@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Measured:
-    """One setting of one method on one stage: the median of the clips' speed-ups, and means of their PSNR against the film of the same sampler,
-    at its moving region alone, and against the converged film. computed: model calls of a branch, of which an uncached film takes one a
-    step. of_clips: speed-up and both PSNR of each clip alone; as many as the contender was measured on.
+    """One setting of one method on one stage: the median of the clips' speed-ups; means of their PSNR against the film of the same sampler, at
+    its moving region alone, and against the converged film; and the worst clips' PSNR. computed: model calls of a branch, of which an uncached
+    film takes one a step. of_clips: speed-up and PSNR (own, converged) of each clip; as many as the contender was measured on.
     """
 
     stage: str
@@ -22,6 +22,8 @@ class Measured:
     psnr: float
     psnr_moving: float
     psnr_converged: float
+    psnr_worst: float
+    psnr_converged_worst: float
     computed: float
     of_clips: tuple[tuple[float, float, float], ...]
 

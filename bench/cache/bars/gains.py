@@ -17,7 +17,7 @@ from ..contenders.recipes import UNCORRECTED
 from ..points import Measured
 from .fronts import Point, comparable_at, fastest_at
 
-_CALLS_ROUND = 0.05  # of a call: what counts as no more calls
+CALLS_ROUND = 0.05  # of a call: what counts as no more calls
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,20 @@ def methods(measured: Iterable[Measured], stage: str, of: str, *, ours: bool) ->
     """The points of each method of one side on one stage, with one of their PSNRs; of a sampler that was tried with several flow shifts also
     the best at each number of steps.
     """
-    found: dict[str, list[Point]] = {}
-    best: dict[str, dict[str, Point]] = {}
+    found: dict[str, dict[str, Point]] = {}
     for measure in measured:
         if measure.stage == stage and (measure.tool == OURS) == ours:
             point = Point(measure.speedup, getattr(measure, of))
-            found.setdefault(measure.name, []).append(point)
-            if measure.tool == FEWER_STEPS and (of_shifts := best_of_shifts(measure.method)):
-                settings = best.setdefault(f"{FEWER_STEPS} {of_shifts}", {})
+            for name in names_of(measure):
+                settings = found.setdefault(name, {})
                 settings[measure.setting] = max(point, settings.get(measure.setting, point), key=lambda one: one.psnr)
-    return found | {name: list(settings.values()) for name, settings in best.items()}
+    return {name: list(settings.values()) for name, settings in found.items()}
+
+
+def names_of(measured: Measured) -> list[str]:
+    """The method, and what it is counted under together with others."""
+    together = best_of_shifts(measured.method) if measured.tool == FEWER_STEPS else None
+    return [measured.name, f"{FEWER_STEPS} {together}"] if together else [measured.name]
 
 
 def gains(measured: Iterable[Measured]) -> tuple[dict[str, Bar], dict[str, Any]]:
@@ -96,7 +100,7 @@ def gains(measured: Iterable[Measured]) -> tuple[dict[str, Bar], dict[str, Any]]
         return next(point for point in unipc if (point.tool, point.method, point.setting) == (tool, method, setting))
 
     def best(calls: int, *, ours: bool) -> Measured:
-        affordable = [point for point in demo if (point.tool == OURS) == ours and point.computed <= calls + _CALLS_ROUND]
+        affordable = [point for point in demo if (point.tool == OURS) == ours and point.computed <= calls + CALLS_ROUND]
         return max(affordable, key=lambda point: point.psnr_converged)
 
     schedule = {count: one(OURS, "schedule", f"{count} steps") for count in (12, 9)}
@@ -115,12 +119,11 @@ def gains(measured: Iterable[Measured]) -> tuple[dict[str, Bar], dict[str, Any]]
 
 def worst_of(points: Sequence[Measured]) -> dict[str, Any]:
     """Our clip with the lowest PSNR among points of a stage, and whose it is."""
-    point = min(points, key=lambda one: min(psnr for _, psnr, _ in one.of_clips))
+    point = min(points, key=lambda one: one.psnr_worst)
     return {**_said(point), "clip": min(range(len(point.of_clips)), key=lambda index: point.of_clips[index][1])}
 
 
 def _said(point: Measured) -> dict[str, Any]:
-    worst = [round(min(values), 2) for values in zip(*((psnr, converged) for _, psnr, converged in point.of_clips), strict=True)]
     return {
         "stage": point.stage,
         "who": f"{point.name}, {point.setting}",
@@ -128,6 +131,6 @@ def _said(point: Measured) -> dict[str, Any]:
         "speedup": point.speedup,
         "psnr": point.psnr,
         "psnr_converged": point.psnr_converged,
-        "worst_psnr": worst[0],
-        "worst_psnr_converged": worst[1],
+        "psnr_worst": point.psnr_worst,
+        "psnr_converged_worst": point.psnr_converged_worst,
     }
