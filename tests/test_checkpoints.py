@@ -83,6 +83,7 @@ def test_what_a_family_would_render_wrongly_is_refused(tiny_wan_copy: Path, file
         ("README.md", b"---\nlongtake: {max_lenght: 3}\n---\n", r"no setting 'max_lenght'\. Known: trained_frames"),
         ("README.md", b"---\nlongtake: {height: tall}\n---\n", "longtake.height is 'tall'; it must be a whole number"),
         ("README.md", b"---\nlongtake: {fps: .nan}\n---\n", "fps is nan"),
+        ("README.md", b"---\nlongtake: {guidance_scale: strong}\n---\n", "guidance_scale is 'strong'; it must be a finite number"),
         ("README.md", b"---\nlongtake: [1]\n---\n", r"is \[1\]; it must be a mapping"),
         ("README.md", b"---\nlongtake: [1\n---\n", "front matter of .* cannot be read"),
         ("README.md", b"---\nlongtake: \xff\n---\n", "front matter of .* cannot be read"),

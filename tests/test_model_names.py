@@ -144,3 +144,15 @@ def test_a_name_is_a_text(name: str, tiny_wan_copy: Path) -> None:
     _state(tiny_wan_copy, name)
     with pytest.raises(ValueError, match=r"name is .*; it must be a text, Wan2.1-T2V-1.3B for example"):
         read_card(str(tiny_wan_copy))
+
+
+def test_a_take_that_names_no_guidance_has_the_models_own(tiny_wan_copy: Path, tmp_path: Path) -> None:
+    card = tiny_wan_copy / "README.md"
+    settings = {"model": str(tiny_wan_copy), "output": str(tmp_path / "out"), "takes": [{"name": "a", "prompt": "x"}]}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
+    for stated, expected in ((None, 5.0), (3.5, 3.5)):
+        if stated:
+            card.write_text(card.read_text().replace("longtake: {", f"longtake: {{guidance_scale: {stated}, "))
+        for named in ([], ["guidance_scale=2"]):
+            [planned] = plan_job(load_job(tmp_path / "job.yaml", named)).takes
+            assert planned.take.guidance_scale == (2.0 if named else expected)

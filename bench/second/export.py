@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...pipeline.demo.export import export_trained
-from .nets import FLOW_SHIFT, MAX_SEQUENCE_LENGTH, SPATIAL_STRIDE, TEMPORAL_STRIDE, build_denoiser, build_scheduler
+from .nets import FLOW_SHIFT, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, SPATIAL_STRIDE, TEMPORAL_STRIDE, build_denoiser, build_scheduler
 from .scene import FPS, NUM_FRAMES, SIZE
 
 _CARD = """---
@@ -19,6 +19,7 @@ longtake:
   width: {size}
   max_sequence_length: {length}
   fps: {fps}
+  guidance_scale: {guidance_scale}
 ---
 # The benchmark's second model
 
@@ -38,6 +39,6 @@ then `export` (`training_log.jsonl` is the log; minutes are totals of what went 
 
 def export(work: Path, out: Path) -> None:
     """Write `out` anew from what training left in `work`: weights in bf16, the card and the training log."""
-    facts = {"frames": NUM_FRAMES, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS}
+    facts = {"frames": NUM_FRAMES, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS, "guidance_scale": GUIDANCE_SCALE}
     strides = {"space": SPATIAL_STRIDE, "time": TEMPORAL_STRIDE, "shift": FLOW_SHIFT}
     export_trained(build_denoiser(), build_scheduler(), work, out, _CARD, {**facts, **strides})

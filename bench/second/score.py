@@ -39,7 +39,7 @@ def score_clips(renderer: Renderer, num_clips: int, *, num_inference_steps: int 
     """Render and judge held-out scenes 0 to `num_clips`; the same scenes and seeds at every call."""
     for index in range(num_clips):
         scene = sample_scene(np.random.default_rng((11, index)), held_out=True)
-        settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": 4.0}
+        settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": renderer.family.card.guidance_scale}
         take = Take.clip(renderer.family.card, f"scene-{index}", sentence(scene), seed=index, **settings)
         frames = render_frames(renderer, take)
         yield ScoredClip(take.prompts[0].text, judge(frames, scene), frames)

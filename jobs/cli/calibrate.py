@@ -29,7 +29,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="error to allow (smoothcache: alpha, ertacache: lambda)")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="what to render for measuring; repeat for several takes")] = None,
-    guidance_scale: Annotated[float, typer.Option()] = 5.0,
+    guidance_scale: Annotated[float | None, typer.Option(help="of the takes that will use it, the model's usual one if left out")] = None,
     flow_shift: Annotated[float | None, typer.Option(help="of the takes that will use it, the model's own if left out")] = None,
     scheduler: Annotated[str | None, typer.Option(help="their sampler: euler, unipc or dpm++, the model's own if left out")] = None,
     noise: Annotated[str, typer.Option(help="frame: drawn as jobs draw it; diffusers: as stock pipelines do")] = "frame",
@@ -44,7 +44,9 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ...pipeline.calibration import calibrate as calibration  # torch and diffusers, for checkpoints that can be calibrated
     from ...pipeline.calibration import schedule as scheduling
 
-    takes = calibration.calibration_takes(card, prompt or [], steps, guidance_scale, flow_shift, scheduler, noise)
+    takes = calibration.calibration_takes(
+        card, prompt or [], steps, card.guidance_scale if guidance_scale is None else guidance_scale, flow_shift, scheduler, noise
+    )
     if recipe == "schedule":
         usual = schedule_path(card, scheduler, checked(scheduling.check_schedule, card, takes, computed=computed, threshold=threshold))
     else:

@@ -160,7 +160,7 @@ class JobConfig(TakeSettings):
 RESERVED_NAMES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _LONGEST_SHOWN = 60  # characters of a value in a message
-_FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, guidance_scale=5.0, negative_prompt="", noise="frame", timeline=TimelineConfig())
+_FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
 
 def load_job(job: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()) -> JobConfig:
@@ -339,7 +339,7 @@ def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
 
 
 def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard) -> Take:
-    model = TakeSettings(num_frames=card.trained_frames, height=card.height, width=card.width)
+    model = TakeSettings(num_frames=card.trained_frames, height=card.height, width=card.width, guidance_scale=float(card.guidance_scale))
     layers: tuple[TakeSettings, ...] = (take, job, model, _FALLBACKS)
 
     def setting(name: str) -> Any:

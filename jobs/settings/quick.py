@@ -118,7 +118,7 @@ takes:
 # height: {card.height}
 # width: {card.width}
 # num_inference_steps: 50
-# guidance_scale: 5.0
+# guidance_scale: {card.guidance_scale:g}
 # scheduler: {card.sampler or "":<17}# the sampler, one of {", ".join(card.samplers)}; the model's own if left out
 # schedule: none             # or planned: the steps that `longtake calibrate --recipe schedule` chose, a YAML path for others
 # negative_prompt: ""

@@ -23,8 +23,8 @@ _WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")  # a tokenizer has one of them
 # By family; a checkpoint's README.md may state other values in its front matter, under `longtake`.
 _USUAL = {
-    "wan": {"trained_frames": 81, "height": 480, "width": 832, "max_sequence_length": 512, "fps": 16},
-    "hunyuan_video": {"trained_frames": 129, "height": 720, "width": 1280, "max_sequence_length": 256, "fps": 24},
+    "wan": {"trained_frames": 81, "height": 480, "width": 832, "max_sequence_length": 512, "fps": 16, "guidance_scale": 5.0},
+    "hunyuan_video": {"trained_frames": 129, "height": 720, "width": 1280, "max_sequence_length": 256, "fps": 24, "guidance_scale": 5.0},
 }
 
 
@@ -33,7 +33,8 @@ class ModelCard:
     """name: the model's name, by which the published numbers of recipes are found. family: which of families.FAMILIES loads and calls it. Sizes
     in pixels and frames; strides in pixels (or frames) a latent cell.
 
-    size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for.
+    size_multiple: width and height must be multiples of it. trained_frames, height, width: the clip it was trained for; guidance_scale: of takes
+    that name none.
     num_layers: blocks in all; num_joint_layers: those of them that hold text and video apart (HunyuanVideo's first list; 0 where
     blocks carry no text). dim: width of the hidden states. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
     calls_a_step: model calls in every step of the scheduler but the last, which takes one. scheduler: its class in
@@ -56,6 +57,7 @@ class ModelCard:
     width: int
     max_sequence_length: int
     fps: float
+    guidance_scale: float
     embeds_guidance: bool
     calls_a_step: int = 1
     scheduler: str = SAMPLERS["euler"]
@@ -250,5 +252,8 @@ def _check_stated(path: Path, where: str, key: str, value: object) -> None:
     elif key == "fps":
         if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 1):
             raise ValueError(f"{where}: fps is {value!r}; it must be a number of at least 1.")
+    elif key == "guidance_scale":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{where}: guidance_scale is {value!r}; it must be a finite number of at least 0.")
     else:
         _whole_number(path, f"longtake.{key}", value)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
 
-from .nets import MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_scheduler
+from .nets import GUIDANCE_SCALE, MAX_LATENT_FRAMES, MAX_SEQUENCE_LENGTH, build_scheduler
 from .scene import FPS, SIZE
 from .training.dit import DenoiserWithText, build_denoiser
 from .training.trainer import LOG
@@ -26,6 +26,7 @@ longtake:
   width: {size}
   max_sequence_length: {length}
   fps: {fps}
+  guidance_scale: {guidance_scale}
 ---
 # longtake's demo model
 
@@ -43,7 +44,7 @@ totals of what went before, too):
 
 def export(work: Path, out: Path) -> None:
     """Write `out` anew from what training the demo model left in `work`."""
-    facts = {"frames": (MAX_LATENT_FRAMES - 1) * 4 + 1, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS}
+    facts = {"frames": (MAX_LATENT_FRAMES - 1) * 4 + 1, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS, "guidance_scale": GUIDANCE_SCALE}
     export_trained(build_denoiser(), build_scheduler(), work, out, _CARD, facts)
 
 

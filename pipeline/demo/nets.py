@@ -11,6 +11,7 @@ MAX_LATENT_FRAMES = 9
 LATENT_CHANNELS = 16
 TEXT_DIM = 128
 FLOW_SHIFT = 3.0
+GUIDANCE_SCALE = 4.0
 
 
 def build_vae() -> AutoencoderKLWan:
