@@ -19,7 +19,7 @@ from ...pipeline.demo.score import Score, score_clips
 from ...pipeline.loop.render import Renderer
 from ..results import RESULTS, commit
 from .bars.call_costs import demo_costs, wan_costs
-from .bars.foreign_prompts import FOREIGN_CLIPS, foreign_prompts
+from .bars.foreign_prompts import FOREIGN_CLIPS, FOREIGN_TAKES, foreign_prompts
 from .contenders import fewer_steps, joint, recipes, rivals, same_method, schedules
 from .contenders.contender import OURS, Contender, Tuning
 from .films.converged import ConvergedFilms
@@ -159,7 +159,8 @@ def _demo_costs(journal: Journal) -> dict[str, Any]:
 
 def _foreign(model: str, journal: Journal) -> dict[str, Any]:
     stage = next(stage for stage in STAGES if (stage.model, stage.sampler, stage.steps) == (model, "euler", 50))
-    return foreign_prompts(tuning_of(stage, journal), MODELS[model].measured_clips(FOREIGN_CLIPS))
+    foreign = MODELS[model].tuning_clips(max(FOREIGN_TAKES))
+    return foreign_prompts(tuning_of(stage, journal), foreign, MODELS[model].measured_clips(FOREIGN_CLIPS))
 
 
 def _stage_piece(stage: Stage) -> Callable[[Journal], dict[str, Any]]:
