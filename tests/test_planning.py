@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -13,16 +15,18 @@ import torch
 from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longtake.cache import Recipe, Schedule, calibrate, enable_cache, put_schedule
+from longtake.cache import Cached, Recipe, Schedule, calibrate, enable_cache, load_recipe, put_schedule
 from longtake.cache.calibration.choose import choose, decibels, improve, relative_error, rounds
 from longtake.cache.calibration.plan import Weighing, moved_steps, weighings
-from longtake.cache.calibration.planning import TAKES_A_TAKE
+from longtake.cache.calibration.planning import TAKES_A_TAKE, Planning
 from longtake.cache.calibration.schedule import moved_while_better, sampler_at
+from longtake.cache.calibration.takes import Played
 from longtake.cache.predictors.planned import Planned, PlannedConfig
 from longtake.cache.schedule.put import set_sigmas
 from longtake.pipeline.calibration.calibrate import calibrate as calibrate_model
 from longtake.pipeline.calibration.calibrate import calibration_takes
 from longtake.pipeline.calibration.schedule import plan_schedule
+from longtake.pipeline.calibration.takes import RendererTakes
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.loop.render import Renderer
 from longtake.pipeline.recipes.check import check_recipe
@@ -200,6 +204,27 @@ def test_a_schedule_is_planned_on_a_stock_pipeline_as_for_a_checkpoint(tiny_wan:
         pipe(PROMPTS[0], num_inference_steps=COMPUTED, output_type="latent", **CALL)
         with pytest.raises(ValueError, match="planned for guidance_scale 3"):
             pipe(PROMPTS[0], num_inference_steps=COMPUTED, output_type="latent", **{**CALL, "guidance_scale": 4.0})
+
+
+def test_a_candidate_that_diverges_is_not_chosen_and_ends_nothing(tiny_wan: Path) -> None:
+    renders = 0
+
+    class Diverging(RendererTakes):
+        """Every other schedule ends in numbers that are not finite."""
+
+        def render(self, index: int, cached: Cached | None = None, sigmas: Sequence[float] | None = None) -> Played:
+            nonlocal renders
+            renders += sigmas is not None
+            if sigmas is not None and renders % 2:
+                raise FloatingPointError("not finite")
+            return super().render(index, cached, sigmas)
+
+    card = read_card(tiny_wan)
+    takes = Diverging(Renderer(card), calibration_takes(card, PROMPTS[:1], STEPS, 3.0))
+    said: list[str] = []
+    sigmas = Planning(takes, replace(load_recipe("planned"), calibrated=False), said.append).schedule(COMPUTED)
+    assert len(sigmas) == COMPUTED and renders > 1
+    assert "inf" not in said[-2]  # of the last that was better
 
 
 def test_what_cannot_be_calibrated_is_refused_before_anything_is_rendered(tiny_wan: Path) -> None:

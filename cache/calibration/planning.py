@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from ..recipe.recipe import Recipe
@@ -17,7 +18,7 @@ from .choose import choose, improve, relative_error, summary
 from .path import Past
 from .plan import Gaps, PlannedSteps, fit_steps, forecast_errors, moved_steps, plan_steps, weighings
 from .schedule import schedules
-from .takes import Measured, Played, Takes, calls_of_measuring, measure
+from .takes import Measured, Takes, calls_of_measuring, measure
 
 Say = Callable[[str], None]
 Numbers = dict[str, dict[str, Any]]  # new settings of trigger and predictor, by their names
@@ -35,12 +36,16 @@ class Planning:
         self._takes, self._form, self._say = takes, form, say
         steps, count = takes.num_inference_steps, len(takes)
         worth = TAKES_A_TAKE * count
-        worth = TAKES_A_TAKE * count
         say(f"rendering {count} full take(s) of {steps} steps, then plans for them: at most {worth} takes' worth of model calls")
-        began = time.monotonic()
-        self.measured: Measured = measure(takes, form)
-        self._seconds = (time.monotonic() - began) / calls_of_measuring(count, steps)  # a step
+        self._began = time.monotonic()
+        self.measured: Measured = measure(takes, form, self._say_minutes)
+        self._seconds = (time.monotonic() - self._began) / calls_of_measuring(count, steps)  # a step
         self._gaps = Gaps(self.measured.outputs, self.measured.responses)
+
+    def _say_minutes(self) -> None:
+        """Once the first take is rendered."""
+        minutes = TAKES_A_TAKE * len(self._takes) * (time.monotonic() - self._began) / 60
+        self._say(f"about {minutes:.1f} min in all, at most, for one budget of steps")
 
     def renders(self, num_computed: int) -> int:
         """How many renderings of one take are left to choose with."""
@@ -109,12 +114,16 @@ class Planning:
 
     def _error_of_plan(self, computed: Past, index: int) -> float:
         recipe = with_numbers(self._form, self.numbers(self._fitted(computed)))
-        return self._error(self._takes.render(index, Cached(Session.fresh(recipe, self._takes.num_inference_steps, Storage()))), index)
+        return self._error(index, Cached(Session.fresh(recipe, self._takes.num_inference_steps, Storage())))
 
     def _error_of_schedule(self, steps: Past, index: int) -> float:
-        return self._error(self._takes.render(index, sigmas=self.measured.sigmas[list(steps)].tolist()), index)
+        return self._error(index, sigmas=self.measured.sigmas[list(steps)].tolist())
 
-    def _error(self, played: Played, index: int) -> float:
+    def _error(self, index: int, cached: Cached | None = None, sigmas: Sequence[float] | None = None) -> float:
+        try:
+            played = self._takes.render(index, cached, sigmas)
+        except FloatingPointError:  # a candidate that diverges is a bad one, and no more
+            return inf
         assert played.latents is not None, "a take without steps"
         return relative_error(played.latents, self.measured.films[index])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -109,8 +109,10 @@ class Measured:
         return np.array(self.sampler.responses)
 
 
-def measure(takes: Takes, recipe: Recipe) -> Measured:
-    """recipe: any that keeps the value of the model's output. Raises ValueError, with the mend, for samplers that are no linear maps."""
+def measure(takes: Takes, recipe: Recipe, after_first: Callable[[], None] = lambda: None) -> Measured:
+    """recipe: any that keeps the value of the model's output. after_first: called once the first take is rendered. Raises ValueError, with the
+    mend, for samplers that are no linear maps.
+    """
     grams, branches, films = [], [], []
     logs: list[tuple[int, float]] = []
     sampler: LinearMap | None = None
@@ -120,6 +122,8 @@ def measure(takes: Takes, recipe: Recipe) -> Measured:
         recorded = Playback(recipe, takes.num_inference_steps)
         played = takes.render(index, recorded)
         assert played.noise is not None and played.latents is not None, "a take without steps"
+        if index == 0:
+            after_first()
         scheduler, sampler = played.scheduler, sampler or linear_map(played.scheduler)
         grams.append(_gram([played.noise, *played.outputs]))
         branches.append(np.stack([_gram(outputs) for outputs in recorded.outputs.values()]))
