@@ -1,4 +1,4 @@
-"""Schedules of our own: as many steps as a plan computes, at its noise levels, on UniPC, without a cache; and caches on top of them.
+"""Schedules of our own: so many UniPC steps at noise levels that were planned for it, without a cache; and caches on top of them.
 
 With a cache some blocks or modules are computed at every other step of the schedule alone, so that it has more steps for the same cost.
 """
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from ....cache import Recipe, load_recipe, put_schedule
-from ....pipeline.calibration.schedule import plan_schedule
+from ....pipeline.calibration.schedule import plan_schedules
 from ..films.samplers import sampled_by, sampler
 from .contender import OURS, Contender, Setting, Tuning
 from .recipes import BUDGETS, put_recipe
@@ -34,11 +34,11 @@ def contenders(tuning: Tuning) -> Iterator[Contender]:
 
 def _planned(tuning: Tuning) -> Iterator[tuple[int, list[float]]]:
     """The noise levels of each number of steps, from the journal where they were planned before."""
-    for count in BUDGETS[tuning.stage.steps]:
-        entry = f"the schedule of {count} steps on {SAMPLER}"
-        if entry not in tuning.journal:
-            tuning.journal.note(entry, plan_schedule(tuning.renderer, tuning.takes_on(SAMPLER), computed=count).sigmas)
-        yield count, tuning.journal[entry]
+    entry, counts = f"the schedules on {SAMPLER}", BUDGETS[tuning.stage.steps]
+    if entry not in tuning.journal:
+        planned = plan_schedules(tuning.renderer, tuning.takes_on(SAMPLER), counts)
+        tuning.journal.note(entry, [[count, schedule.sigmas] for count, schedule in zip(counts, planned, strict=True)])
+    yield from tuning.journal[entry]
 
 
 def _setting(tuning: Tuning, sigmas: tuple[float, ...], recipe: Recipe | None) -> Setting:
