@@ -221,7 +221,7 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def _front_matter(path: Path, usual: dict[str, int]) -> dict[str, Any]:
+def _front_matter(path: Path, usual: dict[str, float]) -> dict[str, Any]:
     """The YAML between the `---` lines at the top of a model card, under its key `longtake`; empty where there is none.
 
     usual: what may be stated besides the model's name.
