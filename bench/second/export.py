@@ -30,15 +30,17 @@ shrinks, turns, slides, pulses or blinks before a dark ground of two colours, {s
 attribute combinations was never trained on. Prompts are sentences such as "a glowing azure bar turns clockwise before a sea background"; pass
 `max_sequence_length={length}` to the stock pipeline.
 
-It was frozen before any cache was measured on it. Trained on the CPU with `python -m longtake.bench.second.train COMMAND` for each of these, and
-then `export` (`training_log.jsonl` is the log; minutes are totals of what went before, too):
+These weights were frozen before any cache was measured on them. Trained on the CPU with `python -m longtake.bench.second.train COMMAND` for each
+of these, and then `export` (`training_log.jsonl` is the log; minutes are totals of what went before, too):
 
 {commands}
 """
 
 
 def export(work: Path, out: Path) -> None:
-    """Write `out` anew from what training left in `work`: weights in bf16, the card and the training log."""
+    """Write `out` from what training left in `work`: weights in bf16, the card and the training log. Raises ValueError for a folder that is there."""
+    if out.exists():
+        raise ValueError(f"'{out}' is there already, and figures may have been measured on it; give another folder with --out, or move it away.")
     facts = {"frames": NUM_FRAMES, "size": SIZE, "length": MAX_SEQUENCE_LENGTH, "fps": FPS, "guidance_scale": GUIDANCE_SCALE}
     strides = {"space": SPATIAL_STRIDE, "time": TEMPORAL_STRIDE, "shift": FLOW_SHIFT}
     export_trained(build_denoiser(), build_scheduler(), work, out, _CARD, {**facts, **strides})

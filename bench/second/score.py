@@ -54,7 +54,7 @@ def record(readme: Path, score: dict[str, float], num_clips: int, num_inference_
     """Say the score in the model's card, in the place of an older one."""
     told = ", ".join(f"{name} {share:.1%}" for name, share in score.items())
     how = f"{num_clips} clips of held-out combinations, {num_inference_steps} Euler steps, guidance 4, judged by `bench/second/judge.py`"
-    text = f"As asked ({how}): {told}."
+    text = f"As asked: {told}\n({how})."
     body = readme.read_text().split(_HEADING, maxsplit=1)[0].rstrip()
     write_atomic(readme, f"{body}\n\n{_HEADING}\n\n{text}\n")
 
