@@ -182,7 +182,8 @@ class Cached:
         if expert != self._expert:
             self.state.reset()
             self._expert = expert
-        return Call(self.session, self._here(), part, site, units, num_text)
+        cursor = self._here()  # which may begin another take, and with it another session
+        return Call(self.session, cursor, part, site, units, num_text)
 
     def _here(self) -> Cursor:
         """Of the running call."""
