@@ -277,7 +277,7 @@ def test_numbers_of_another_model_mean_no_cache_where_none_was_named(tiny_wan_co
         recipe = replace(shipped, calibration=replace(shipped.calibration, model=model))
         (tiny_wan_copy / "longtake" / "planned-50-steps.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
         job = tmp_path / "job.yaml"
-        job.write_text(f"model: {tiny_wan_copy}\noutput: {tmp_path}/out\ntakes: [{{name: a, prompt: a red circle}}]\n")
+        job.write_text(f"model: {tiny_wan_copy}\noutput: {tmp_path}/out\nguidance_scale: 4\ntakes: [{{name: a, prompt: a red circle}}]\n")
         plan = plan_job(load_job(str(job)))
         assert (plan.recipe is None) == (name == "stale")
         assert ("calibrated for another model" in plan.why_no_cache) == (name == "stale")

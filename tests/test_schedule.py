@@ -119,7 +119,7 @@ def test_what_is_no_schedule_of_the_pipeline_is_refused(tiny_wan: Path) -> None:
         (diffusers.UniPCMultistepScheduler(), SIGMAS, "has use_flow_sigmas=False"),
         (short, SIGMAS, "has final_sigmas_type=sigma_min"),
         (SAMPLERS["euler"](3.0), planned, "planned for scheduler UniPCMultistepScheduler, and scheduler is FlowMatchEulerDiscreteScheduler here"),
-        (SAMPLERS["unipc"](3.0, solver_order=3), planned, "with solver_order=2, and the pipeline's has 3"),
+        (SAMPLERS["unipc"](3.0, solver_order=3), planned, "with solver_order=2, and this one has 3"),
     ):
         pipe.scheduler = scheduler
         with pytest.raises(ValueError, match=message):

@@ -42,7 +42,7 @@ class Choice(Generic[Candidate]):
         return _mean(self.errors[number])
 
     def __str__(self) -> str:
-        return f"{summary(self.errors[self.best])}, the best of {len(self.errors)}"
+        return f"{summary(self.errors[self.best])}, the best of {len(self.errors)} plans"
 
 
 def summary(errors: Sequence[float]) -> str:

@@ -46,7 +46,8 @@ class Weighing:
     max_gap: int = MAX_GAP
 
     def __str__(self) -> str:
-        return f"growth^{self.growth_power:g}, {'what remains of errors' if self.corrected else 'errors'}, gaps up to {self.max_gap}"
+        errors = "errors after their correction" if self.corrected else "errors before their correction"
+        return f"{errors}, times their growth to the power {self.growth_power:g}, with gaps of up to {self.max_gap} steps"
 
 
 def weighings(num_steps: int, num_computed: int) -> Iterator[Weighing]:

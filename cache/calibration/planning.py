@@ -22,6 +22,7 @@ from .takes import Measured, Takes, calls_of_measuring, measure
 
 Say = Callable[[str], None]
 Numbers = dict[str, dict[str, Any]]  # new settings of trigger and predictor, by their names
+_POOR = 0.5  # an error, by the latents' size, with which a film shows something else
 TAKES_A_TAKE = 4  # how many takes' worth of model calls one calibration take may cost in all
 
 
@@ -86,11 +87,13 @@ class Planning:
     def _best(self, num_computed: int, error: Callable[[Past, int], float]) -> Past:
         renders, candidates = self.announce(num_computed), self.candidates(num_computed)
         choice = choose(list(candidates), error, len(self._takes), renders)
-        self._say(f"chosen: {candidates[choice.chosen]}: {choice}")
+        self._say(f"chosen by {candidates[choice.chosen]}: {choice}")
         best, errors, left = improve(choice.chosen, choice.errors[choice.best], self._moved, error, renders - choice.renders)
         if best != choice.chosen:
             self._say(f"moved: {summary(errors)}, with {renders - choice.renders - left} more renderings")
         self._say(f"computed: {' '.join(map(str, best))}")
+        if max(errors) > _POOR:
+            self._say(f"{num_computed} steps are too few for these takes: some film is another one; compute more")
         return best
 
     def _moved(self, computed: Past) -> list[Past]:

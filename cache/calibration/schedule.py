@@ -32,7 +32,7 @@ def schedules(measured: Measured, starts: Iterable[Past]) -> dict[Past, str]:
     for power in _POWERS:
         cost = _cost(measured, power)
         best = moved_while_better(min(known, key=cost), cost, len(measured.responses))
-        found.setdefault(best, f"least differences of the sampler, growth^{power:g}")
+        found.setdefault(best, f"what the sampler makes of fewer steps, times the growth of early errors to the power {power:g}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..model.beside_others import check_others, check_unmarked
+from ..model.wrap import Wrapped
 from ..recipe.calibration import Calibration, Sampling
 from ..recipe.config import suggestion
 from ..recipe.read import load_recipe
@@ -24,7 +27,7 @@ from .plan import MAX_GAP
 from .planning import Planning, with_numbers
 from .takes import Played, listening
 
-_OURS = ("generator", "latents", "num_inference_steps", "output_type", "prompt", "return_dict")
+_OURS = ("generator", "latents", "num_inference_steps", "output_type", "prompt", "prompt_embeds", "return_dict")
 _FEWEST_STEPS = 3
 CALIBRATED = ("planned", "schedule")
 
@@ -89,12 +92,20 @@ def calibrate(
     taken = sorted(set(call_arguments) & set(_OURS))
     if taken:
         raise ValueError(f"calibrate sets {', '.join(taken)} of the pipeline's calls itself; leave it out.")
-    if isinstance(prompts, str) or not prompts:
+    unknown = sorted(set(call_arguments) - set(_arguments(pipeline)))
+    if unknown:
+        raise ValueError(f"{type(pipeline).__name__} takes no {', '.join(unknown)}. {suggestion(unknown[0], _arguments(pipeline))}")
+    if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts is {prompts!r}; give a list of at least one prompt, better three or four.")
     if not isinstance(num_inference_steps, int) or num_inference_steps < _FEWEST_STEPS:
         raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be a whole number of at least {_FEWEST_STEPS}.")
     budget = num_inference_steps * 2 // 5 if computed is None else computed
+    if not isinstance(budget, int):
+        raise ValueError(f"computed is {computed}; it must be a whole number of steps.")
     check_budget(num_inference_steps, budget, MAX_GAP, free_end=True)
+    for transformer in parts_of(pipeline)[1]:
+        check_others(transformer)
+        check_unmarked(transformer)
     _check_sampler(pipeline, name, num_inference_steps)
     form = load_recipe("planned")
     takes = PipelineTakes(pipeline, prompts, num_inference_steps, call_arguments)
@@ -107,11 +118,17 @@ def calibrate(
     return replace(recipe, name=f"{name}-{budget}-of-{num_inference_steps}", calibration=stamp)
 
 
+def _arguments(pipeline: Any) -> list[str]:
+    return list(inspect.signature(type(pipeline).__call__).parameters)[1:]
+
+
 def _check_sampler(pipeline: Any, name: str, num_inference_steps: int) -> None:
     """Raise ValueError, with the mend, for a pipeline whose sampler cannot be planned for."""
     scheduler = getattr(pipeline, "scheduler", None)
     if scheduler is None:
         raise ValueError(f"{type(pipeline).__name__} has no scheduler; give a diffusers pipeline.")
+    if isinstance(vars(scheduler).get("set_timesteps"), Wrapped):
+        raise ValueError("There is a schedule on this pipeline's scheduler; take it off with disable() first.")
     if name == "schedule":
         check_scheduler(scheduler)
     fresh = deepcopy(scheduler)

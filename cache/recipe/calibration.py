@@ -19,9 +19,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Calibration:
-    """model: hash of the model that was measured, as pipeline.checkpoint.model_hash makes it. num_inference_steps: of the takes that the
-    numbers were measured on; 0 where they hold for any number of steps, and so for any sampler. scheduler, flow_shift: of these takes' sampler,
-    its class in diffusers and its shift; empty and None for the model's own. guidance_scale: of these takes; None where the numbers hold for any.
+    """model: hash of the model that was measured, as pipeline.checkpoint.model_hash makes it; empty where it is not known.
+    num_inference_steps: of the takes that the numbers were measured on; 0 where they hold for any number of steps, and so for any sampler.
+    scheduler, flow_shift: of these takes' sampler, its class in diffusers and its shift; empty and None for the model's own. guidance_scale: of
+    these takes; None where the numbers hold for any.
     """
 
     model: str = ""
@@ -35,8 +36,8 @@ class Calibration:
         return {name: value for name, value in asdict(self).items() if name not in ("scheduler", "guidance_scale") or value not in ("", None)}
 
     def check_model(self, model: str, recipe: str) -> None:
-        """Raise ValueError, with the mend, for another model than the one that was measured."""
-        if model != self.model:
+        """Raise ValueError, with the mend, for another model than the one that was measured, where its hash is known."""
+        if self.model not in ("", model):
             raise ValueError(f"Recipe '{recipe}' was calibrated for another model; run `longtake calibrate` on this one.")
 
     def check_steps(self, num_inference_steps: int, recipe: str) -> None:

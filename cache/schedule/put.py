@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from ..model.wrap import wrap
+from ..model.wrap import Wrapped, wrap
 from .schedule import SCHEDULERS, Schedule, load_schedule
 
 _LARGEST = 1 - 1e-6  # of multistep samplers, which take the logarithm of 1 - sigma; diffusers stops them there as well
@@ -53,6 +53,19 @@ def check_scheduler(scheduler: Any) -> None:
         raise ValueError(f"{name} has a solver_p, which keeps sigmas of its own; make it without.")
 
 
+def check_settings(scheduler: Any, schedule: Schedule, where: str) -> None:
+    """Raise ValueError, with the mend, for a scheduler that steps otherwise than the one that the sigmas were planned for. where: whose it is, as
+    the message begins.
+    """
+    here = deciding_settings(scheduler)
+    for name, planned in schedule.settings.items():
+        if here.get(name) != planned:
+            raise ValueError(
+                f"{where}: the schedule was planned for a {schedule.scheduler} with {name}={planned}, and this one has {here.get(name)}; make them "
+                f"equal, or plan one with `longtake calibrate` and --recipe schedule."
+            )
+
+
 def set_sigmas(scheduler: Any, sigmas: Sequence[float]) -> None:
     """Let a scheduler step at exactly these sigmas, and last to 0, where its `set_timesteps` has just made as many others.
 
@@ -62,6 +75,10 @@ def set_sigmas(scheduler: Any, sigmas: Sequence[float]) -> None:
     exact = torch.tensor(sigmas)
     if type(scheduler).__name__ != SCHEDULERS[0]:
         exact = exact.clamp(max=_LARGEST)
+        if len(exact) > 1 and exact[1] >= exact[0]:
+            raise ValueError(
+                f"sigma 2 of {len(sigmas)} is {sigmas[1]:g}, as good as 1 to {type(scheduler).__name__}; leave out one of the first two."
+            )
     scheduler.sigmas = torch.cat([exact, torch.zeros(1)]).to(scheduler.sigmas.device)
     scheduler.timesteps = (exact * scheduler.config.num_train_timesteps).to(scheduler.timesteps.device)
 
@@ -114,14 +131,8 @@ def put_schedule(pipeline: Any, schedule: str | Path | Mapping[str, Any] | Seque
     if scheduler is None:
         raise ValueError(f"{type(pipeline).__name__} has no scheduler to put a schedule on; give a diffusers pipeline.")
     check_scheduler(scheduler)
-    if "set_timesteps" in vars(scheduler):
+    if isinstance(vars(scheduler).get("set_timesteps"), Wrapped):
         raise ValueError("There is a schedule on this pipeline's scheduler already; take it off with disable() first.")
     chosen.check("The pipeline's scheduler", scheduler=type(scheduler).__name__)
-    here = deciding_settings(scheduler)
-    for name, planned in chosen.settings.items():
-        if here.get(name) != planned:
-            raise ValueError(
-                f"The schedule was planned for a {chosen.scheduler} with {name}={planned}, and the pipeline's has {here.get(name)}; make them equal, "
-                f"or plan one with `longtake calibrate` and --recipe schedule."
-            )
+    check_settings(scheduler, chosen, "The pipeline's scheduler")
     return Scheduled(pipeline, chosen)

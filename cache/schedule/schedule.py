@@ -75,6 +75,8 @@ def load_schedule(schedule: str | Path | Mapping[str, Any] | Sequence[float] | S
         return read_config(Schedule, _read(Path(schedule)), f"Schedule '{schedule}'")
     if isinstance(schedule, Mapping):
         return read_config(Schedule, schedule, "The schedule")
+    if not isinstance(schedule, Sequence) or not all(isinstance(sigma, int | float) and not isinstance(sigma, bool) for sigma in schedule):
+        raise ValueError(f"The schedule is {schedule!r}; give a YAML file's path, or a list of sigmas such as [1.0, 0.9, 0.6].")
     return read_config(Schedule, {"sigmas": [float(sigma) for sigma in schedule]}, "The schedule")
 
 
@@ -87,4 +89,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"Schedule '{path}' is not valid YAML: {' '.join(str(error).split())}; mend it, or plan it again.") from None
     if not isinstance(values, dict):
         raise ValueError(f"Schedule '{path}' must be a mapping with sigmas, one for each step.")
+    if "sigmas" in values and not isinstance(values["sigmas"], list):
+        raise ValueError(f"Schedule '{path}': sigmas is {values['sigmas']!r}; it must be a list such as [1.0, 0.9, 0.6].")
     return values

@@ -58,7 +58,8 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ...files import write_atomic
     from ...pipeline.loop.render import Renderer
 
-    say(f"rendering {len(takes)} full take(s) of {steps} steps to measure '{model}'")
+    if recipe not in ("planned", "schedule"):  # which say so themselves
+        say(f"rendering {len(takes)} full take(s) of {steps} steps to measure '{model}'")
     log = logging.getLogger("longtake.pipeline.calibration")
     log.setLevel(logging.INFO)
     log.handlers[:] = [_Said()]

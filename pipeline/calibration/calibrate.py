@@ -45,7 +45,7 @@ def check_calibration(
     if name not in CALIBRATIONS:
         raise ValueError(f"Recipe '{name}' cannot be calibrated. {suggestion(name, [*CALIBRATIONS, 'schedule'])}")
     if not takes:
-        raise ValueError("Calibration renders takes; give --prompt '...', two or three times for more of them.")
+        raise ValueError("Calibration renders takes; give --prompt '...', three or four times for more of them.")
     for take in takes:
         take.check(card)
     method = CALIBRATIONS[name]

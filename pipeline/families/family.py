@@ -13,7 +13,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from ...cache.schedule.put import check_scheduler, set_sigmas
+from ...cache.schedule.put import check_scheduler, check_settings, set_sigmas
 from ...parallel.attention.kernels import Kernel, NativeKernel
 from ...parallel.attention.processors import with_attention
 from ...parallel.attention.sequence import SequenceAttention
@@ -126,6 +126,7 @@ class Family(ABC):
         cls._set_timesteps(scheduler, take.num_inference_steps, device)
         if take.schedule is not None:
             check_scheduler(scheduler)
+            check_settings(scheduler, take.schedule, f"Take '{take.name}'")
             set_sigmas(scheduler, take.schedule.sigmas)
         scheduler.set_begin_index(0)
         return scheduler

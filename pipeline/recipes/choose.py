@@ -52,6 +52,15 @@ def _named(scheduler: str | None, words: str) -> str:
     return "" if scheduler is None else words + scheduler
 
 
+def shift_of(card: ModelCard, take: Take) -> float:
+    return card.flow_shift if take.flow_shift is None else take.flow_shift
+
+
+def sampling_options(take: Take) -> str:
+    """The options of `longtake calibrate` for takes like this one, each after a space."""
+    return f" --guidance-scale {take.guidance_scale:g}" + ("" if take.flow_shift is None else f" --flow-shift {take.flow_shift:g}")
+
+
 def default_recipe(
     card: ModelCard, takes: Sequence[Take], model: str, changes: Mapping[str, Mapping[str, Any]], dtype: str | None
 ) -> tuple[Recipe | None, str]:
@@ -61,14 +70,13 @@ def default_recipe(
     """
     if any(take.schedule is not None for take in takes):
         return None, "a schedule computes each of its steps; name a recipe to reuse some of them"
-    kinds = {(take.num_inference_steps, take.flow_shift, take.scheduler) for take in takes}
-    steps = takes[0].num_inference_steps
-    scheduler = takes[0].scheduler
+    kinds = {(take.num_inference_steps, shift_of(card, take), take.scheduler or card.sampler) for take in takes}
+    steps, scheduler = takes[0].num_inference_steps, takes[0].scheduler
     path = numbers_path(card, "planned", steps, scheduler)
     if len(kinds) > 1:
         return None, "numbers are for one num_inference_steps, flow_shift and scheduler, and the takes have several"
     if not path.is_file():
-        command = f"longtake calibrate {card.called} --steps {steps}{_named(scheduler, ' --scheduler ')} --prompt ..."
+        command = f"longtake calibrate {card.called} --steps {steps}{_named(scheduler, ' --scheduler ')}{sampling_options(takes[0])} --prompt ..."
         return None, f"there is no plan for this model and {steps} steps{_named(scheduler, ' of ')}; `{command}` makes one"
     try:
         recipe = load_recipe(path)

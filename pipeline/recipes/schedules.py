@@ -7,6 +7,9 @@ from pathlib import Path
 from ...cache import Schedule, load_schedule
 from ..checkpoint.card import ModelCard
 from ..take import Take
+from .choose import sampling_options
+
+_FINE, _FEWEST = 50, 5  # steps that a schedule is chosen from, if nothing else is said, and the fewest that can be chosen from so many
 
 
 def schedule_path(card: ModelCard, scheduler: str | None, num_steps: int) -> Path:
@@ -30,9 +33,10 @@ def find_schedule(name: str, card: ModelCard, take: Take) -> Schedule | None:
     if path.is_file():
         return load_schedule(path)
     there = sorted(path.stem for path in card.path.glob("longtake/schedule-*-steps.yaml"))
-    shift = "" if take.flow_shift is None else f" --flow-shift {take.flow_shift:g}"
+    steps = take.num_inference_steps
+    fine = "" if _FEWEST <= steps < _FINE else f" --steps {max(2 * steps, _FEWEST)}"
     raise ValueError(
         f"Take '{take.name}': there is no {path.stem} beside the model ({', '.join(there) or 'no schedule at all'}); set scheduler and "
         f"num_inference_steps to one that there is, or plan it: `longtake calibrate {card.called} --recipe schedule --scheduler "
-        f"{take.scheduler or card.sampler} --computed {take.num_inference_steps} --guidance-scale {take.guidance_scale:g}{shift} --prompt ...`."
+        f"{take.scheduler or card.sampler} --computed {steps}{fine}{sampling_options(take)} --prompt ...`."
     )
