@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ class _Own:
     lock = threading.Lock()
     jobs = 0
     where = ""
+    ended = threading.Event()  # set once it has ended, see `_in_lasting_thread`
 
 
 def _enter(num_ranks: int) -> tuple[str, bool]:
@@ -65,7 +68,12 @@ def _leave() -> None:
     with uninterrupted(), _Own.lock:
         _Own.jobs -= 1
         if not _Own.jobs:
-            ray.shutdown()
+            _shut_down()
+
+
+def _shut_down() -> None:
+    ray.shutdown()
+    _Own.ended.set()
 
 
 def _connect(num_ranks: int) -> str:
@@ -76,7 +84,7 @@ def _connect(num_ranks: int) -> str:
             _start(num_ranks) if address is None else _join(named, address)
     except BaseException:
         with uninterrupted():
-            ray.shutdown()
+            _shut_down()
         raise
     return STARTED_HERE if address is None else f"at {named}"
 
@@ -122,10 +130,30 @@ def _handlers_kept() -> Iterator[None]:
 
 
 def _start(num_ranks: int) -> None:
+    start = partial(ray.init, address="local", num_cpus=max(usable_cores(), num_ranks), include_dashboard=False, **_QUIET)
     try:
-        ray.init(address="local", num_cpus=max(usable_cores(), num_ranks), include_dashboard=False, **_QUIET)
+        start() if threading.current_thread() is threading.main_thread() else _in_lasting_thread(start)
     except Exception as error:
         raise ClusterError(f"Ray cannot be started on this machine: {' '.join(str(error).split())}") from error
+
+
+def _in_lasting_thread(start: Callable[[], object]) -> None:
+    """Start Ray from a thread that lives as long as Ray does: Linux kills the cluster's processes as soon as the thread that started them ends
+    (PR_SET_PDEATHSIG), and this thread's job may be done before those of others that share the cluster.
+    """
+    started, _Own.ended = Future[None](), threading.Event()
+
+    def last(ended: threading.Event) -> None:
+        try:
+            start()
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+            ended.wait()
+
+    threading.Thread(target=last, args=(_Own.ended,), daemon=True, name="ray-cluster").start()
+    started.result()
 
 
 def _join(named: str, address: str) -> None:

@@ -271,7 +271,7 @@ def test_gpus_that_this_machine_has_not_are_not_waited_for(tiny_wan: Path, tmp_p
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_jobs_in_two_threads_share_a_ray_of_their_own(tiny_wan: Path, tmp_path: Path) -> None:
-    """The first one starts it, the last one ends it."""
+    """The first one starts it, the last one ends it, though the one that started it is done long before."""
     address = os.environ.pop("RAY_ADDRESS", None)
     try:
         results: dict[str, Any] = {}
