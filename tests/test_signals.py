@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import typer
+from longtake.jobs.cli.said import stoppable
 from longtake.jobs.signals import STOPPING, Stopped, interrupt_on_signals, restore, uninterrupted
 
 
@@ -66,3 +68,19 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with uninterrupted():
         send(signal.SIGHUP)
+
+
+def test_a_later_signal_does_not_hide_what_the_first_one_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    """It comes while things are put in order."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        with pytest.raises(typer.Exit) as ended, stoppable("no take was running", "; done"):
+            try:
+                raise Stopped("take 'one' after step 3 of 8")
+            finally:
+                raise Stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "stopped: take 'one' after step 3 of 8; done\n"

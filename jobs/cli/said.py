@@ -58,6 +58,13 @@ def given_path(path: Path) -> Path:
     return Path(checked(expanded, str(path), "The path"))
 
 
+def _where_stopped(error: BaseException | None) -> str:
+    """What the first signal's exception says, where a later signal has come while things were put in order for that one."""
+    while error is not None and not (isinstance(error, KeyboardInterrupt) and str(error)):
+        error = error.__context__
+    return "" if error is None else str(error)
+
+
 @contextmanager
 def stoppable(where: str, what_stays: str = "") -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP end the command with one line and exit code 130, whatever it is doing.
@@ -70,5 +77,5 @@ def stoppable(where: str, what_stays: str = "") -> Iterator[None]:
     except KeyboardInterrupt as error:
         ignore_signals()
         with suppress(OSError):  # where SIGHUP came from there is no terminal to write to
-            complain("stopped", f"{str(error) or where}{what_stays}")
+            complain("stopped", f"{_where_stopped(error) or where}{what_stays}")
         raise typer.Exit(130) from None
