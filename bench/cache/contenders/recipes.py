@@ -60,8 +60,9 @@ UNCORRECTED = "planned without its corrector"
 LEFT_OUT = {"ra_cfgcache": "decides from both branches before either runs; stock pipelines call one after the other"}
 
 
-# Computed steps. LeMiCa's gaps are short, because each is rendered.
+# Computed steps. LeMiCa's gaps are short, because each is rendered; MeanCache's plans have gaps of at most eight steps.
 BUDGETS = {50: [20, 16, 12, 9, 7, 5], 30: [20, 16, 12, 9, 7, 5], 12: [9, 7, 6, 5, 4, 3], 6: [5, 4, 3, 2]}
+_MEANCACHE_BUDGETS = {**BUDGETS, 50: [20, 16, 12, 9, 8, 7]}
 _LEMICA_BUDGETS = {50: [30, 22, 18, 15, 13, 11], 30: [20, 16, 13, 11, 9, 7], 12: [9, 8, 7, 6, 5, 4], 6: [5, 4, 3, 2]}
 
 
@@ -81,7 +82,7 @@ def _by_error(low: float, high: float, name: str, tuning: Tuning) -> dict[str, R
 _CALIBRATED: dict[str, Callable[[str, Tuning], dict[str, Recipe]]] = {
     "ertacache": partial(_by_error, 0.03, 0.4),
     "lemica": partial(_by_budget, _LEMICA_BUDGETS),
-    "meancache": partial(_by_budget, BUDGETS),
+    "meancache": partial(_by_budget, _MEANCACHE_BUDGETS),
     "planned": partial(_by_budget, BUDGETS),
     "smoothcache": partial(_by_error, 0.03, 0.4),
 }
