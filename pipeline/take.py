@@ -178,3 +178,9 @@ class Take:
         """The prompt that holds at a latent frame; with windows, a window is rendered with the one at its centre."""
         frame = latent_frame * card.temporal_stride
         return [prompt.text for prompt in self.prompts if prompt.frame <= frame][-1]
+
+    def first_window_with(self, prompt: PromptAt, card: ModelCard) -> tuple[int, int]:
+        """The first and the last frame of the first window that is rendered with a prompt: one of this take's, which `check` has found in use."""
+        begin, stride = prompt.frame, card.temporal_stride
+        window = next(window for window in self.timeline_for(card).windows if window.centre * stride >= begin)
+        return max(0, (window.start - 1) * stride + 1), (window.stop - 1) * stride

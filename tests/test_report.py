@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -246,7 +247,7 @@ def test_the_command_makes_the_page_without_what_renders_and_refuses_folders_tha
 @pytest.mark.parametrize("name", [FOLDER, JOURNAL, "Report"])
 def test_no_take_lies_where_the_page_and_the_events_do(name: str) -> None:
     with pytest.raises(ValueError, match=f"name is '{name}'"):
-        resolve_takes(JobConfig(takes=[TakeConfig(name=name, prompt="fog")]), read_card("demo"))
+        resolve_takes(JobConfig(takes=[TakeConfig(name=name, prompt="fog")]), read_card("demo"), Fraction(16))
 
 
 @pytest.fixture(scope="module")

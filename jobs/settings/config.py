@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ...cache.recipe.config import suggestion
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.recipes.schedules import find_schedule
-from ...pipeline.take import PromptAt, Take, TimelineSettings
+from ...pipeline.take import Take, TimelineSettings
+from .prompts import PromptConfig, resolve_prompts
 from .values import SHORTHANDS, field_types, override, parse_file
-
-
-@dataclass
-class PromptConfig:
-    """A prompt and the first frame that it holds for."""
-
-    frame: int = 0
-    text: str = ""
 
 
 @dataclass
@@ -133,6 +127,11 @@ class TakeConfig(TakeSettings):
     name: str = ""
     prompt: str | None = None
     prompts: list[PromptConfig] = field(default_factory=list)
+
+    @property
+    def all_prompts(self) -> list[PromptConfig]:
+        """The prompt alone, or the prompts."""
+        return self.prompts if self.prompt is None else [PromptConfig(text=self.prompt)]
 
 
 @dataclass
@@ -317,8 +316,8 @@ def _check_keys(values: dict[str, Any], config_class: type, where: str) -> None:
                     _check_keys(item, _NESTED[key], f"{where}, {group},")
 
 
-def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
-    """All takes with every default filled in, checked against the model. Raises ValueError."""
+def resolve_takes(job: JobConfig, card: ModelCard, fps: Fraction) -> list[Take]:
+    """All takes with every default filled in, checked against the model. fps: the films' frames a second. Raises ValueError."""
     if not job.takes:
         raise ValueError("The job has no takes; add `takes: [{name: ..., prompt: ...}]`.")
     for index, take in enumerate(job.takes):
@@ -332,13 +331,13 @@ def resolve_takes(job: JobConfig, card: ModelCard) -> list[Take]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"Two takes are called '{name}'; each needs a name of its own.")
-    takes = [_resolve_take(job, take, card) for take in job.takes]
+    takes = [_resolve_take(job, take, card, fps) for take in job.takes]
     for resolved in takes:
         resolved.check(card)
     return takes
 
 
-def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard) -> Take:
+def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fraction) -> Take:
     model = TakeSettings(num_frames=card.trained_frames, height=card.height, width=card.width, guidance_scale=float(card.guidance_scale))
     layers: tuple[TakeSettings, ...] = (take, job, model, _FALLBACKS)
 
@@ -347,11 +346,11 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard) -> Take:
 
     if take.prompt is not None and take.prompts:
         raise ValueError(f"Take '{take.name}' has both prompt and prompts; keep one.")
-    prompts = [PromptConfig(0, take.prompt)] if take.prompt is not None else take.prompts
+    prompts = resolve_prompts(take.name, take.all_prompts, fps)
     values = {name.name: setting(name.name) for name in fields(TakeSettings)}
     values["timeline"] = _resolve_timeline(values["timeline"], card, take.name)
     schedule = values.pop("schedule")
-    resolved = Take(name=take.name, prompts=tuple(PromptAt(prompt.frame, prompt.text) for prompt in prompts), **values)
+    resolved = Take(name=take.name, prompts=prompts, **values)
     return resolved if schedule is None else replace(resolved, schedule=find_schedule(schedule, card, resolved))
 
 

@@ -20,10 +20,12 @@ from ..folder.folder import Todo
 from .checks import check_degrees, check_device, check_options, check_parallel, check_replay
 from .config import JobConfig, resolve_takes
 from .plan import Plan, PlannedTake
+from .prompts import where_prompts_begin
 
 
 def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] = lambda line: None) -> Plan:
-    """Check a job and plan its takes. say: called with a line before what takes long. Raises ValueError with the offending value and the mend."""
+    """Check a job and plan its takes. say: called with a line before what takes long, and
+    for what the job leaves to be found out. Raises ValueError with the offending value and the mend."""
     if not job.model.path:
         raise ValueError("The job names no model; set `model: demo`, or the path of a checkpoint in diffusers' format.")
     if not job.output:
@@ -31,8 +33,11 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     options = check_options(job)
     degrees = check_parallel(job.parallel)
     card = read_card(job.model.path, job.model.name)
-    takes = resolve_takes(job, card)
     fps = frame_rate(card.fps if job.fps is None else job.fps)
+    takes = resolve_takes(job, card, fps)
+    for take, written in zip(takes, job.takes, strict=True):
+        for line in where_prompts_begin(take, written.all_prompts, card, fps):
+            say(line)
     # Checks that do not need the model's hash come first: computing it may take minutes the first time.
     if degrees is not None:
         check_degrees(degrees, card, takes, None)

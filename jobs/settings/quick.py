@@ -110,7 +110,7 @@ takes:
   # - name: long
   #   timeline: windows      # for takes that are longer than the model's own clips of {card.trained_frames} frames
   #   num_frames: {3 * (card.trained_frames - 1) + 1}
-  #   prompts:               # each holds from its frame on
+  #   prompts:               # each holds from its frame on, or from a time: {{at: 2.5s, text: ...}}
   #     - {{frame: 0, text: a red circle moves left over a grey background}}
   #     - {{frame: {2 * (card.trained_frames - 1)}, text: a red circle stands still over a grey background}}
 
