@@ -7,7 +7,6 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from longtake.jobs.settings.config import JobConfig, load_job, resolve_takes
 from longtake.jobs.settings.prompts import PromptConfig, resolve_prompts, where_prompts_begin
 from longtake.pipeline.checkpoint.card import read_card
