@@ -26,7 +26,7 @@ from ..jobs.settings.planning import plan_job
 from ..pipeline.demo.score import Score, save_sheet, score_clips
 from ..pipeline.demo.training.vae import held_out_psnr
 from ..pipeline.film.compare import compare_frames
-from ..pipeline.loop.render import Rendered, Renderer
+from ..pipeline.loop.render import Renderer, WholeTake
 from ..pipeline.take import Take
 from . import first_call
 from .results import RESULTS, Bar, write_results
@@ -85,10 +85,10 @@ def _time_demo(job: str, folder: str) -> float:
     return minutes
 
 
-def _time_cache(renderer: Renderer, take: Take, recipe: Recipe) -> tuple[list[list[float]], list[Rendered]]:
+def _time_cache(renderer: Renderer, take: Take, recipe: Recipe) -> tuple[list[list[float]], list[WholeTake]]:
     """Seconds of each round and the last render, without and with the cache, in turn."""
     seconds: list[list[float]] = [[], []]
-    rendered: list[Rendered] = []
+    rendered: list[WholeTake] = []
     for _ in range(_ROUNDS):
         rendered.clear()
         for runs, choice in zip(seconds, (None, recipe), strict=True):

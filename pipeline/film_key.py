@@ -20,7 +20,7 @@ _DELIVERY_VERSION = 1  # likewise, for the file of the same frames
 def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None = None) -> str:
     """The hash of all that may change a film's latents, 64 hex digits. model: its own hash.
 
-    A take's name is not in it: it is where the film is kept, not what it shows; nor is the timeline where one window holds the whole take, nor
+    A take's name is not in it: it is where the film is kept, not what it shows; nor is the timeline where one call shows the whole take, nor
     a sampler that is the checkpoint's own. Of a schedule its sigmas are.
     """
     content = asdict(take)
@@ -31,8 +31,10 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
         del content["schedule"]
     else:
         content["schedule"] = take.schedule.sigmas
-    if len(take.timeline_for(card).windows) == 1:
+    if take.timeline_for(card).is_whole:
         content["timeline"] = "full"
+    elif take.timeline.name != "rollout":
+        del content["timeline"]["anchors"]
     key = {
         "version": _VERSION,
         "model": model,

@@ -9,7 +9,9 @@ from ..cache import Schedule
 from ..cache.schedule.schedule import SCHEDULERS
 from .checkpoint.card import ModelCard
 from .noise import NOISES
-from .timeline import Timeline
+from .timelines.rollout import rollout
+from .timelines.timeline import Call, Timeline
+from .timelines.windows import windows
 
 _LARGEST_SIDE = 16384  # pixels; what H.264 and its players can hold
 _MOST_FRAMES, _MOST_STEPS = 1_000_000, 10_000  # far beyond use: larger numbers are typing errors
@@ -25,11 +27,14 @@ class PromptAt:
 
 @dataclass(frozen=True)
 class TimelineSettings:
-    """name: `full` or `windows`. window, overlap: in latent frames; unused by `full`."""
+    """name: `full`, `windows` or `rollout`. window: the most that a call shows, overlap: what a window shares with the next one, or a chunk's
+    context with the one before; anchors: the take's first frames that a rollout's calls show as well. All in latent frames, 0 where unused.
+    """
 
     name: str
     window: int
     overlap: int
+    anchors: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,9 @@ class Take:
         self._check_size(where, card)
         self._check_sampling(where, card)
         self._check_schedule(where, card)
+        self._check_timeline(where, card)
         self._check_prompts(where)
-        heard = {self.prompt_at(window.centre, card) for window in self.timeline_for(card).windows}
+        heard = {self.prompt_at(call.centre, card) for call in self.timeline_for(card).calls}
         for prompt in self.prompts:
             if prompt.text not in heard:
                 raise ValueError(
@@ -143,6 +149,17 @@ class Take:
         shift = card.flow_shift if self.flow_shift is None else self.flow_shift
         self.schedule.check(where, scheduler=sampler, flow_shift=shift, guidance_scale=self.guidance_scale)
 
+    def _check_timeline(self, where: str, card: ModelCard) -> None:
+        if self.timeline.name != "rollout":
+            return
+        if "joint" not in card.clean_context:
+            raise ValueError(
+                f"{where}: timeline is rollout, and this model was not trained to go on from clean frames, or its model card does not say so "
+                f"(`longtake: {{clean_context: [joint]}}` in its README.md); set timeline=windows."
+            )
+        if self.noise == "diffusers" and len(self.timeline_for(card).rounds) > 1:
+            raise ValueError(f"{where}: noise is diffusers, which stock pipelines draw for a whole take at once; set noise=frame for a rollout.")
+
     def scheduled_sampler(self, card: ModelCard) -> str:
         """The class of the take's sampler in diffusers. Raises ValueError, with the mend, for one that takes no schedule."""
         sampler = card.sampled_by(self.scheduler).scheduler
@@ -171,16 +188,16 @@ class Take:
         if settings.name == "full":
             return Timeline.full(length)
         if settings.name == "windows":
-            return Timeline.overlapping(length, settings.window, settings.overlap)
-        raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full or windows.")
+            return windows(length, settings.window, settings.overlap)
+        if settings.name == "rollout":
+            return rollout(length, settings.window, settings.overlap, settings.anchors)
+        raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full, windows or rollout.")
 
     def prompt_at(self, latent_frame: float, card: ModelCard) -> str:
-        """The prompt that holds at a latent frame; with windows, a window is rendered with the one at its centre."""
+        """The prompt that holds at a latent frame; each model call is given the one at the middle of the frames that it denoises."""
         frame = latent_frame * card.temporal_stride
         return [prompt.text for prompt in self.prompts if prompt.frame <= frame][-1]
 
-    def first_window_with(self, prompt: PromptAt, card: ModelCard) -> tuple[int, int]:
-        """The first and the last frame of the first window that is rendered with a prompt: one of this take's, which `check` has found in use."""
-        begin, stride = prompt.frame, card.temporal_stride
-        window = next(window for window in self.timeline_for(card).windows if window.centre * stride >= begin)
-        return max(0, (window.start - 1) * stride + 1), (window.stop - 1) * stride
+    def first_call_with(self, prompt: PromptAt, card: ModelCard) -> Call:
+        """The first model call of a step that is given a prompt: one of this take's, which `check` has found in use."""
+        return next(call for call in self.timeline_for(card).calls if call.centre * card.temporal_stride >= prompt.frame)

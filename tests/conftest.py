@@ -57,7 +57,8 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     WanPipeline(tokenizer, build_text_encoder(len(tokenizer)), vae, scheduler, transformer=transformer).save_pretrained(folder)
     (folder / "README.md").write_text(
-        "---\nlongtake: {trained_frames: 17, height: 32, width: 32, max_sequence_length: 32, fps: 8}\n---\n# Tiny random Wan\n"
+        "---\nlongtake: {trained_frames: 17, height: 32, width: 32, max_sequence_length: 32, fps: 8, clean_context: [joint, isolated]}\n---\n"
+        "# Tiny random Wan\n"
     )
     return folder
 

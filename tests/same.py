@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from longtake.cache import Trace
 from longtake.cache.decision import Decision
-from longtake.pipeline.loop.render import Rendered
+from longtake.pipeline.loop.render import WholeTake
 from torch import Tensor
 
 SAME = 1e-4
@@ -54,7 +54,7 @@ def assert_same_decisions(ours: Trace, theirs: Trace, where: object = "") -> Non
     assert ours.choices == theirs.choices, where
 
 
-def assert_same_film(ours: Rendered, theirs: Rendered, where: object = "") -> None:
+def assert_same_film(ours: WholeTake, theirs: WholeTake, where: object = "") -> None:
     """Latents and, with a cache, every decision."""
     assert_same(ours.latents, theirs.latents, where)
     assert (ours.trace is None) == (theirs.trace is None)

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from longtake.cache import enable_cache, load_recipe
 from longtake.parallel.attention.kernels import NativeKernel
 from longtake.pipeline.checkpoint.card import read_card
-from longtake.pipeline.loop.render import ModelOptions, Rendered, Renderer
+from longtake.pipeline.loop.render import ModelOptions, Renderer, WholeTake, whole_take
 from torch import Tensor
 
 from takes import tiny_recipe, tiny_take
@@ -31,7 +31,7 @@ def _whole_fp32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before
 
 
-def _render(folder: Path, device: str, recipe: str, **changes: Any) -> Rendered:
+def _render(folder: Path, device: str, recipe: str, **changes: Any) -> WholeTake:
     card = read_card(str(folder))
     chosen = None if recipe == "none" else tiny_recipe(recipe, card.family)
     renderer = Renderer(card, ModelOptions(**changes), device=device)
@@ -61,9 +61,7 @@ def test_what_is_kept_on_the_host_comes_back_as_it_was(tiny_wan: Path, recipe: s
     take, chosen = tiny_take(num_inference_steps=8), replace(tiny_recipe(recipe), dtype=dtype)
     films = []
     for place in ("device", "host"):
-        *_, rendered = renderer.steps(take, chosen, place=place)
-        assert isinstance(rendered, Rendered)
-        films.append(rendered.latents)
+        films.append(whole_take(renderer.steps(take, chosen, place=place)).latents)
     assert torch.equal(*films)
 
 

@@ -45,7 +45,7 @@ def test_what_a_time_was_moved_to_is_said() -> None:
     first, second = where_prompts_begin(take, wanted.takes[0].all_prompts, card, FPS)
     assert first == "take 'one': the prompt at 0s begins at frame 0 (0.00 s)"
     assert second.startswith("take 'one': the prompt at 2.49s begins at frame 40 (2.50 s)")
-    assert second.endswith("the first window that is rendered with it has frames 21 to 56")
+    assert second.endswith("it is first rendered for frames 21 to 56")
 
 
 @pytest.mark.parametrize(

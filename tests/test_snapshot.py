@@ -22,7 +22,7 @@ from longtake.pipeline.checkpoint.card import ModelCard, read_card
 from longtake.pipeline.families import FAMILIES
 from longtake.pipeline.loop import snapshot
 from longtake.pipeline.loop.denoise import Step
-from longtake.pipeline.loop.render import Rendered, Renderer
+from longtake.pipeline.loop.render import Renderer, WholeTake, whole_take
 from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.take import Take
 from safetensors.torch import save_file
@@ -46,10 +46,8 @@ def _render_some(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None,
     steps.close()
 
 
-def _go_on(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None, folder: Path) -> Rendered:
-    *_, rendered = Renderer(card, mesh=mesh).steps(take, recipe, snapshot=folder)
-    assert isinstance(rendered, Rendered)
-    return rendered
+def _go_on(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None, folder: Path) -> WholeTake:
+    return whole_take(Renderer(card, mesh=mesh).steps(take, recipe, snapshot=folder))
 
 
 def _assert_the_same(
@@ -152,9 +150,9 @@ def _refusal(mesh: Mesh, card: ModelCard, folder: Path) -> str:
 def _reached(renderer: Renderer, folder: Path) -> int:
     """The first step that a take goes on with; the whole take must then be the same."""
     steps = renderer.steps(TAKE, RECIPE, snapshot=folder)
-    first, *_, rendered = steps
-    assert isinstance(first, Step) and isinstance(rendered, Rendered)
-    assert_same(rendered.latents, renderer.render(TAKE, RECIPE).latents)  # what is read from a file lies elsewhere in memory
+    first = next(steps)
+    assert isinstance(first, Step)
+    assert_same(whole_take(steps).latents, renderer.render(TAKE, RECIPE).latents)  # what is read from a file lies elsewhere in memory
     return first.index
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.loop.fuse import fuse
-from longtake.pipeline.timeline import Timeline
+from longtake.pipeline.timelines.rollout import rollout
+from longtake.pipeline.timelines.windows import windows
 
 from same import assert_same
 from takes import tiny_take
@@ -21,38 +23,64 @@ pytestmark = pytest.mark.numerical
 @given(length=st.integers(1, 200), window=st.integers(1, 30), data=st.data())
 def test_windows_cover_a_take(length: int, window: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, window - 1))
-    timeline = Timeline.overlapping(length, window, overlap)
-    covered = sorted({frame for w in timeline.windows for frame in range(w.start, w.stop)})
-    assert covered == list(range(length))
-    assert {w.stop - w.start for w in timeline.windows} == {min(window, length)}
-    assert all(len(w.weights) == w.stop - w.start and min(w.weights) > 0 for w in timeline.windows)
-    for before, after in zip(timeline.windows, timeline.windows[1:], strict=False):
-        assert before.stop - after.start >= overlap
+    timeline = windows(length, window, overlap)
+    [only] = timeline.rounds
+    assert sorted({frame for call in only.calls for frame in call.frames}) == list(range(length)) == list(only.frames)
+    assert {len(call.frames) for call in only.calls} == {min(window, length)}
+    assert all(len(call.weights) == len(call.frames) and min(call.weights) > 0 and not call.context for call in only.calls)
+    for before, after in pairwise(only.calls):
+        assert before.frames.stop - after.frames.start >= overlap
+
+
+@given(length=st.integers(1, 200), window=st.integers(2, 30), data=st.data())
+def test_a_rollout_goes_over_a_take_once(length: int, window: int, data: st.DataObject) -> None:
+    """Each chunk is shown what lies right before it and the take's start, all of it done by then, and no more frames than a window in all; only
+    what is shown again is kept.
+    """
+    anchors = data.draw(st.integers(0, window - 2))
+    overlap = data.draw(st.integers(1, window - anchors - 1))
+    timeline = rollout(length, window, overlap, anchors)
+    assert [frame for one in timeline.rounds for frame in one.frames] == list(range(length))
+    for number, one in enumerate(timeline.rounds):
+        [call] = one.calls
+        assert (call.frames, call.segment, set(call.weights)) == (one.frames, number, {1.0})
+        assert call.num_shown <= window
+        begin = one.frames.start
+        wanted = {*range(min(anchors, begin)), *range(max(0, begin - overlap), begin)}
+        assert list(call.context) == sorted(wanted)
+        shown_later = {frame for later in timeline.rounds[number + 1 :] for frame in later.calls[0].context}
+        assert timeline.needed_after(number) == {frame for frame in shown_later if frame < one.frames.stop}
+
+
+@pytest.mark.parametrize(("overlap", "anchors"), [(0, 0), (9, 0), (6, 3)])
+def test_a_rollouts_context_must_leave_room_for_new_frames(overlap: int, anchors: int) -> None:
+    with pytest.raises(ValueError, match=f"timeline.overlap is {overlap} latent frames; it must be at least 1"):
+        rollout(20, 9, overlap, anchors)
 
 
 @given(length=st.integers(1, 40))
 def test_fusing_what_the_windows_were_shown_gives_it_back(length: int) -> None:
-    timeline = Timeline.overlapping(length, 9, 3)
+    [only] = windows(length, 9, 3).rounds
     latents = torch.randn(1, 2, length, 2, 2)
-    assert_same(fuse(timeline, latents, lambda window, index: window), latents)
+    assert_same(fuse(only, latents, lambda window, call: window), latents)
 
 
 def test_weights_cross_fade_over_the_overlap() -> None:
-    timeline = Timeline.overlapping(8, 5, 2)
-    assert [(w.start, w.stop) for w in timeline.windows] == [(0, 5), (3, 8)]
-    assert timeline.windows[0].weights == pytest.approx((1, 1, 1, 2 / 3, 1 / 3))
-    assert timeline.windows[1].weights == pytest.approx((1 / 3, 2 / 3, 1, 1, 1))
-    fused = fuse(timeline, torch.zeros(1, 1, 8, 1, 1), lambda window, index: torch.full_like(window, float(index)))
+    [only] = windows(8, 5, 2).rounds
+    assert [call.frames for call in only.calls] == [range(5), range(3, 8)]
+    assert only.calls[0].weights == pytest.approx((1, 1, 1, 2 / 3, 1 / 3))
+    assert only.calls[1].weights == pytest.approx((1 / 3, 2 / 3, 1, 1, 1))
+    fused = fuse(only, torch.zeros(1, 1, 8, 1, 1), lambda window, call: torch.full_like(window, float(call.segment)))
     assert fused.flatten().tolist() == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1])
 
 
 def test_overlap_must_fit_the_window() -> None:
     with pytest.raises(ValueError, match=r"timeline.overlap is 5 latent frames; it must be at least 0 and below the window of 5"):
-        Timeline.overlapping(20, 5, 5)
+        windows(20, 5, 5)
 
 
 def test_a_window_gets_the_prompt_at_its_centre(tiny_wan: Path) -> None:
     take, card = tiny_take(), read_card(str(tiny_wan))
-    centres = [window.centre for window in take.timeline_for(card).windows]
+    centres = [call.centre for call in take.timeline_for(card).calls]
     assert centres == [2, 5, 8]
     assert [take.prompt_at(centre, card) for centre in centres] == [take.prompts[0].text, take.prompts[1].text, take.prompts[1].text]

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from longtake.cache import TraceEntry
 from longtake.pipeline.loop.timing import Timed, cache_speedup
 
 
-def _calls(decisions: str, branches: int = 2) -> list[TraceEntry]:
+def _calls(decisions: str, branches: int = 2) -> list[tuple[int, str]]:
     """c: the conditional branch is computed, the other one as well; p: the other one in part; r: both are reused."""
     kinds = {"c": ("compute", "compute"), "p": ("compute", "partial"), "r": ("reuse", "reuse")}
-    return [
-        TraceEntry(0, step, str(branch), "stack", "all", kinds[letter][branch], None, None)
-        for step, letter in enumerate(decisions)
-        for branch in range(branches)
-    ]
+    return [(step, kinds[letter][branch]) for step, letter in enumerate(decisions) for branch in range(branches)]
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_a_proxy_is_one_window_of_a_take(tiny_wan: Path) -> None:
     card, take = read_card(str(tiny_wan)), tiny_take()
     proxy = take.proxy(card)
     proxy.check(card)
-    assert (proxy.num_frames, proxy.prompts, len(proxy.timeline_for(card).windows)) == (17, take.prompts[:1], 1)
+    assert (proxy.num_frames, proxy.prompts, proxy.timeline_for(card).is_whole) == (17, take.prompts[:1], True)
     assert replace(take, num_frames=9).proxy(card).num_frames == 9
     assert replace(take, timeline=replace(take.timeline, name="full")).proxy(card).num_frames == card.trained_frames
 

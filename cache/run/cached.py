@@ -139,6 +139,13 @@ class Cached:
             self._clock.reset()
         self._begin_take(self.session.num_inference_steps)
 
+    def next_round(self) -> None:
+        """The latent frames that follow are other ones, from their noise on: forget what is kept of those before, and go on with the same trace.
+        Called on every shard, between two steps.
+        """
+        self.finish()
+        self.state.reset()
+
     def check_sampler(self, scheduler: Any) -> None:
         """Raise ValueError, with the mend, for a diffusers scheduler that the recipe's forecasts do not fit."""
         predictors = [part.predictor.build() for part in self.recipe.parts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,23 @@ class Trace:
         """One trace out of those of ranks that made different calls (branches, windows), in the order in which one rank alone would have made
         them. Decisions that several parts made together count once.
         """
-        by_key = {entry.key: entry for part in reversed(parts) for entry in part.entries}
+        by_key = {entry.key: (number, entry) for part in reversed(parts) for number, entry in part._by_round()}
         first = parts[0]
-        entries = sorted(by_key.values(), key=lambda entry: (entry.step, entry.segment, entry.branch))
-        return cls(first.recipe, first.num_inference_steps, first.model, entries)
+        ordered = sorted(by_key.values(), key=lambda found: (found[0], found[1].step, found[1].segment, found[1].branch))
+        return cls(first.recipe, first.num_inference_steps, first.model, [entry for _, entry in ordered])
+
+    def _by_round(self) -> Iterator[tuple[int, TraceEntry]]:
+        """The entries, each with the number of its round: rounds go through all steps one after the other."""
+        number, before = 0, 0
+        for entry in self.entries:
+            number += entry.step < before
+            before = entry.step
+            yield number, entry
+
+    def numbered(self, steps_a_round: int) -> Iterator[tuple[int, str]]:
+        """The step of each decision, counted over all rounds of the take, and what was decided."""
+        for number, entry in self._by_round():
+            yield number * steps_a_round + entry.step, entry.decision
 
     def add(self, entry: TraceEntry) -> int:
         """Returns the entry's index."""

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import ray
 import torch
 import torch.distributed as dist
-from safetensors.torch import save
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but missing from its __all__
 
-from ...cache import Trace
 from ...parallel.groups.degrees import Degrees
 from ...parallel.groups.mesh import Mesh, leave_gang, leaving_on_error
 from ...pipeline.checkpoint.card import ModelCard
-from ...pipeline.families import Family
 from ...pipeline.film.encoder import check_encoder
 from ...pipeline.film.preview import Preview
-from ...pipeline.film.stills import ContactSheet
-from ...pipeline.film.write import FilmWriter
 from ...pipeline.loop.denoise import Step
-from ...pipeline.loop.render import Rendered, Renderer
-from ...pipeline.loop.timing import Timed, clock
+from ...pipeline.loop.render import Renderer
+from ...pipeline.loop.rounds import Finished
 from ...pipeline.options import ModelOptions
 from ...pipeline.versions import package_versions
 from ..cluster import usable_cores
 from .background import BackgroundFiles
-from .memory import forget_peak, peak_bytes
+from .delivery import Delivery
+from .memory import forget_peak
 from .orders import Order
-from .reports import DecodeReport, Link, Loaded, Report, Seat, StepReport, TakeReport
+from .reports import Link, Loaded, Report, Seat, StepReport
 
 _VERSIONED = ("longtake", "torch", "diffusers", "transformers", "ray")
 
@@ -141,58 +135,31 @@ class Rank:
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
         forget_peak(self.device)
-        for step in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place):
-            if isinstance(step, Step):
-                if self.rank == 0:
-                    self._show(order, step)
-                    yield StepReport(step.index + 1, step.num_inference_steps, self._renderer.decisions)
-            elif self.rank == 0:
-                yield from self._deliver(order, step, self._renderer.family)
-            else:
-                for _ in self._renderer.family.decode(step.latents):
-                    pass
+        with ExitStack() as opened:
+            delivery = opened.enter_context(Delivery(order, self._renderer.family, self._files)) if self.rank == 0 else None
+            decoding = self._renderer.family.decoding()
+            steps = 0
+            for one in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place):
+                if isinstance(one, Step):
+                    steps += 1
+                    if self.rank == 0:
+                        self._show(order, one)
+                        yield StepReport(steps, self._renderer.num_steps, self._renderer.decisions)
+                elif isinstance(one, Finished):
+                    frames = decoding.frames(one.latents, is_last=one.is_last)
+                    if delivery is None:
+                        _exhaust(frames)
+                    else:
+                        yield from delivery.round(one, frames)
+                elif delivery is not None:
+                    yield delivery.finish(one)
 
     def _show(self, order: Order, step: Step) -> None:
         if order.preview_every and (step.index + 1) % order.preview_every == 0:
             assert self._preview is not None, "the model was loaded without previews"
             self._files.write(order.preview, partial(self._preview.jpeg, step.clean))
 
-    def _deliver(self, order: Order, rendered: Rendered, family: Family) -> Iterator[DecodeReport | TakeReport]:
-        """Decode and write in chunks: memory does not grow with the number of frames. Between two chunks the other ranks wait in a
-        collective until ffmpeg has encoded the last one: storage that stands still for longer than collective_timeout fails the take.
-        """
-        take, folder, began = order.take, order.folder, clock(family.device)
-        if order.save_latents:
-            self._files.write(folder / "latents.safetensors", lambda: save({"latents": rendered.latents.cpu().contiguous()}))
-        if rendered.trace:
-            self._files.write(folder / "trace.json", replace(rendered.trace, model=order.model).to_json)
-            self._files.write(folder / "decisions.png", partial(_picture, rendered.trace))
-        sheet = ContactSheet(take.num_frames)
-        written, chunks = 0, Timed(family.decode(rendered.latents), family.device)
-        with FilmWriter(folder / "film.mp4", width=take.width, height=take.height, fps=order.fps, metadata=order.metadata) as film:
-            for chunk in chunks:
-                frames = chunk.mul(255).round().byte().cpu().numpy()
-                film.write(frames)
-                sheet.add(frames)
-                written += len(frames)
-                yield DecodeReport(written, take.num_frames)
-        sheet.save(folder / "contact_sheet.jpg")
-        sheet.thumbnail(folder / "thumbnail.jpg")
-        self._files.finish()
-        decode = sum(chunks.seconds)
-        seconds = {
-            "encode": rendered.encode_seconds,
-            "denoise": rendered.denoise_seconds,
-            "decode": decode,
-            "write": clock(family.device) - began - decode,
-        }
-        decisions = rendered.trace.summary() if rendered.trace else {}
-        yield TakeReport(seconds, decisions, rendered.cache_bytes, peak_bytes(self.device), rendered.speedup)
 
-
-def _picture(trace: Trace) -> bytes:
-    """The trace drawn, as a PNG."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "decisions.png"
-        trace.plot(path)
-        return path.read_bytes()
+def _exhaust(frames: Iterator[object]) -> None:
+    for _ in frames:
+        pass

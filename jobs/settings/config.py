@@ -25,12 +25,15 @@ from .values import SHORTHANDS, field_types, override, parse_file
 class TimelineConfig:
     """How a take's frames are shown to the model.
 
-    name: `full` or `windows`. window, overlap: in frames; the window is the model's own clip length if left out.
+    name: `full`, `windows` or `rollout`. window: the frames of a call, the model's own clip length if left out. overlap: how many frames a window
+    shares with the next one, or a chunk of a rollout is shown of those before it, a third of the window if left out. anchors: how many of the
+    take's first latent frames each chunk of a rollout is shown as well, none if left out.
     """
 
     name: str = "full"
     window: int | None = None
     overlap: int | None = None
+    anchors: int | None = None
 
 
 @dataclass
@@ -159,6 +162,7 @@ class JobConfig(TakeSettings):
 RESERVED_NAMES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _LONGEST_SHOWN = 60  # characters of a value in a message
+_TIMELINE_SETTINGS = {"full": (), "windows": ("window", "overlap"), "rollout": ("window", "overlap", "anchors")}
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
 
@@ -355,10 +359,13 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fracti
 
 
 def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
-    """The timeline with window and overlap in latent frames instead of frames. The default overlap is a third of the window."""
+    """The timeline with window and overlap in latent frames instead of frames."""
+    given = [name for name in ("window", "overlap", "anchors") if getattr(timeline, name) is not None]
+    for name in given:
+        if name not in _TIMELINE_SETTINGS.get(timeline.name, given):
+            having = " or ".join(other for other, names in _TIMELINE_SETTINGS.items() if name in names)
+            raise ValueError(f"Take '{take}': timeline.{name} belongs to timeline {having}, not {timeline.name}.")
     if timeline.name == "full":
-        if timeline.window is not None or timeline.overlap is not None:
-            raise ValueError(f"Take '{take}': timeline.window and timeline.overlap belong to timeline windows, not full.")
         return TimelineSettings("full", 0, 0)
     stride = card.temporal_stride
     window = card.trained_frames if timeline.window is None else timeline.window
@@ -367,4 +374,6 @@ def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> T
     overlap = card.latent_frames(window) // 3 * stride if timeline.overlap is None else timeline.overlap
     if overlap % stride:
         raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; it must be a multiple of {stride} frames.")
-    return TimelineSettings(timeline.name, card.latent_frames(window), overlap // stride)
+    if timeline.anchors is not None and timeline.anchors < 0:
+        raise ValueError(f"Take '{take}': timeline.anchors is {timeline.anchors}; it must be a number of latent frames, 0 for none.")
+    return TimelineSettings(timeline.name, card.latent_frames(window), overlap // stride, timeline.anchors or 0)

@@ -26,6 +26,7 @@ _USUAL = {
     "wan": {"trained_frames": 81, "height": 480, "width": 832, "max_sequence_length": 512, "fps": 16, "guidance_scale": 5.0},
     "hunyuan_video": {"trained_frames": 129, "height": 720, "width": 1280, "max_sequence_length": 256, "fps": 24, "guidance_scale": 5.0},
 }
+CLEAN_CONTEXT = {"wan": ("joint", "isolated"), "hunyuan_video": ()}  # by family, which ways of going on from clean frames it can be called in
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class ModelCard:
     blocks carry no text). dim: width of the hidden states. embeds_guidance: the guidance scale is an input of the model, which needs no second call.
     calls_a_step: model calls in every step of the scheduler but the last, which takes one. scheduler: its class in
     diffusers; flow_shift: how far it moves its timesteps towards noise. samplers: those that a take may name instead of it.
+    clean_context: how it was trained to go on from frames without noise, some of CLEAN_CONTEXT: `joint`, all frames attending to each other, or
+    `isolated`, those without noise attending only to each other.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class ModelCard:
     scheduler: str = SAMPLERS["euler"]
     flow_shift: float = 1.0
     samplers: tuple[str, ...] = tuple(SAMPLERS)
+    clean_context: tuple[str, ...] = ()
 
     @property
     def size_multiple(self) -> int:
@@ -87,6 +91,10 @@ class ModelCard:
     def latent_frames(self, num_frames: int) -> int:
         """A causal VAE's first latent frame stands for one frame, the others for `temporal_stride` each."""
         return (num_frames - 1) // self.temporal_stride + 1
+
+    def frames(self, latent_frames: range) -> range:
+        """The frames that some latent frames in a row stand for."""
+        return range(max(0, (latent_frames.start - 1) * self.temporal_stride + 1), (latent_frames.stop - 1) * self.temporal_stride + 1)
 
     def num_calls(self, num_inference_steps: int) -> int:
         """Model calls of a branch in a take: what a cache counts as its steps."""
@@ -121,7 +129,10 @@ def read_card(model: str, name: str = "") -> ModelCard:
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
     check_configs(model, support, transformer, vae, scheduler)
     stated = _front_matter(folder / "README.md", _USUAL[support.family])
-    own_name = stated.pop("name", "")
+    own_name, context = stated.pop("name", ""), stated.pop("clean_context", [])
+    if unknown := [how for how in context if how not in CLEAN_CONTEXT[support.family]]:
+        able = ", ".join(CLEAN_CONTEXT[support.family]) or "nothing, for models of this kind"
+        raise ValueError(f"'{folder / 'README.md'}': clean_context names {unknown[0]!r}; it can name {able}.")
     size = _sizes(folder / "transformer" / "config.json", transformer, support.family)
     return ModelCard(
         path=folder,
@@ -137,6 +148,7 @@ def read_card(model: str, name: str = "") -> ModelCard:
         scheduler=scheduler["_class_name"],
         flow_shift=flow_shift(scheduler["_class_name"], scheduler),
         samplers=tuple(name for name, scheduler_class in SAMPLERS.items() if scheduler_class in support.schedulers),
+        clean_context=tuple(context),
         **{**_USUAL[support.family], **stated},
     )
 
@@ -224,7 +236,7 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
 def _front_matter(path: Path, usual: dict[str, float]) -> dict[str, Any]:
     """The YAML between the `---` lines at the top of a model card, under its key `longtake`; empty where there is none.
 
-    usual: what may be stated besides the model's name.
+    usual: what may be stated besides the model's name and its clean_context.
     """
     if not path.is_file():
         return {}
@@ -235,7 +247,7 @@ def _front_matter(path: Path, usual: dict[str, float]) -> dict[str, Any]:
         raise ValueError(f"The front matter of '{path}' cannot be read ({' '.join(str(error).split())}); mend the YAML between its `---`.") from None
     stated = matter.get("longtake", {}) if isinstance(matter, dict) else {}
     where = f"'longtake' in the front matter of '{path}'"
-    known = (*usual, "name")
+    known = (*usual, "name", "clean_context")
     if not isinstance(stated, dict):
         raise ValueError(f"{where} is {stated!r}; it must be a mapping of {', '.join(known)}.")
     for key, value in stated.items():
@@ -249,6 +261,9 @@ def _check_stated(path: Path, where: str, key: str, value: object) -> None:
     if key == "name":
         if not isinstance(value, str) or not value:
             raise ValueError(f"{where}: name is {value!r}; it must be a text, Wan2.1-T2V-1.3B for example.")
+    elif key == "clean_context":
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: clean_context is {value!r}; it must be a list, [joint] for example.")
     elif key == "fps":
         if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 1):
             raise ValueError(f"{where}: fps is {value!r}; it must be a number of at least 1.")

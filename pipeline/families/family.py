@@ -29,6 +29,18 @@ Prompt = dict[str, Tensor]
 _KEPT_PROMPTS = 32
 
 
+class Decoding(ABC):
+    """A take on its way from latents to frames: what of its first latents its later frames need is kept, and no more."""
+
+    @abstractmethod
+    def frames(self, latents: Tensor, *, is_last: bool) -> Iterator[Tensor]:
+        """Go on with the take's next latents, [1, channels, latent frames, height, width], and stream the frames that are known then: chunks
+        [frames, height, width, 3] in 0..1. To be exhausted before the next call. is_last: whether no more latents follow.
+
+        Where the model is bound to several ranks, each calls it with whole latents and gets whole frames.
+        """
+
+
 class Family(ABC):
     """A loaded model. `transformer` is diffusers' own; `scheduler` is made anew for each take.
 
@@ -73,10 +85,11 @@ class Family(ABC):
     def _encode_prompt(self, prompt: str) -> Prompt: ...
 
     @abstractmethod
-    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
+    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float, num_clean: int = 0) -> Tensor:
         """One model call. latents: [batch, channels, latent frames, height, width]; timestep: scalar; prompt: of the same batch.
 
-        guidance_scale: an input of models with guidance embedded; the others ignore it.
+        guidance_scale: an input of models with guidance embedded; the others ignore it. num_clean: how many of the first latent frames have no
+        noise, for models whose card has a `clean_context`; what is predicted for these frames means nothing.
         """
 
     @abstractmethod
@@ -84,11 +97,12 @@ class Family(ABC):
         """Latents [1, channels, latent frames, height, width] of frames [frames, height, width, 3] in 0..1."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Stream a take's frames: chunks [frames, height, width, 3] in 0..1, memory independent of the take's length.
+    def decoding(self) -> Decoding:
+        """Begin to decode a take, whose latents come round after round."""
 
-        Where the model is bound to several ranks, each calls it with whole latents and gets whole frames.
-        """
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Stream the frames of a take whose latents are all there, as `Decoding.frames` does."""
+        return self.decoding().frames(latents, is_last=True)
 
     def bind(self, mesh: Mesh, kernel: Kernel, *, by_frames: bool = False) -> None:
         """Work as one rank of `mesh` until `unbind`: model calls share the tokens over its sequence axis, decoding shares the rows of every

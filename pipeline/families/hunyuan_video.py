@@ -14,7 +14,44 @@ from torch import Tensor, nn
 from ...parallel.attention.kernels import Kernel
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
-from .family import Family, Prompt, attend_together, read_part
+from .family import Decoding, Family, Prompt, attend_together, read_part
+
+
+class HunyuanVideoDecoding(Decoding):
+    """In diffusers' overlapping temporal tiles, blended where they overlap, one held at a time: the same frames as diffusers' own decoding in such
+    tiles (of another length they give others, as group norms look at all frames of a tile).
+    """
+
+    def __init__(self, family: HunyuanVideo) -> None:
+        self._family, vae = family, family.vae
+        compression = vae.temporal_compression_ratio
+        self._stride, self._tile_frames = vae.tile_sample_stride_num_frames, vae.tile_sample_min_num_frames
+        self._step, self._length = self._stride // compression, self._tile_frames // compression
+        self._waiting: Tensor | None = None  # latents from the next tile's first on
+        self._before: Tensor | None = None  # the last tile's frames
+        self._remaining = 1 - compression  # of the frames of all latents so far, those that are not shown yet
+
+    @torch.no_grad()
+    def frames(self, latents: Tensor, *, is_last: bool) -> Iterator[Tensor]:
+        self._waiting = latents if self._waiting is None else torch.cat((self._waiting, latents), dim=2)
+        self._remaining += latents.shape[2] * self._family.vae.temporal_compression_ratio
+        if is_last and self._before is None and self._waiting.shape[2] <= self._length:  # no tile but this one
+            yield self._shown(self._family.decode_tile(self._waiting))
+            return
+        while self._waiting.shape[2] > (0 if is_last else self._length):
+            tile = self._family.decode_tile(self._waiting[:, :, : self._length + 1])
+            self._waiting = self._waiting[:, :, self._step :]
+            if self._before is None:
+                self._before, shown = tile, tile[:, :, : self._stride + 1]
+            else:
+                shown = self._family.vae.blend_t(self._before, tile[:, :, 1:], self._tile_frames - self._stride)[:, :, : self._stride]
+                self._before = tile[:, :, 1:]
+            yield self._shown(shown)
+
+    def _shown(self, frames: Tensor) -> Tensor:
+        frames = frames[:, :, : self._remaining]
+        self._remaining -= frames.shape[2]
+        return frames[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
 
 
 class HunyuanVideo(Family):
@@ -54,7 +91,8 @@ class HunyuanVideo(Family):
         sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
         scheduler.set_timesteps(sigmas=sigmas, device=device)
 
-    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
+    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float, num_clean: int = 0) -> Tensor:
+        assert num_clean == 0, "its card has no clean_context"
         dtype = self.transformer.dtype
         batch = latents.shape[0]
         guidance = torch.full((batch,), guidance_scale, dtype=dtype, device=self.device) * 1000.0
@@ -67,33 +105,12 @@ class HunyuanVideo(Family):
         video = frames.permute(3, 0, 1, 2)[None].to(self.device, torch.float32) * 2 - 1
         return self.vae.encode(video).latent_dist.mode() * self.vae.config.scaling_factor
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Decode in diffusers' overlapping temporal tiles, blended where they overlap, one held at a time: the same frames as diffusers' own
-        decoding in such tiles (of another length they give others, as group norms look at all frames of a tile). Rows may be spread over a
-        gang without changing them.
-        """
-        vae = self.vae
-        stride, tile_frames = vae.tile_sample_stride_num_frames, vae.tile_sample_min_num_frames
-        step, length = stride // vae.temporal_compression_ratio, tile_frames // vae.temporal_compression_ratio
-        num_latents = latents.shape[2]
-        if num_latents <= length:
-            step = num_latents
-        remaining = (num_latents - 1) * vae.temporal_compression_ratio + 1
-        before: Tensor | None = None
-        for start in range(0, num_latents, step):
-            tile = self._decode_tile(latents[:, :, start : start + length + 1] / vae.config.scaling_factor)
-            if before is None:
-                shown = tile[:, :, : stride + 1] if step < num_latents else tile
-            else:
-                shown = vae.blend_t(before, tile[:, :, 1:], tile_frames - stride)[:, :, :stride]
-            before = tile if before is None else tile[:, :, 1:]
-            shown = shown[:, :, :remaining]
-            remaining -= shown.shape[2]
-            yield shown[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
+    def decoding(self) -> HunyuanVideoDecoding:
+        return HunyuanVideoDecoding(self)
 
-    def _decode_tile(self, latents: Tensor) -> Tensor:
-        latents = latents.to(self.device, torch.float32)
+    def decode_tile(self, latents: Tensor) -> Tensor:
+        """The frames of some latent frames, [1, 3, frames, height, width], whose rows may be spread over a gang without changing them."""
+        latents = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         local = self._rows.shard(latents) if self._rows else latents
         decoded: Tensor = self.vae.decoder(self.vae.post_quant_conv(local))
         return self._rows.gather(decoded) if self._rows else decoded

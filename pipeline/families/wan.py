@@ -16,7 +16,35 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from ...parallel.attention.kernels import Kernel
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
-from .family import Family, Prompt, attend_together, read_part
+from .family import Decoding, Family, Prompt, attend_together, read_part
+
+
+class WanDecoding(Decoding):
+    """One latent frame at a time through the VAE's causal cache: the same frames as decoding the whole (diffusers' own loop), also when the rows
+    of each frame are spread over a gang.
+    """
+
+    def __init__(self, family: Wan) -> None:
+        self._family = family
+        family.vae.clear_cache()
+        self._kept = family.vae._feat_map  # of this take; clear_cache makes another list
+        self._is_first = True
+
+    @torch.no_grad()
+    def frames(self, latents: Tensor, *, is_last: bool) -> Iterator[Tensor]:
+        vae, rows = self._family.vae, self._family._rows
+        mean, std = self._family._latent_scale()
+        for frame in latents.split(1, dim=2):
+            latent = frame.to(self._family.device, torch.float32) * std + mean
+            local = rows.shard(latent) if rows else latent
+            chunk = vae.decoder(vae.post_quant_conv(local), feat_cache=self._kept, feat_idx=[0], first_chunk=self._is_first)
+            self._is_first = False
+            if vae.config.patch_size is not None:
+                chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
+            whole = rows.gather(chunk) if rows else chunk
+            yield whole[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
+        if is_last:
+            vae.clear_cache()
 
 
 class Wan(Family):
@@ -44,10 +72,19 @@ class Wan(Family):
         embeds = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return {"encoder_hidden_states": (embeds * tokens.attention_mask[..., None]).to(self.transformer.dtype)}
 
-    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float) -> Tensor:
+    def velocity(self, latents: Tensor, timestep: Tensor, prompt: Prompt, guidance_scale: float, num_clean: int = 0) -> Tensor:
         steps = timestep.expand(latents.shape[0])
+        if num_clean:
+            steps = self._steps_by_token(steps, latents, num_clean)
         velocity: Tensor = self.transformer(latents.to(self.transformer.dtype), steps, return_dict=False, **prompt)[0]
         return velocity
+
+    def _steps_by_token(self, steps: Tensor, latents: Tensor, num_clean: int) -> Tensor:
+        """[batch, tokens]: the timestep of each token, 0 where its latent frame has no noise."""
+        frames, rows, columns = (size // patch for size, patch in zip(latents.shape[2:], self.card.patch_size, strict=True))
+        by_frame = steps[:, None].repeat(1, frames)
+        by_frame[:, : num_clean // self.card.patch_size[0]] = 0
+        return by_frame.repeat_interleave(rows * columns, dim=1)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -60,24 +97,8 @@ class Wan(Family):
         mean, std = (torch.tensor(values, device=self.device).view(-1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
         return mean, std
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Decode one latent frame at a time through the VAE's causal cache: the same frames as decoding the whole (diffusers' own loop),
-        also when the rows of each frame are spread over a gang.
-        """
-        vae, rows = self.vae, self._rows
-        mean, std = self._latent_scale()
-        vae.clear_cache()
-        for index in range(latents.shape[2]):
-            latent = latents[:, :, index : index + 1].to(self.device, torch.float32) * std + mean
-            vae._conv_idx = [0]
-            local = rows.shard(latent) if rows else latent
-            chunk = vae.decoder(vae.post_quant_conv(local), feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
-            if vae.config.patch_size is not None:
-                chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
-            whole = rows.gather(chunk) if rows else chunk
-            yield whole[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
-        vae.clear_cache()
+    def decoding(self) -> WanDecoding:
+        return WanDecoding(self)
 
     @staticmethod
     def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:

@@ -1,8 +1,8 @@
-"""The denoising loop of one take on one rank. Knows families, timelines and caches; knows nothing of files or Ray."""
+"""The denoising loop of one round of a take on one rank. Knows families, timelines and caches; knows nothing of files or Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from torch import Tensor
 from ...cache import Cached
 from ...parallel.groups.axis import CollectiveError
 from ...parallel.groups.mesh import Mesh
+from ..checkpoint.card import ModelCard
 from ..families import Family
 from ..families.family import Prompt
 from ..noise import NOISES
 from ..take import Take
+from ..timelines.timeline import Call, Round
 from .fuse import fuse
 from .timing import clock
 
@@ -25,9 +27,9 @@ BRANCHES = ("cond", "uncond")
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step, of as many as the scheduler has timesteps (a second-order one has two a step).
+    """One finished step of a round, of as many as the scheduler has timesteps (a second-order one has two a step).
 
-    velocity: the guided and fused one, [1, channels, latent frames, height, width]; clean: the clean latents that it points to.
+    velocity: the guided and fused one, [1, channels, latent frames of the round, height, width]; clean: the clean latents that it points to.
     """
 
     index: int
@@ -37,29 +39,35 @@ class Step:
 
 
 class Denoising:
-    """Iterate to run the steps; `latents` [1, channels, latent frames, height, width] (fp32) is then the take, on every rank alike. Raises
-    FloatingPointError after the last step, on every rank, if they are not finite.
+    """Iterate to run a round's steps; `latents` [1, channels, latent frames of the round, height, width] (fp32) are then final, on every rank
+    alike. Raises FloatingPointError after the last step, on every rank, if they are not finite.
 
     index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. encode_seconds: spent on encoding
-    the texts. cached: the cache on this family's transformer, fresh; None where there is none. mesh: the gang; windows and guidance branches
-    are spread over its axes here, tokens inside the family.
+    the texts. cached: the cache on this family's transformer, with nothing of another round; None where there is none. mesh: the gang; calls
+    and guidance branches are spread over its axes here, tokens inside the family. of: the round, the take's only one if left out; done: the
+    latents of those frames that its calls show as context, each [1, channels, 1, height, width].
     """
 
-    def __init__(self, family: Family, take: Take, cached: Cached | None, mesh: Mesh) -> None:
+    def __init__(
+        self, family: Family, take: Take, cached: Cached | None, mesh: Mesh, of: Round | None = None, done: Mapping[int, Tensor] | None = None
+    ) -> None:
         card, stride = family.card, family.card.spatial_stride
         self.family, self.take, self.cached, self.mesh = family, take, cached, mesh
-        self.timeline = take.timeline_for(card)
+        self.round = of or _only_round(take, card)
         began = clock(family.device)
-        self._prompts = [family.encode_prompt(take.prompt_at(window.centre, card)) for window in self.timeline.windows]
+        self._prompts = {call: family.encode_prompt(take.prompt_at(call.centre, card)) for call in self.round.calls}
         self._is_guided = take.is_guided(card)
         self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
         self.encode_seconds = clock(family.device) - began
-        self._both = [{name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for prompt in self._prompts]
+        self._both = {
+            call: {name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for call, prompt in self._prompts.items()
+        }
+        self._context = {call: torch.cat([done[frame] for frame in call.context], dim=2) for call in self.round.calls if call.context and done}
         self.scheduler = family.scheduler(take)
         if cached is not None:
             cached.check_sampler(self.scheduler)
         draw = NOISES[take.noise]
-        noise = draw(take.seed, self.timeline.num_latent_frames, card.latent_channels, take.height // stride, take.width // stride)
+        noise = draw(take.seed, self.round.frames, card.latent_channels, take.height // stride, take.width // stride)
         self.latents = noise.to(family.device)
         self.index = 0
 
@@ -112,18 +120,29 @@ class Denoising:
         return uncond + self.take.guidance_scale * (cond - uncond)
 
     def _fused(self, branch: str, index: int, timestep: Tensor) -> Tensor:
-        """One branch's velocity for the whole take, fused over its windows; a batch of both for branch `both`."""
+        """One branch's velocity for the whole round, fused over its calls; a batch of both for branch `both`."""
 
-        def call(window: Tensor, segment: int) -> Tensor:
-            frames = self.timeline.windows[segment].frames
-            with self.cached.step(index, timestep, branch, segment, frames) if self.cached else nullcontext():
-                return self.family.velocity(window, timestep, self._prompt(branch, segment), self.take.guidance_scale)
+        def predict(latents: Tensor, call: Call) -> Tensor:
+            shown = self._with_context(latents, call)
+            with self.cached.step(index, timestep, branch, call.segment, call.frames) if self.cached else nullcontext():
+                velocity = self.family.velocity(shown, timestep, self._prompt(branch, call), self.take.guidance_scale, len(call.context))
+            return velocity[:, :, len(call.context) :]
 
         latents = self.latents.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
-        return fuse(self.timeline, latents, call, self.mesh.window)
+        return fuse(self.round, latents, predict, self.mesh.window)
 
-    def _prompt(self, branch: str, segment: int) -> Prompt:
-        """The encoded text of a window's call; for branch `both`, those of both branches in a batch."""
+    def _with_context(self, latents: Tensor, call: Call) -> Tensor:
+        if not call.context:
+            return latents
+        return torch.cat((self._context[call].expand(len(latents), -1, -1, -1, -1), latents), dim=2)
+
+    def _prompt(self, branch: str, call: Call) -> Prompt:
+        """The encoded text of a call; for branch `both`, those of both branches in a batch."""
         if branch == "both":
-            return self._both[segment]
-        return self._prompts[segment] if branch == "cond" else self._negative
+            return self._both[call]
+        return self._prompts[call] if branch == "cond" else self._negative
+
+
+def _only_round(take: Take, card: ModelCard) -> Round:
+    [only] = take.timeline_for(card).rounds
+    return only

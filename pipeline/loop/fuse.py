@@ -1,4 +1,4 @@
-"""Fusing what a model predicts for the windows of a take into one prediction for all of it."""
+"""Fusing what a model predicts in the calls of a step into one prediction for all frames of the round."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from ...parallel.groups.axis import Axis
-from ..timeline import Timeline
+from ..timelines.timeline import Call, Round
 
 _ALONE = Axis("window")
 
 
-def fuse(timeline: Timeline, latents: Tensor, predict_window: Callable[[Tensor, int], Tensor], axis: Axis = _ALONE) -> Tensor:
-    """The weighted mean of `predict_window(window latents, window index)` over all windows, which the ranks of `axis` share out.
+def fuse(of: Round, latents: Tensor, predict: Callable[[Tensor, Call], Tensor], axis: Axis = _ALONE) -> Tensor:
+    """The weighted mean of `predict(the call's frames, call)` over the round's calls, which the ranks of `axis` share out.
 
-    latents and result: [batch, channels, latent frames, height, width]; the result is fp32, the same on every rank.
+    latents and result: [batch, channels, latent frames of the round, height, width]; the result is fp32, the same on every rank.
     """
-    if len(timeline.windows) == 1:
-        return predict_window(latents, 0).float()
+    if len(of.calls) == 1:
+        return predict(latents, of.calls[0]).float()
     total = torch.zeros_like(latents, dtype=torch.float32)
-    weight = torch.zeros(timeline.num_latent_frames, device=latents.device)
-    for index, window in enumerate(timeline.windows):
-        counts = torch.tensor(window.weights, device=latents.device)
-        weight[window.start : window.stop] += counts
+    weight = torch.zeros(len(of.frames), device=latents.device)
+    for index, call in enumerate(of.calls):
+        here = slice(call.frames.start - of.frames.start, call.frames.stop - of.frames.start)
+        counts = torch.tensor(call.weights, device=latents.device)
+        weight[here] += counts
         if index % axis.size == axis.rank:
-            predicted = predict_window(latents[:, :, window.start : window.stop], index).float()
-            total[:, :, window.start : window.stop] += predicted * counts[:, None, None]
+            total[:, :, here] += predict(latents[:, :, here], call).float() * counts[:, None, None]
     return axis.sum(total) / weight[:, None, None]

@@ -34,13 +34,14 @@ class FileRecord(BaseModel):
 
 
 class Generation(BaseModel):
-    """The index of a generation. step: the next one of the take. files: by what they hold."""
+    """The index of a generation. round, step: the take's next ones. files: by what they hold."""
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
     number: int
     film_key: str
+    round: int = 0
     step: int
     num_inference_steps: int
     files: dict[str, FileRecord]
@@ -55,10 +56,10 @@ def file_name(kind: str, number: int, suffix: str) -> str:
     return f"{kind}-{number:06d}{suffix}"
 
 
-def publish(folder: Path, number: int, paths: Mapping[str, Path], *, film_key: str, step: int, num_inference_steps: int) -> None:
+def publish(folder: Path, number: int, paths: Mapping[str, Path], *, film_key: str, round: int, step: int, num_inference_steps: int) -> None:  # noqa: A002
     """Write the index of a generation whose files are written, by what they hold; then remove all generations but the last two."""
     files = {kind: FileRecord(name=path.name, size=path.stat().st_size, sha256=_checksum(path)) for kind, path in paths.items()}
-    index = Generation(number=number, film_key=film_key, step=step, num_inference_steps=num_inference_steps, files=files)
+    index = Generation(number=number, film_key=film_key, round=round, step=step, num_inference_steps=num_inference_steps, files=files)
     write_atomic(folder / file_name("index", number, ".json"), index.model_dump_json(indent=2))
     indices = _indices(folder)
     kept = set(sorted(indices)[-_KEPT:])

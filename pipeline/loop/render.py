@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,25 +18,45 @@ from ..families.weights import offload_weights, shard_weights
 from ..film_key import film_key as key_of
 from ..options import ModelOptions
 from ..take import Take
-from .denoise import Denoising, Step
+from .denoise import Step
+from .rounds import Finished, Rounds
 from .snapshot import MeshRelay, load_snapshot, save_snapshot
 from .timing import Timed, cache_speedup
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A denoised take. latents: [1, channels, latent frames, height, width], fp32. trace: None without a cache. cache_bytes: held at the end.
+    """What became of a take whose rounds are all denoised. trace: None without a cache. cache_bytes: held at the end.
 
     encode_seconds: spent on the texts; denoise_seconds: on the steps. speedup: what the cache saved of these, by `cache_speedup` of this
     rank's own calls; None without a cache.
     """
 
-    latents: Tensor
     trace: Trace | None
     cache_bytes: int
     encode_seconds: float
     denoise_seconds: float
     speedup: float | None
+
+
+@dataclass(frozen=True)
+class WholeTake(Rendered):
+    """With the latents of all rounds: [1, channels, latent frames, height, width], fp32."""
+
+    latents: Tensor
+
+
+def whole_take(rendering: Iterable[Step | Finished | Rendered]) -> WholeTake:
+    """Exhaust what `Renderer.steps` gives, and put the rounds together. Those that a snapshot left behind are not among them."""
+    latents: list[Tensor] = []
+    rendered: Rendered | None = None
+    for one in rendering:
+        if isinstance(one, Finished):
+            latents.append(one.latents)
+        elif isinstance(one, Rendered):
+            rendered = one
+    assert rendered is not None, "a take without an end"
+    return WholeTake(**vars(rendered), latents=torch.cat(latents, dim=2))
 
 
 class Renderer:
@@ -46,7 +66,7 @@ class Renderer:
         """Raises ValueError, before any weight is read, for options that this machine or mesh does not allow."""
         self.options, mesh = options or ModelOptions(), mesh or Mesh()
         self.cached: Cached | None = None  # of the running take
-        self._running: tuple[Denoising, str] | None = None  # with its film key
+        self._running: tuple[Rounds, str] | None = None  # with its film key
         self._kernel: Kernel = XfuserKernel() if self.options.kernel == "xfuser" else NativeKernel(self.options.attention_backend)
         self.options.check(mesh.sequence.size)
         where = torch.device(device)
@@ -87,8 +107,8 @@ class Renderer:
         place: str = "device",
         snapshot: Path | None = None,
         film_key: str = "",
-    ) -> Iterator[Step | Rendered]:
-        """Denoise a take: a Step after each step, then one Rendered. Every rank of the gang must exhaust it.
+    ) -> Iterator[Step | Finished | Rendered]:
+        """Denoise a take: a Step after each step, Finished after each round, then one Rendered. Every rank of the gang must exhaust it.
 
         replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
         or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
@@ -104,19 +124,22 @@ class Renderer:
             cached = enable_cache(self.family.transformer, recipe, num_inference_steps=num_calls, shards=shards, replay=replay, place=place)
         self.cached = cached
         try:
-            denoising = Denoising(self.family, take, cached, self.mesh)
+            rounds = Rounds(self.family, take, cached, self.mesh)
             if snapshot is not None:
-                load_snapshot(snapshot, denoising, cached, self._relay(take), film_key)
-            self._running = (denoising, film_key)
-            first, steps = denoising.index, Timed(iter(denoising), self.family.device)
-            yield from steps
+                load_snapshot(snapshot, rounds, cached, self._relay(take), film_key)
+            self._running = (rounds, film_key)
+            first, timed, seconds = rounds.steps_done, Timed(iter(rounds), self.family.device), list[float]()
+            for one in timed:
+                if isinstance(one, Step):
+                    seconds.append(timed.seconds[-1])
+                yield one
+            decisions = cached.trace.numbered(rounds.num_steps // len(rounds.timeline.rounds)) if cached else ()
             yield Rendered(
-                denoising.latents,
                 self._whole_trace(cached) if cached else None,
                 cached.state.num_bytes if cached else 0,
-                encode_seconds=denoising.encode_seconds,
-                denoise_seconds=sum(steps.seconds),
-                speedup=cache_speedup(steps.seconds[:-1], first, cached.trace.entries) if cached else None,
+                encode_seconds=rounds.encode_seconds,
+                denoise_seconds=sum(timed.seconds),
+                speedup=cache_speedup(seconds, first, decisions) if cached else None,
             )
         finally:
             self.cached, self._running = None, None
@@ -129,8 +152,8 @@ class Renderer:
         """
         if self._running is None:
             raise ValueError(f"No take is running, so there is no snapshot to write into '{folder}'; call save() between two steps of a take.")
-        denoising, film_key = self._running
-        save_snapshot(folder, denoising, self.cached, self._relay(denoising.take), film_key)
+        rounds, film_key = self._running
+        save_snapshot(folder, rounds, self.cached, self._relay(rounds.take), film_key)
 
     def _relay(self, take: Take) -> MeshRelay:
         by_frames = self.options.layout == "frames"
@@ -141,12 +164,16 @@ class Renderer:
         return Trace.joined(self.mesh.calls.gather_objects(cached.finish()))
 
     @property
+    def num_steps(self) -> int:
+        """Of the running take, in all its rounds."""
+        assert self._running is not None, "no take is running"
+        return self._running[0].num_steps
+
+    @property
     def decisions(self) -> dict[str, int]:
         """How many of each decision the running take has seen so far; empty without a cache."""
         return self.cached.trace.summary() if self.cached else {}
 
-    def render(self, take: Take, recipe: Recipe | None, replay: Replay | None = None) -> Rendered:
+    def render(self, take: Take, recipe: Recipe | None, replay: Replay | None = None) -> WholeTake:
         """Denoise a take without looking at its steps."""
-        *_, rendered = self.steps(take, recipe, replay)
-        assert isinstance(rendered, Rendered)
-        return rendered
+        return whole_take(self.steps(take, recipe, replay))

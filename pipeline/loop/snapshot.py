@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,10 +20,13 @@ from ...cache.state.values import pack, restore, unpack
 from ...files import written_whole
 from ...parallel.groups.mesh import Mesh
 from ...parallel.tokens.layout import Layout
-from .denoise import BRANCHES, Denoising
+from ..take import Take
+from .denoise import BRANCHES
 from .generations import Generation, file_name, last_whole, next_number, publish
+from .rounds import Rounds
 
 Found = TypeVar("Found")
+_DONE = "done:"  # and the number of a latent frame
 
 
 class MeshRelay:
@@ -73,7 +75,7 @@ class MeshRelay:
         return answer
 
 
-def save_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
+def save_snapshot(folder: Path, rounds: Rounds, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
     """Write a take, between two of its steps, as a new generation in `folder`; older ones stay until it is whole. film_key: of the take."""
     number, paths = 0, {}
     if relay.writes():
@@ -84,13 +86,15 @@ def save_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, rel
         cached.save(paths["cache"], relay)
     if relay.writes():
         paths["take"] = folder / file_name("take", number, ".safetensors")
-        _save_take(paths["take"], denoising)
-        steps = denoising.take.num_inference_steps
-        publish(folder, number, paths, film_key=film_key, step=denoising.index, num_inference_steps=steps)
+        _save_take(paths["take"], rounds)
+        at = {"round": rounds.number, "step": rounds.denoising.index}
+        publish(folder, number, paths, film_key=film_key, num_inference_steps=rounds.take.num_inference_steps, **at)
 
 
-def _save_take(path: Path, denoising: Denoising) -> None:
+def _save_take(path: Path, rounds: Rounds) -> None:
+    denoising = rounds.denoising
     tensors: dict[str, Tensor] = {"latents": denoising.latents.cpu()}
+    tensors.update({f"{_DONE}{frame}": latent.cpu() for frame, latent in rounds.done.items()})
 
     def put(value: object) -> str:
         if not isinstance(value, Tensor):
@@ -103,21 +107,24 @@ def _save_take(path: Path, denoising: Denoising) -> None:
         save_file(tensors, temporary, {"scheduler": json.dumps(pack(scheduler, put))})
 
 
-def load_snapshot(folder: Path, denoising: Denoising, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
+def load_snapshot(folder: Path, rounds: Rounds, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
     """Set a fresh take back to where `save_snapshot` left it, from the last whole generation. Raises ValueError, before anything is
     touched, if there is none, or if it belongs to another film, recipe or way to call the branches.
     """
     generation = relay.from_writer(lambda: last_whole(folder))
-    _check(generation, folder, denoising, cached, film_key)
+    _check(generation, folder, rounds.take, cached, film_key)
+    device = rounds.denoising.latents.device
     if cached is not None:
-        cached.load(folder / generation.files["cache"].name, relay, torch.device(denoising.latents.device))
-    with safe_open(folder / generation.files["take"].name, "pt", str(denoising.latents.device)) as file:
+        cached.load(folder / generation.files["cache"].name, relay, device)
+    with safe_open(folder / generation.files["take"].name, "pt", str(device)) as file:
+        rounds.done = {int(name.removeprefix(_DONE)): file.get_tensor(name) for name in file.keys() if name.startswith(_DONE)}  # noqa: SIM118
+        denoising = rounds.go_to(generation.round)
         denoising.latents, denoising.index = file.get_tensor("latents"), generation.step
         restore(denoising.scheduler, unpack(json.loads(file.metadata()["scheduler"]), file.get_tensor))
 
 
-def _check(generation: Generation, folder: Path, denoising: Denoising, cached: Cached | None, film_key: str) -> None:
-    steps = denoising.take.num_inference_steps
+def _check(generation: Generation, folder: Path, take: Take, cached: Cached | None, film_key: str) -> None:
+    steps = take.num_inference_steps
     if generation.num_inference_steps != steps:
         raise ValueError(f"The snapshot in '{folder}' is of a take of {generation.num_inference_steps} steps, this one has {steps}; make them equal.")
     if generation.film_key != film_key:

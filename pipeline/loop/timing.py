@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ...cache import TraceEntry
 from ...cache.decision import Decision
 
 Item = TypeVar("Item")
@@ -37,15 +36,16 @@ class Timed(Iterator[Item], Generic[Item]):
             self.seconds.append(clock(self._device) - began)
 
 
-def cache_speedup(step_seconds: Sequence[float], first_step: int, decisions: Iterable[TraceEntry]) -> float | None:
+def cache_speedup(step_seconds: Sequence[float], first_step: int, decisions: Iterable[tuple[int, str]]) -> float | None:
     """How many times as fast the steps were as they would have been without the cache, estimated from the steps themselves: without it, a step
     in which something was reused would have lasted as long as the median of those in which every call was computed. The take's first step,
     which is slower, is left out of the median unless it is the only one.
 
-    step_seconds: of each step, from `first_step` of the take on. decisions: of the calls made in them. Returns None where there is no step in
+    step_seconds: of each step, from `first_step` of the take on. decisions: the step of each call that was made in them, counted over all rounds,
+    and what was decided there. Returns None where there is no step in
     which every call was computed.
     """
-    saving = {entry.step for entry in decisions if entry.decision != Decision.COMPUTE.value}
+    saving = {step for step, decision in decisions if decision != Decision.COMPUTE.value}
     whole = [seconds for step, seconds in enumerate(step_seconds, first_step) if step not in saving]
     if not whole:
         return None

@@ -23,8 +23,8 @@ class Budget:
 
 
 def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, by_frames: bool = False) -> ModelShape:
-    """The sizes of a model call on the longest window of a take, on one rank. ranks: how many share the tokens; rank: which of them it is."""
-    frames = max(window.stop - window.start for window in take.timeline_for(card).windows)
+    """The sizes of a model call that shows most of a take, on one rank. ranks: how many share the tokens; rank: which of them it is."""
+    frames = max(call.num_shown for call in take.timeline_for(card).calls)
     tokens = card.num_tokens(frames, take.height, take.width)
     steps = frames // card.patch_size[0]
     layout = Layout.frames(steps, tokens // steps, ranks) if by_frames and steps > 1 else Layout.even(tokens, ranks)
@@ -54,7 +54,7 @@ def choose_place(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, 
 def cache_bytes(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, options: ModelOptions) -> int:
     """The most bytes that one rank's cache will hold during a take: rank 0's, which has as many tokens and windows as any."""
     shape = model_shape(card, take, degrees.sequence_degree, by_frames=options.layout == "frames")
-    windows = -(-len(take.timeline_for(card).windows) // degrees.window_degree)
+    calls = -(-take.timeline_for(card).most_calls // degrees.window_degree)
     branches = 2 if take.is_guided(card) and degrees.cfg_degree == 1 else 1
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[options.dtype]
-    return predict_bytes(recipe, shape, windows, branches, itemsize)
+    return predict_bytes(recipe, shape, calls, branches, itemsize)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...cache import Recipe
 from ...cache.decision import Decision
-from ..loop.render import Rendered, Renderer
+from ..loop.render import Renderer, WholeTake
 from ..take import Take
 from .search import Trial
 
@@ -41,7 +41,7 @@ class ProxyBench:
         computed = rendered.trace.count(Decision.COMPUTE) / len(rendered.trace.entries)
         return Trial(recipe, self._psnr(rendered.latents), self.seconds / seconds, computed)
 
-    def _timed(self, recipe: Recipe | None) -> tuple[Rendered, float]:
+    def _timed(self, recipe: Recipe | None) -> tuple[WholeTake, float]:
         """A render and the seconds of its denoising."""
         began = time.perf_counter()
         rendered = self.renderer.render(self.take, recipe)

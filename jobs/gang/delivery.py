@@ -1,0 +1,99 @@
+"""What rank 0 writes of a take: the film round after round, and at the end all that belongs to it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ...cache import Trace
+from ...pipeline.families import Family
+from ...pipeline.film.stills import ContactSheet
+from ...pipeline.film.write import FilmWriter
+from ...pipeline.loop.render import Rendered
+from ...pipeline.loop.rounds import Finished
+from ...pipeline.loop.timing import Timed, clock
+from .background import BackgroundFiles
+from .memory import peak_bytes
+from .orders import Order
+from .reports import DecodeReport, TakeReport
+
+
+class Delivery:
+    """A context manager: leaving it by an exception leaves no film. files: writes what is small, in the background."""
+
+    def __init__(self, order: Order, family: Family, files: BackgroundFiles) -> None:
+        self._order, self._device, self._files = order, family.device, files
+        self._sheet = ContactSheet(order.take.num_frames)
+        self._latents: list[Tensor] = []  # only where they are to be saved
+        self._seconds = {"decode": 0.0, "write": 0.0}
+        self._film: FilmWriter | None = None
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._opened.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._opened.__exit__(kind, error, traceback)
+
+    def round(self, finished: Finished, frames: Iterator[Tensor]) -> Iterator[DecodeReport]:
+        """Write a round's frames as they are decoded: memory does not grow with their number. Between two chunks the other ranks wait in a
+        collective until ffmpeg has encoded the last one: storage that stands still for longer than collective_timeout fails the take.
+        """
+        began, chunks = clock(self._device), Timed(frames, self._device)
+        if self._order.save_latents:
+            self._latents.append(finished.latents.cpu())
+            if finished.is_last:
+                self._files.write(self._order.folder / "latents.safetensors", self._saved_latents)
+        film = self._film = self._film or self._open()
+        for chunk in chunks:
+            pictures = chunk.mul(255).round().byte().cpu().numpy()
+            film.write(pictures)
+            self._sheet.add(pictures)
+            yield DecodeReport(film.num_frames, self._order.take.num_frames)
+        if finished.is_last:
+            self._opened.close()
+        decode = sum(chunks.seconds)
+        self._seconds["decode"] += decode
+        self._seconds["write"] += clock(self._device) - began - decode
+
+    def _open(self) -> FilmWriter:
+        order = self._order
+        return self._opened.enter_context(
+            FilmWriter(order.folder / "film.mp4", width=order.take.width, height=order.take.height, fps=order.fps, metadata=order.metadata)
+        )
+
+    def _saved_latents(self) -> bytes:
+        return save({"latents": torch.cat(self._latents, dim=2).contiguous()})
+
+    def finish(self, rendered: Rendered) -> TakeReport:
+        """Write all that is not frames, and wait until it is there."""
+        folder, began = self._order.folder, clock(self._device)
+        if rendered.trace:
+            self._files.write(folder / "trace.json", replace(rendered.trace, model=self._order.model).to_json)
+            self._files.write(folder / "decisions.png", partial(_picture, rendered.trace))
+        self._sheet.save(folder / "contact_sheet.jpg")
+        self._sheet.thumbnail(folder / "thumbnail.jpg")
+        self._files.finish()
+        self._seconds["write"] += clock(self._device) - began
+        seconds = {"encode": rendered.encode_seconds, "denoise": rendered.denoise_seconds, **self._seconds}
+        decisions = rendered.trace.summary() if rendered.trace else {}
+        return TakeReport(seconds, decisions, rendered.cache_bytes, peak_bytes(self._device.type), rendered.speedup)
+
+
+def _picture(trace: Trace) -> bytes:
+    """The trace drawn, as a PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "decisions.png"
+        trace.plot(path)
+        return path.read_bytes()

@@ -1,0 +1,1 @@
+"""How a take's latent frames are shown to the model: in which rounds, and in which calls of a step."""

@@ -1,0 +1,27 @@
+"""Chunk after chunk on clean context: a round a chunk, at constant cost, each final before the next begins."""
+
+from __future__ import annotations
+
+from .timeline import Call, Round, Timeline
+
+
+def rollout(num_latent_frames: int, window: int, overlap: int, anchors: int) -> Timeline:
+    """The first chunk has `window` latent frames. Each later call shows as many: the take's first `anchors`, the last `overlap` that are done, and
+    the new ones; the last chunk has as many new ones as are left. Raises ValueError where the context leaves no room for new frames, or is none.
+    """
+    if not 1 <= overlap < window - anchors:
+        raise ValueError(
+            f"timeline.overlap is {overlap} latent frames; it must be at least 1 and, with {anchors} of anchors, below {window - anchors}, so that "
+            f"the window of {window} has room for new ones."
+        )
+    chunks = [range(min(window, num_latent_frames))]
+    while (begin := chunks[-1].stop) < num_latent_frames:
+        chunks.append(range(begin, min(begin + window - overlap - anchors, num_latent_frames)))
+    contexts = (_context(frames.start, overlap, anchors) for frames in chunks)
+    calls = (Call.alone(number, frames, context) for number, (frames, context) in enumerate(zip(chunks, contexts, strict=True)))
+    return Timeline(tuple(Round(call.frames, (call,)) for call in calls))
+
+
+def _context(begin: int, overlap: int, anchors: int) -> tuple[int, ...]:
+    """Of the chunk that begins there: anchors and the frames before it, each once."""
+    return tuple(sorted({*range(min(anchors, begin)), *range(max(0, begin - overlap), begin)}))

@@ -1,0 +1,80 @@
+"""A take's latent frames in rounds: what is denoised together, and by which model calls. Pure arithmetic: knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Call:
+    """One model call of a step, or one of each guidance branch.
+
+    segment: what caches and traces know it by. frames: the latent frames that it denoises. weights: how much each counts where calls overlap.
+    context: latent frames that are done, shown to the model before the others, without noise.
+    """
+
+    segment: int
+    frames: range
+    weights: tuple[float, ...]
+    context: tuple[int, ...] = ()
+
+    @classmethod
+    def alone(cls, segment: int, frames: range, context: tuple[int, ...] = ()) -> Call:
+        """With no other call that overlaps it."""
+        return cls(segment, frames, (1.0,) * len(frames), context)
+
+    @property
+    def centre(self) -> float:
+        return (self.frames.start + self.frames.stop - 1) / 2
+
+    @property
+    def num_shown(self) -> int:
+        """Latent frames that the model sees."""
+        return len(self.context) + len(self.frames)
+
+
+@dataclass(frozen=True)
+class Round:
+    """Latent frames that are denoised together, from noise to the last step; final when the round ends. calls: of each step."""
+
+    frames: range
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The rounds of a take, in order; together they denoise every latent frame once."""
+
+    rounds: tuple[Round, ...]
+
+    @classmethod
+    def full(cls, num_latent_frames: int) -> Timeline:
+        """One round of one call: all frames attend to all."""
+        frames = range(num_latent_frames)
+        return cls((Round(frames, (Call.alone(0, frames),)),))
+
+    @property
+    def num_latent_frames(self) -> int:
+        return self.rounds[-1].frames.stop
+
+    @property
+    def calls(self) -> Iterator[Call]:
+        """Of a step of each round."""
+        for one in self.rounds:
+            yield from one.calls
+
+    @property
+    def most_calls(self) -> int:
+        """Of the round that has most in a step."""
+        return max(len(one.calls) for one in self.rounds)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one call shows the whole take."""
+        return sum(1 for _ in self.calls) == 1
+
+    def needed_after(self, number: int) -> frozenset[int]:
+        """Latent frames that are done once round `number` is, and that a later round shows as context."""
+        done = self.rounds[number].frames.stop
+        return frozenset(frame for one in self.rounds[number + 1 :] for call in one.calls for frame in call.context if frame < done)

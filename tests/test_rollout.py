@@ -1,0 +1,178 @@
+"""Rollouts: chunk after chunk on clean context, against stock calls by hand, on any gang, with every recipe, after a break."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from longtake.bench.pool import GlooPool
+from longtake.cache import Recipe
+from longtake.cache.recipe.read import recipe_names
+from longtake.parallel.groups.degrees import Degrees
+from longtake.parallel.groups.mesh import Mesh
+from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.families import FAMILIES
+from longtake.pipeline.film_key import film_key
+from longtake.pipeline.loop.denoise import Step
+from longtake.pipeline.loop.render import Renderer, WholeTake, whole_take
+from longtake.pipeline.loop.rounds import Finished, Rounds
+from longtake.pipeline.noise import frame_noise
+from longtake.pipeline.options import ModelOptions
+from longtake.pipeline.take import Take, TimelineSettings
+from torch import Tensor
+
+from same import assert_same, assert_same_film
+from takes import tiny_recipe, tiny_take
+
+pytestmark = pytest.mark.numerical
+
+ROLLOUT = TimelineSettings("rollout", window=5, overlap=2, anchors=1)
+TAKE = tiny_take(num_inference_steps=8, timeline=ROLLOUT)  # 11 latent frames: 5, and then 2 at a time
+
+
+@torch.no_grad()
+def _by_hand(card: ModelCard, take: Take) -> Tensor:
+    """The same with diffusers' transformer and scheduler alone, and texts as our family encodes them, which test_wan.py holds against the stock
+    pipeline's.
+    """
+    transformer = WanTransformer3DModel.from_pretrained(card.path / "transformer")
+    encode = Renderer(card).family.encode_prompt
+    done = torch.empty(1, card.latent_channels, 0, 4, 4)
+    for begin, end in ((0, 5), (5, 7), (7, 9), (9, 11)):
+        context = [0, *range(begin - 2, begin)] if begin else []
+        latents = frame_noise(take.seed, range(begin, end), card.latent_channels, 4, 4)
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        scheduler.set_timesteps(take.num_inference_steps)
+        texts = (take.prompt_at((begin + end - 1) / 2, card), take.negative_prompt)
+        for timestep in scheduler.timesteps:
+            shown = torch.cat((done[:, :, context], latents), dim=2)
+            by_token = torch.cat((torch.zeros(len(context) * 4), timestep.expand((end - begin) * 4)))[None]
+            cond, uncond = (
+                transformer(shown, by_token, encode(text)["encoder_hidden_states"], return_dict=False)[0][:, :, len(context) :] for text in texts
+            )
+            latents = scheduler.step(uncond + take.guidance_scale * (cond - uncond), timestep, latents, return_dict=False)[0]
+        done = torch.cat((done, latents), dim=2)
+    return done
+
+
+def test_a_rollout_is_what_stock_calls_make_of_it(tiny_wan: Path) -> None:
+    card = read_card(str(tiny_wan))
+    assert_same(Renderer(card).render(TAKE, None).latents, _by_hand(card, TAKE))
+
+
+def test_a_rollout_of_one_chunk_is_the_whole_take(tiny_wan: Path) -> None:
+    card = read_card(str(tiny_wan))
+    whole = tiny_take(num_frames=17, prompts=TAKE.prompts[:1], timeline=TimelineSettings("full", 0, 0))
+    one = replace(whole, timeline=ROLLOUT)
+    renderer = Renderer(card)
+    assert torch.equal(renderer.render(whole, None).latents, renderer.render(one, None).latents)
+    assert film_key(card, "", whole, None, ModelOptions()) == film_key(card, "", one, None, ModelOptions())
+
+
+def _render(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None) -> WholeTake:
+    return Renderer(card, mesh=mesh).render(take, recipe)
+
+
+_GANGS = (Degrees(ulysses_degree=2), Degrees(ring_degree=3), Degrees(cfg_degree=2))
+
+
+@pytest.mark.parametrize("recipe", ["none", *recipe_names()])
+def test_the_same_film_on_any_gang(gloo_pool: GlooPool, tiny_wan: Path, recipe: str) -> None:
+    """Every recipe on one gang; without a cache, and one that decides from both branches, on all."""
+    card, chosen = read_card(str(tiny_wan)), None if recipe == "none" else tiny_recipe(recipe)
+    alone = gloo_pool.run(_render, 1, card, TAKE, chosen)[0]
+    if alone.trace is not None:
+        assert {entry.segment for entry in alone.trace.entries} == {0, 1, 2, 3}
+        reused = {entry.segment for entry in alone.trace.entries if entry.decision != "compute"}
+        assert reused == {0, 1, 2, 3}, "each chunk begins anew, and reuses its own"
+    gangs = _GANGS if recipe in ("none", "ra_cfgcache", "fbcache") else _GANGS[recipe_names().index(recipe) % 2 :][:1]
+    for degrees in gangs:
+        for rendered in gloo_pool.run(_render, degrees, card, TAKE, chosen):
+            assert_same_film(rendered, alone, f"with {degrees}")
+
+
+def _break(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None, folder: Path, num_steps: int) -> list[Tensor]:
+    """Save once so many steps are done; returns the rounds that were finished by then."""
+    renderer, finished, steps = Renderer(card, mesh=mesh), list[Tensor](), 0
+    rendering = renderer.steps(take, recipe)
+    while steps < num_steps:
+        one = next(rendering)
+        steps += isinstance(one, Step)
+        if isinstance(one, Finished):
+            finished.append(one.latents)
+    renderer.save(folder)
+    rendering.close()
+    return finished
+
+
+def _go_on(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None, folder: Path) -> WholeTake:
+    return whole_take(Renderer(card, mesh=mesh).steps(take, recipe, snapshot=folder))
+
+
+@pytest.mark.parametrize("recipe", ["none", "planned", "fbcache"])
+@pytest.mark.parametrize("num_steps", [3, 8, 21])
+def test_a_rollout_goes_on_after_a_break(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path, recipe: str, num_steps: int) -> None:
+    """In the first chunk, between the last step of a chunk and its end, and in the third chunk: to the bit on as many ranks, and the same film on
+    others.
+    """
+    card, chosen, two = read_card(str(tiny_wan)), None if recipe == "none" else tiny_recipe(recipe), Degrees(ulysses_degree=2)
+    whole = gloo_pool.run(_render, two, card, TAKE, chosen)[0]
+    before = gloo_pool.run(_break, two, card, TAKE, chosen, tmp_path, num_steps)[0]
+    for degrees in (two, Degrees(ulysses_degree=3)):
+        rendered = gloo_pool.run(_go_on, degrees, card, TAKE, chosen, tmp_path)[0]
+        latents = torch.cat([*before, rendered.latents], dim=2)
+        assert_same_film(replace(rendered, latents=latents), whole, f"on {degrees}")
+        if degrees == two:
+            assert torch.equal(latents, whole.latents)
+
+
+def test_what_is_held_does_not_grow(tiny_wan: Path) -> None:
+    family, held = Renderer(read_card(str(tiny_wan))).family, []
+    rounds = Rounds(family, replace(TAKE, num_frames=81, num_inference_steps=1), None, Mesh())
+    for one in rounds:
+        if isinstance(one, Finished):
+            held.append(sorted(rounds.done))
+    assert held[2:-1] == [[0, begin - 2, begin - 1] for begin in range(7, 19, 2)]
+    assert len(held) == 9
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6), family=st.sampled_from(["wan", "hunyuan_video"]))
+def test_rounds_decode_to_the_frames_of_the_whole(request: pytest.FixtureRequest, lengths: list[int], family: str) -> None:
+    folder = request.getfixturevalue({"wan": "tiny_wan", "hunyuan_video": "tiny_hunyuan"}[family])
+    loaded = FAMILIES[family].load(read_card(str(folder)), torch.float32, torch.device("cpu"), torch.device("cpu"))
+    latents = torch.randn(1, loaded.card.latent_channels, sum(lengths), 4, 4, generator=torch.Generator().manual_seed(0))
+    whole = torch.cat(list(loaded.decode(latents)))
+    decoding, frames = loaded.decoding(), []
+    for number, part in enumerate(latents.split(lengths, dim=2)):
+        frames += list(decoding.frames(part, is_last=number == len(lengths) - 1))
+    assert torch.equal(torch.cat(frames), whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"noise": "diffusers"}, "noise is diffusers, which stock pipelines draw for a whole take at once; set noise=frame"),
+        ({"timeline": replace(ROLLOUT, overlap=4)}, "timeline.overlap is 4 latent frames; it must be at least 1 and, with 1 of anchors, below 4"),
+    ],
+)
+def test_refused(tiny_wan: Path, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        replace(TAKE, **changes).check(read_card(str(tiny_wan)))
+
+
+def test_a_model_that_cannot_take_clean_context_is_refused(tiny_hunyuan: Path, tiny_wan_copy: Path) -> None:
+    take = replace(TAKE, negative_prompt="")
+    for folder in (tiny_hunyuan, tiny_wan_copy):
+        (tiny_wan_copy / "README.md").write_text("---\nlongtake: {trained_frames: 17, height: 32, width: 32, fps: 8}\n---\n")
+        with pytest.raises(ValueError, match="timeline is rollout, and this model was not trained to go on from clean frames"):
+            take.check(read_card(str(folder)))
+    (tiny_wan_copy / "README.md").write_text("---\nlongtake: {clean_context: [both]}\n---\n")
+    with pytest.raises(ValueError, match="clean_context names 'both'; it can name joint, isolated"):
+        read_card(str(tiny_wan_copy))
