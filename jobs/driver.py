@@ -208,8 +208,7 @@ class Driver:
                 sweep(folder)
             if self.changes[take.name].state.is_final:  # stopped while that was shown
                 raise
-            num_calls = self.plan.card.sampled_by(take.scheduler).num_calls(take.num_inference_steps)
-            where = f"take '{take.name}' after step {gang.step if gang.is_rendering else 0} of {num_calls}"
+            where = f"take '{take.name}' after step {gang.step if gang.is_rendering else 0} of {take.num_steps(self.plan.card)}"
             self._tell(TakeChanged, take=take.name, state=TakeState.WAITING, cause=f"stopped {where}")
             if isinstance(error, KeyboardInterrupt):
                 raise JobStopped(where) from None

@@ -109,12 +109,12 @@ class TakeChanged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped(Event):
-    """A denoising step is done, `step` of `num_inference_steps` so far. decisions: how many calls were computed, reused ... so far; empty
-    without a cache.
+    """A denoising step is done, `step` of the take's `num_steps` so far, which a rollout has in every chunk. decisions: how many calls were
+    computed, reused ... so far; empty without a cache.
     """
 
     step: int
-    num_inference_steps: int
+    num_steps: int
     decisions: dict[str, int]
 
 

@@ -193,6 +193,10 @@ class Take:
             return rollout(length, settings.window, settings.overlap, settings.anchors)
         raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full, windows or rollout.")
 
+    def num_steps(self, card: ModelCard) -> int:
+        """Denoising steps of all rounds together: a second-order sampler has two in each of its own."""
+        return len(self.timeline_for(card).rounds) * card.sampled_by(self.scheduler).num_calls(self.num_inference_steps)
+
     def prompt_at(self, latent_frame: float, card: ModelCard) -> str:
         """The prompt that holds at a latent frame; each model call is given the one at the middle of the frames that it denoises."""
         frame = latent_frame * card.temporal_stride

@@ -305,7 +305,7 @@ def test_a_journal_goes_on_behind_a_line_that_was_cut_off(tmp_path: Path) -> Non
         one.append(Note(job="a", text="x"))
         other.append(Note(job="b", text="y"))
         for step in range(100):
-            one.append(Stepped(job="a", take="t", step=step, num_inference_steps=100, decisions={}))
+            one.append(Stepped(job="a", take="t", step=step, num_steps=100, decisions={}))
     told = (tmp_path / JOURNAL).read_text().splitlines()
     assert told[0] == '{"event": "no'
     found = [json.loads(line) for line in told[1:] if line]

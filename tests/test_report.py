@@ -116,7 +116,7 @@ def test_events_come_back_as_they_were_written_and_what_is_torn_or_unknown_is_pa
         GangFormed(job="A", device="cpu", num_ranks=2, degrees={"ulysses": 2}, threads=[1, 1], time=minute(1)),
         ModelLoaded(job="A", seconds=1.5, time=minute(1)),
         changed("A", "a", TakeState.RUNNING, 2),
-        Stepped(job="A", take="a", step=1, num_inference_steps=50, decisions={"compute": 2}, time=minute(3)),
+        Stepped(job="A", take="a", step=1, num_steps=50, decisions={"compute": 2}, time=minute(3)),
         Decoded(job="A", take="a", frames=8, num_frames=16, time=minute(3)),
         JobEnded(job="A", state=JobState.STOPPED, cause="Ctrl-C", time=minute(4)),
     ]
@@ -131,7 +131,7 @@ def test_events_come_back_as_they_were_written_and_what_is_torn_or_unknown_is_pa
 
 
 def test_of_a_takes_steps_the_last_is_read(tmp_path: Path) -> None:
-    steps = [Stepped(job=job, take="a", step=step, num_inference_steps=50, decisions={}, time=BEGAN) for step in (1, 2, 3) for job in "AB"]
+    steps = [Stepped(job=job, take="a", step=step, num_steps=50, decisions={}, time=BEGAN) for step in (1, 2, 3) for job in "AB"]
     record(tmp_path, started("A", ["a"]), *steps)
     with (tmp_path / JOURNAL).open("a") as file:
         file.write(steps[0].to_json()[:-1])
@@ -154,7 +154,7 @@ def test_a_run_that_was_killed_leaves_its_take_stopped_until_another_one_goes_on
 
 def test_two_jobs_in_one_folder_go_on_side_by_side(tmp_path: Path) -> None:
     record(tmp_path, started("A", ["a"]), changed("A", "a", TakeState.RUNNING, 1), started("B", ["b"], at=2), changed("B", "b", TakeState.RUNNING, 2))
-    record(tmp_path, Stepped(job="A", take="a", step=7, num_inference_steps=50, decisions={}, time=minute(3)))
+    record(tmp_path, Stepped(job="A", take="a", step=7, num_steps=50, decisions={}, time=minute(3)))
     assert standings(tmp_path) == {"a": "running", "b": "running"}
     record(tmp_path, changed("B", "b", TakeState.DONE, 4), JobEnded(job="B", state=JobState.DONE, time=minute(4)))
     page = page_in(tmp_path)
@@ -279,7 +279,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record(output, started("A", [name for name in NAMES if name != "ships"]), Note(job="A", text="cache: teacache", time=BEGAN))
     record(output, *(changed("A", name, TakeState.DONE, 1, "is done already" if name == "html" else "") for name in (*NAMES[:3], NAMES[-1])))
     record(output, changed("A", "eclipse", TakeState.FAILED, 2, "Rank 1 failed: <b>nan</b>."), changed("A", "tram", TakeState.RUNNING, 3))
-    record(output, Stepped(job="A", take="tram", step=20, num_inference_steps=50, decisions={"compute": 5, "reuse": 15}, time=minute(4)))
+    record(output, Stepped(job="A", take="tram", step=20, num_steps=50, decisions={"compute": 5, "reuse": 15}, time=minute(4)))
     write_report(output)
     return output
 
@@ -436,7 +436,7 @@ def test_takes_are_found_by_state_and_by_words_and_a_link_shows_what_was_hidden(
 
 def test_the_page_follows_its_job_but_never_under_the_hands_of_whoever_uses_it(browser: Browser, job: Path) -> None:
     def go_on(step: int) -> None:
-        record(job, Stepped(job="A", take="tram", step=step, num_inference_steps=50, decisions={}, time=minute(4)))
+        record(job, Stepped(job="A", take="tram", step=step, num_steps=50, decisions={}, time=minute(4)))
         write_report(job)
 
     def follows(tab: Tab, step: int) -> None:

@@ -144,7 +144,7 @@ class Rank:
                     steps += 1
                     if self.rank == 0:
                         self._show(order, one)
-                        yield StepReport(steps, self._renderer.num_steps, self._renderer.decisions)
+                        yield StepReport(steps, order.take.num_steps(self._renderer.family.card), self._renderer.decisions)
                 elif isinstance(one, Finished):
                     frames = decoding.frames(one.latents, is_last=one.is_last)
                     if delivery is None:

@@ -18,10 +18,12 @@ class Seat:
 
 @dataclass(frozen=True)
 class StepReport:
-    """`step` of the denoising steps are done. decisions: how many of each kind so far; empty without a cache."""
+    """`step` of the take's `num_steps` denoising steps, in all its rounds, are done. decisions: how many of each kind so far; empty without a
+    cache.
+    """
 
     step: int
-    num_inference_steps: int
+    num_steps: int
     decisions: dict[str, int]
 
 

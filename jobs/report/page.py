@@ -262,7 +262,7 @@ def _progress(event: Stepped | Decoded | None) -> Progress | None:
     if event is None:
         return None
     if isinstance(event, Stepped):
-        return Progress(f"step {event.step} of {event.num_inference_steps}", event.step, event.num_inference_steps)
+        return Progress(f"step {event.step} of {event.num_steps}", event.step, event.num_steps)
     return Progress(f"frame {event.frames} of {event.num_frames} written", event.frames, event.num_frames)
 
 

@@ -97,8 +97,8 @@ class LineReporter(Reporter):
             return
         self._last = now
         if isinstance(event, Stepped):
-            left = (now - self._began) / event.step * (event.num_inference_steps - event.step)
-            self.say(f"{self._label}: step {event.step}/{event.num_inference_steps}, {decisions_text(event.decisions)}, {left:.0f} s left")
+            left = (now - self._began) / event.step * (event.num_steps - event.step)
+            self.say(f"{self._label}: step {event.step}/{event.num_steps}, {decisions_text(event.decisions)}, {left:.0f} s left")
         else:
             self.say(f"{self._label}: frame {event.frames}/{event.num_frames} written")
 
@@ -149,7 +149,7 @@ class BarReporter(Reporter):
     def progress(self, event: Stepped | Decoded) -> None:
         assert self._running is not None, "a step of a take that did not begin"
         if isinstance(event, Stepped):
-            total, completed, note = event.num_inference_steps, event.step, decisions_text(event.decisions)
+            total, completed, note = event.num_steps, event.step, decisions_text(event.decisions)
         else:
             total, completed, note = event.num_frames, event.frames, "frames written"
         self._progress.update(self._running, total=total, completed=completed, note=note)

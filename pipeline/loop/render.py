@@ -133,7 +133,7 @@ class Renderer:
                 if isinstance(one, Step):
                     seconds.append(timed.seconds[-1])
                 yield one
-            decisions = cached.trace.numbered(rounds.num_steps // len(rounds.timeline.rounds)) if cached else ()
+            decisions = cached.trace.numbered(len(rounds.denoising.scheduler.timesteps)) if cached else ()
             yield Rendered(
                 self._whole_trace(cached) if cached else None,
                 cached.state.num_bytes if cached else 0,
@@ -162,12 +162,6 @@ class Renderer:
     def _whole_trace(self, cached: Cached) -> Trace:
         """The take's trace, with the calls that other ranks made (of other branches, of other windows)."""
         return Trace.joined(self.mesh.calls.gather_objects(cached.finish()))
-
-    @property
-    def num_steps(self) -> int:
-        """Of the running take, in all its rounds."""
-        assert self._running is not None, "no take is running"
-        return self._running[0].num_steps
 
     @property
     def decisions(self) -> dict[str, int]:

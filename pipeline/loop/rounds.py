@@ -48,11 +48,6 @@ class Rounds:
         return self.denoising
 
     @property
-    def num_steps(self) -> int:
-        """Of all rounds together."""
-        return len(self.timeline.rounds) * len(self.denoising.scheduler.timesteps)
-
-    @property
     def steps_done(self) -> int:
         return self.number * len(self.denoising.scheduler.timesteps) + self.denoising.index
 
