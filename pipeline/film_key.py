@@ -34,7 +34,7 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
     if take.timeline_for(card).is_whole:
         content["timeline"] = "full"
     elif take.timeline.name != "rollout":
-        del content["timeline"]["anchors"]
+        del content["timeline"]["anchors"], content["timeline"]["context"]
     key = {
         "version": _VERSION,
         "model": model,

@@ -13,6 +13,7 @@ from .timelines.rollout import rollout
 from .timelines.timeline import Call, Timeline
 from .timelines.windows import windows
 
+_CONTEXTS = ("joint", "isolated")
 _LARGEST_SIDE = 16384  # pixels; what H.264 and its players can hold
 _MOST_FRAMES, _MOST_STEPS = 1_000_000, 10_000  # far beyond use: larger numbers are typing errors
 
@@ -29,12 +30,14 @@ class PromptAt:
 class TimelineSettings:
     """name: `full`, `windows` or `rollout`. window: the most that a call shows, overlap: what a window shares with the next one, or a chunk's
     context with the one before; anchors: the take's first frames that a rollout's calls show as well. All in latent frames, 0 where unused.
+    context: of a rollout, `joint`, context and new frames attend to each other at every step, or `isolated`, context to context alone.
     """
 
     name: str
     window: int
     overlap: int
     anchors: int = 0
+    context: str = "joint"
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,15 @@ class Take:
     def _check_timeline(self, where: str, card: ModelCard) -> None:
         if self.timeline.name != "rollout":
             return
-        if "joint" not in card.clean_context:
+        how = self.timeline.context
+        if how not in card.clean_context:
+            if how in _CONTEXTS and card.clean_context:
+                raise ValueError(
+                    f"{where}: timeline.context is {how}, and this model was trained for {', '.join(card.clean_context)}, as its card says; "
+                    f"set timeline.context={card.clean_context[0]}."
+                )
+            if card.clean_context:
+                raise ValueError(f"{where}: timeline.context is '{how}'; it must be {' or '.join(card.clean_context)}.")
             raise ValueError(
                 f"{where}: timeline is rollout, and this model was not trained to go on from clean frames, or its model card does not say so "
                 f"(`longtake: {{clean_context: [joint]}}` in its README.md); set timeline=windows."
@@ -192,6 +203,13 @@ class Take:
         if settings.name == "rollout":
             return rollout(length, settings.window, settings.overlap, settings.anchors)
         raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full, windows or rollout.")
+
+    def fewest_shown(self, card: ModelCard) -> int:
+        """The latent frames of the model call that shows fewest: an isolated context is shown by itself, and the frames after it by themselves."""
+        calls = list(self.timeline_for(card).calls)
+        if self.timeline.name != "rollout" or self.timeline.context == "joint":
+            return min(call.num_shown for call in calls)
+        return min(count for call in calls for count in (len(call.frames), len(call.context)) if count)
 
     def num_steps(self, card: ModelCard) -> int:
         """Denoising steps of all rounds together: a second-order sampler has two in each of its own."""

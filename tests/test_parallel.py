@@ -15,8 +15,9 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
+from longtake.parallel.attention.context import ContextStore
 from longtake.parallel.attention.kernels import Attended, NativeKernel, XfuserKernel
-from longtake.parallel.attention.sequence import KeptContext, SequenceAttention
+from longtake.parallel.attention.sequence import SequenceAttention
 from longtake.parallel.groups.axis import CollectiveError
 from longtake.parallel.groups.degrees import Degrees, Demand, choose_degrees
 from longtake.parallel.groups.mesh import Mesh, leaving_on_error
@@ -312,24 +313,37 @@ def test_sequence_parallel_attention_equals_plain_attention(
             assert_same(torch.cat((video, text), dim=1), expected)
 
 
-def _attend_with_context(mesh: Mesh, num_tokens: int, kept: tuple[int, ...]) -> Tensor:
-    shards = TokenShards(mesh)
+def _attend_with_context(mesh: Mesh, num_tokens: int, num_kept: int) -> tuple[Tensor, Tensor, int]:
+    """What the context's tokens attend to, then what later ones do, and the bytes that this rank keeps."""
+    shards, store = TokenShards(mesh), ContextStore()
+    attention = SequenceAttention(shards, NativeKernel(), context=store)
+    shards.begin_call(num_kept)
+    context = [shards.shard(_draw(2, num_kept, 6, 8, seed=seed), dim=1) for seed in (6, 7, 8)]
+    with store.write("cond"):
+        before = shards.gather(attention(*context), dim=1)
+    with store.write("uncond"):
+        attention(*(torch.zeros_like(tensor) for tensor in context))
+    num_bytes = store.num_bytes // 2
     shards.begin_call(num_tokens)
-    layout = Layout(kept)
-    key, value = (layout.shard(_draw(2, sum(kept), 6, 8, seed=seed), mesh.sequence.rank, dim=1) for seed in (7, 8))
     local = [shards.shard(tensor, dim=1) for tensor in _inputs(num_tokens, 0)]
     mask = shards.shard(_mask(num_tokens, 0), dim=1)
-    return shards.gather(SequenceAttention(shards, NativeKernel())(*local, attn_mask=mask, context=KeptContext(key, value, layout)), dim=1)
+    with store.read("cond", 1):
+        return before, shards.gather(attention(*local, attn_mask=mask), dim=1), num_bytes
 
 
-@pytest.mark.parametrize(("degrees", "kept"), [(Degrees(ulysses_degree=2), (5, 0)), (RING, (2, 0, 9)), (BOTH, (1, 2, 0, 4))], ids=str)
-def test_kept_context_counts_as_further_keys(gloo_pool: GlooPool, degrees: Degrees, kept: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("degrees", [Degrees(), Degrees(ulysses_degree=2), RING, BOTH], ids=str)
+@pytest.mark.parametrize("num_kept", [5, 12])
+def test_kept_context_counts_as_further_keys(gloo_pool: GlooPool, degrees: Degrees, num_kept: int) -> None:
+    """Its own tokens attend to it alone; a rank keeps its heads of the tokens at its place on the ring."""
     query, key, value = _inputs(20, 0)
-    further_key, further_value = (_draw(2, sum(kept), 6, 8, seed=seed) for seed in (7, 8))
-    mask = torch.cat((_mask(20, 0), torch.ones(2, sum(kept), dtype=torch.bool)), dim=1)
-    expected = _plain(query, torch.cat((key, further_key), dim=1), torch.cat((value, further_value), dim=1), mask)
-    for attended in gloo_pool.run(_attend_with_context, degrees, 20, kept):
+    further = [_draw(2, num_kept, 6, 8, seed=seed) for seed in (6, 7, 8)]
+    mask = torch.cat((_mask(20, 0), torch.ones(2, num_kept, dtype=torch.bool)), dim=1)
+    expected = _plain(query, torch.cat((key, further[1]), dim=1), torch.cat((value, further[2]), dim=1), mask)
+    kept = gloo_pool.run(_attend_with_context, degrees, 20, num_kept)
+    for before, attended, _ in kept:
+        assert_same(before, _plain(*further))
         assert_same(attended, expected)
+    assert sum(num_bytes for *_, num_bytes in kept) == further[1].nbytes + further[2].nbytes
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 3), (3, 0, 3), (0, 0, 0), (5, 4, 3)])

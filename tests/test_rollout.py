@@ -17,6 +17,7 @@ from longtake.cache.recipe.read import recipe_names
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.demo.training.dit import DenoiserWithText
 from longtake.pipeline.families import FAMILIES
 from longtake.pipeline.film_key import film_key
 from longtake.pipeline.loop.denoise import Step
@@ -34,15 +35,17 @@ pytestmark = pytest.mark.numerical
 
 ROLLOUT = TimelineSettings("rollout", window=5, overlap=2, anchors=1)
 TAKE = tiny_take(num_inference_steps=8, timeline=ROLLOUT)  # 11 latent frames: 5, and then 2 at a time
+ISOLATED = replace(TAKE, timeline=replace(ROLLOUT, context="isolated"), seed=5)  # with which no decision is a close call
 
 
 @torch.no_grad()
 def _by_hand(card: ModelCard, take: Take) -> Tensor:
     """The same with diffusers' transformer and scheduler alone, and texts as our family encodes them, which test_wan.py holds against the stock
-    pipeline's.
+    pipeline's. An isolated context is computed at every step, together with the new frames, which a mask keeps it from seeing: as in training.
     """
+    family, isolated = Renderer(card).family, take.timeline.context == "isolated"
     transformer = WanTransformer3DModel.from_pretrained(card.path / "transformer")
-    encode = Renderer(card).family.encode_prompt
+    model = DenoiserWithText(family.tokenizer, transformer, family.text_encoder, card.max_sequence_length)
     done = torch.empty(1, card.latent_channels, 0, 4, 4)
     for begin, end in ((0, 5), (5, 7), (7, 9), (9, 11)):
         context = [0, *range(begin - 2, begin)] if begin else []
@@ -53,17 +56,29 @@ def _by_hand(card: ModelCard, take: Take) -> Tensor:
         for timestep in scheduler.timesteps:
             shown = torch.cat((done[:, :, context], latents), dim=2)
             by_token = torch.cat((torch.zeros(len(context) * 4), timestep.expand((end - begin) * 4)))[None]
-            cond, uncond = (
-                transformer(shown, by_token, encode(text)["encoder_hidden_states"], return_dict=False)[0][:, :, len(context) :] for text in texts
-            )
+            embeds = (family.encode_prompt(text)["encoder_hidden_states"] for text in texts)
+            cond, uncond = (model(shown, by_token, embed, len(context) * isolated)[:, :, len(context) :] for embed in embeds)
             latents = scheduler.step(uncond + take.guidance_scale * (cond - uncond), timestep, latents, return_dict=False)[0]
         done = torch.cat((done, latents), dim=2)
     return done
 
 
-def test_a_rollout_is_what_stock_calls_make_of_it(tiny_wan: Path) -> None:
+@pytest.mark.parametrize("take", [TAKE, ISOLATED], ids=["joint", "isolated"])
+def test_a_rollout_is_what_stock_calls_make_of_it(tiny_wan: Path, take: Take) -> None:
     card = read_card(str(tiny_wan))
-    assert_same(Renderer(card).render(TAKE, None).latents, _by_hand(card, TAKE))
+    assert_same(Renderer(card).render(take, None).latents, _by_hand(card, take))
+
+
+def test_takes_after_an_isolated_rollout_are_as_without_it(tiny_wan: Path) -> None:
+    """Attention of one rank is diffusers' own, but where context is kept; nothing is kept once another take begins."""
+    renderer = Renderer(read_card(str(tiny_wan)))
+    before, isolated = renderer.render(TAKE, None).latents, renderer.render(ISOLATED, None).latents
+    assert renderer.family.context is not None
+    assert renderer.family.context.num_bytes > 0
+    assert torch.equal(renderer.render(TAKE, None).latents, before)
+    assert renderer.family.context is None
+    assert torch.equal(renderer.render(ISOLATED, None).latents, isolated)
+    assert (isolated - before).abs().max() > 1e-3
 
 
 def test_a_rollout_of_one_chunk_is_the_whole_take(tiny_wan: Path) -> None:
@@ -82,18 +97,19 @@ def _render(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None) -> W
 _GANGS = (Degrees(ulysses_degree=2), Degrees(ring_degree=3), Degrees(cfg_degree=2))
 
 
+@pytest.mark.parametrize("take", [TAKE, ISOLATED], ids=["joint", "isolated"])
 @pytest.mark.parametrize("recipe", ["none", *recipe_names()])
-def test_the_same_film_on_any_gang(gloo_pool: GlooPool, tiny_wan: Path, recipe: str) -> None:
+def test_the_same_film_on_any_gang(gloo_pool: GlooPool, tiny_wan: Path, recipe: str, take: Take) -> None:
     """Every recipe on one gang; without a cache, and one that decides from both branches, on all."""
     card, chosen = read_card(str(tiny_wan)), None if recipe == "none" else tiny_recipe(recipe)
-    alone = gloo_pool.run(_render, 1, card, TAKE, chosen)[0]
+    alone = gloo_pool.run(_render, 1, card, take, chosen)[0]
     if alone.trace is not None:
         assert {entry.segment for entry in alone.trace.entries} == {0, 1, 2, 3}
         reused = {entry.segment for entry in alone.trace.entries if entry.decision != "compute"}
         assert reused == {0, 1, 2, 3}, "each chunk begins anew, and reuses its own"
     gangs = _GANGS if recipe in ("none", "ra_cfgcache", "fbcache") else _GANGS[recipe_names().index(recipe) % 2 :][:1]
     for degrees in gangs:
-        for rendered in gloo_pool.run(_render, degrees, card, TAKE, chosen):
+        for rendered in gloo_pool.run(_render, degrees, card, take, chosen):
             assert_same_film(rendered, alone, f"with {degrees}")
 
 
@@ -115,17 +131,17 @@ def _go_on(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None, folde
     return whole_take(Renderer(card, mesh=mesh).steps(take, recipe, snapshot=folder))
 
 
-@pytest.mark.parametrize("recipe", ["none", "planned", "fbcache"])
+@pytest.mark.parametrize(("recipe", "take"), [("none", TAKE), ("planned", ISOLATED), ("fbcache", TAKE), ("ra_cfgcache", ISOLATED)])
 @pytest.mark.parametrize("num_steps", [3, 8, 21])
-def test_a_rollout_goes_on_after_a_break(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path, recipe: str, num_steps: int) -> None:
+def test_a_rollout_goes_on_after_a_break(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path, recipe: str, take: Take, num_steps: int) -> None:
     """In the first chunk, between the last step of a chunk and its end, and in the third chunk: to the bit on as many ranks, and the same film on
     others.
     """
     card, chosen, two = read_card(str(tiny_wan)), None if recipe == "none" else tiny_recipe(recipe), Degrees(ulysses_degree=2)
-    whole = gloo_pool.run(_render, two, card, TAKE, chosen)[0]
-    before = gloo_pool.run(_break, two, card, TAKE, chosen, tmp_path, num_steps)[0]
+    whole = gloo_pool.run(_render, two, card, take, chosen)[0]
+    before = gloo_pool.run(_break, two, card, take, chosen, tmp_path, num_steps)[0]
     for degrees in (two, Degrees(ulysses_degree=3)):
-        rendered = gloo_pool.run(_go_on, degrees, card, TAKE, chosen, tmp_path)[0]
+        rendered = gloo_pool.run(_go_on, degrees, card, take, chosen, tmp_path)[0]
         latents = torch.cat([*before, rendered.latents], dim=2)
         assert_same_film(replace(rendered, latents=latents), whole, f"on {degrees}")
         if degrees == two:
@@ -159,6 +175,7 @@ def test_rounds_decode_to_the_frames_of_the_whole(request: pytest.FixtureRequest
     ("changes", "match"),
     [
         ({"noise": "diffusers"}, "noise is diffusers, which stock pipelines draw for a whole take at once; set noise=frame"),
+        ({"timeline": replace(ROLLOUT, context="alone")}, "timeline.context is 'alone'; it must be joint or isolated"),
         ({"timeline": replace(ROLLOUT, overlap=4)}, "timeline.overlap is 4 latent frames; it must be at least 1 and, with 1 of anchors, below 4"),
     ],
 )
@@ -176,3 +193,6 @@ def test_a_model_that_cannot_take_clean_context_is_refused(tiny_hunyuan: Path, t
     (tiny_wan_copy / "README.md").write_text("---\nlongtake: {clean_context: [both]}\n---\n")
     with pytest.raises(ValueError, match="clean_context names 'both'; it can name joint, isolated"):
         read_card(str(tiny_wan_copy))
+    (tiny_wan_copy / "README.md").write_text("---\nlongtake: {height: 32, width: 32, clean_context: [joint]}\n---\n")
+    with pytest.raises(ValueError, match=r"timeline.context is isolated, and this model was trained for joint, .*; set timeline.context=joint"):
+        ISOLATED.check(read_card(str(tiny_wan_copy)))

@@ -57,6 +57,10 @@ class Cached:
         """pipeline: the stock pipeline that makes the calls; None for loops of one's own. Raises ValueError as `enable_cache` does."""
         self._transformers = transformers
         self._clock = Clock(self.session.num_inference_steps, pipeline, self._start_take)
+        self._put_on(self._clock)
+
+    def _put_on(self, clock: Clock) -> None:
+        transformers = self._transformers
         try:
             for expert, transformer in enumerate(transformers):
                 for index, part in enumerate(self.recipe.parts):
@@ -66,7 +70,7 @@ class Cached:
         except ValueError:
             self.disable()
             raise
-        self._undo.extend(self._clock.attach(transformers))
+        self._undo.extend(clock.attach(transformers))
 
     @contextmanager
     def step(self, index: int, timestep: Tensor | float, branch: str = "both", segment: int = 0, frames: range | None = None) -> Iterator[None]:
@@ -175,11 +179,24 @@ class Cached:
     def _begin_take(self, num_inference_steps: int) -> None:
         self.session, self._goes_on = self.session.next_take(num_inference_steps), False
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the calls inside be the model's own, which are no part of any step and stand for nothing that is kept."""
+        assert self._clock is not None, "aside() before attach()"
+        self._take_off()
+        try:
+            yield
+        finally:
+            self._put_on(self._clock)
+
     def disable(self) -> None:
         """Give the model its own calls back; a second time it does nothing."""
+        self._take_off()
+        self.state.reset()
+
+    def _take_off(self) -> None:
         while self._undo:
             self._undo.pop()()
-        self.state.reset()
 
     def _begin(self, expert: int, part: int, site: Site, units: Sequence[range], num_text: int | None) -> SiteRun:
         """Called by a site when a model call begins. One expert's features say nothing of another's: when the experts change, what is kept

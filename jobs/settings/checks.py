@@ -114,8 +114,7 @@ def check_replay(job: JobConfig, card: ModelCard, takes: Sequence[Take], recipe:
 def demand(card: ModelCard, takes: Sequence[Take], recipe: Recipe | None) -> Demand:
     """How many heads, tokens, branches and windows can be shared out over ranks. One gang renders all takes, so the smallest take counts."""
     timelines = [take.timeline_for(card) for take in takes]
-    shown = [min(call.num_shown for call in timeline.calls) for timeline in timelines]
-    tokens = [card.num_tokens(frames, take.height, take.width) for take, frames in zip(takes, shown, strict=True)]
+    tokens = [card.num_tokens(take.fewest_shown(card), take.height, take.width) for take in takes]
     is_derived = recipe is not None and derives_branch(recipe)
     branches = 2 if all(take.is_guided(card) for take in takes) and not is_derived else 1
     return Demand(card.num_heads, min(tokens), branches, min(timeline.most_calls for timeline in timelines))

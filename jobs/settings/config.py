@@ -27,13 +27,15 @@ class TimelineConfig:
 
     name: `full`, `windows` or `rollout`. window: the frames of a call, the model's own clip length if left out. overlap: how many frames a window
     shares with the next one, or a chunk of a rollout is shown of those before it, a third of the window if left out. anchors: how many of the
-    take's first latent frames each chunk of a rollout is shown as well, none if left out.
+    take's first latent frames each chunk of a rollout is shown as well, none if left out. context: of a rollout, `joint`, as if left out, or
+    `isolated`, for models that were trained so: the context attends to itself alone, and is computed once a chunk instead of at every step.
     """
 
     name: str = "full"
     window: int | None = None
     overlap: int | None = None
     anchors: int | None = None
+    context: str | None = None
 
 
 @dataclass
@@ -162,7 +164,7 @@ class JobConfig(TakeSettings):
 RESERVED_NAMES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _LONGEST_SHOWN = 60  # characters of a value in a message
-_TIMELINE_SETTINGS = {"full": (), "windows": ("window", "overlap"), "rollout": ("window", "overlap", "anchors")}
+_TIMELINE_SETTINGS = {"full": (), "windows": ("window", "overlap"), "rollout": ("window", "overlap", "anchors", "context")}
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
 
@@ -360,7 +362,7 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fracti
 
 def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
     """The timeline with window and overlap in latent frames instead of frames."""
-    given = [name for name in ("window", "overlap", "anchors") if getattr(timeline, name) is not None]
+    given = [name for name in ("window", "overlap", "anchors", "context") if getattr(timeline, name) is not None]
     for name in given:
         if name not in _TIMELINE_SETTINGS.get(timeline.name, given):
             having = " or ".join(other for other, names in _TIMELINE_SETTINGS.items() if name in names)
@@ -376,4 +378,4 @@ def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> T
         raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; it must be a multiple of {stride} frames.")
     if timeline.anchors is not None and timeline.anchors < 0:
         raise ValueError(f"Take '{take}': timeline.anchors is {timeline.anchors}; it must be a number of latent frames, 0 for none.")
-    return TimelineSettings(timeline.name, card.latent_frames(window), overlap // stride, timeline.anchors or 0)
+    return TimelineSettings(timeline.name, card.latent_frames(window), overlap // stride, timeline.anchors or 0, timeline.context or "joint")

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..groups.axis import CollectiveError
-from ..tokens.layout import Layout
 from ..tokens.shards import TokenShards
+from .context import ContextStore
 from .kernels import Attended, Kernel
-
-
-@dataclass(frozen=True)
-class KeptContext:
-    """Keys and values of tokens that are not computed now, with their own positions applied: [batch, local tokens, heads, head_dim].
-
-    layout: how many of them each rank of the sequence holds.
-    """
-
-    key: Tensor
-    value: Tensor
-    layout: Layout
 
 
 class SequenceAttention:
@@ -38,10 +26,12 @@ class SequenceAttention:
     `text` text tokens. Ring (arXiv 2310.01889): keys and values go round, each block is sent on while it is computed with; a
     rank sends 2 x tokens x dim x element size x (n - 1) / n bytes, with both of them 1 / ulysses_degree of that. With uneven
     counts, each term has the rank's own count of tokens in place of tokens / n.
+
+    context: keys and values of tokens that are done, which the tokens may attend to as well; they are exchanged no more, but go round the ring.
     """
 
-    def __init__(self, shards: TokenShards, kernel: Kernel, layer: str = "attention") -> None:
-        self.shards, self.kernel, self.layer = shards, kernel, layer
+    def __init__(self, shards: TokenShards, kernel: Kernel, layer: str = "attention", context: ContextStore | None = None) -> None:
+        self.shards, self.kernel, self.layer, self.context = shards, kernel, layer, context
 
     def __call__(
         self,
@@ -50,7 +40,6 @@ class SequenceAttention:
         value: Tensor,
         attn_mask: Tensor | None = None,
         *,
-        context: KeptContext | None = None,
         scale: float | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
@@ -63,7 +52,7 @@ class SequenceAttention:
         if dropout_p or is_causal:
             raise ValueError(f"{self.layer}: sequence-parallel attention has no dropout and no causal form.")
         try:
-            return self._attend(query, key, value, self._whole_mask(attn_mask), context, scale)
+            return self._attend(query, key, value, self._whole_mask(attn_mask), scale)
         except CollectiveError as error:
             raise error.at(self.layer) from error
 
@@ -74,32 +63,32 @@ class SequenceAttention:
             raise ValueError(f"{self.layer}: attention masks must be boolean and of keys alone, got {attn_mask.dtype} {list(attn_mask.shape)}.")
         return self.shards.gather_key_mask(attn_mask)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, context: KeptContext | None, scale: float | None) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
         local = self.shards.num_local
         video, text = [tensor[:, :local] for tensor in (query, key, value)], [tensor[:, local:] for tensor in (query, key, value)]
-        key_layout = self.shards.layout
-        if context is not None:
-            video[1], video[2] = torch.cat((video[1], context.key), dim=1), torch.cat((video[2], context.value), dim=1)
-            key_layout = Layout(tuple(a + b for a, b in zip(key_layout.counts, context.layout.counts, strict=True)))
-            mask = None if mask is None else self._spread_mask(mask, context.layout)
-        video, text = self._to_heads(video, text, key_layout)
+        video, text = self._to_heads(video, text)
+        sizes = tuple(sum(self._ring_counts(place)) for place in range(self.shards.mesh.ring.size))
+        if self.context is not None:
+            own = sizes
+            video[1], video[2], sizes = self.context.pass_by(self.layer, video[1], video[2], own)
+            mask = None if mask is None else _with_context(mask, own, sizes)
         if self.shards.mesh.ring.size == 1:
             query, key, value = (_join(*pair) for pair in zip(video, text, strict=True))
             attended = self.kernel(query, key, value, mask, scale)
         else:
-            attended = self._attend_ring(video, text, key_layout, mask, scale)
+            attended = self._attend_ring(video, text, sizes, mask, scale)
         return self._to_tokens(attended, text[0].shape[1])
 
-    def _to_heads(self, video: list[Tensor], text: list[Tensor], key_layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+    def _to_heads(self, video: list[Tensor], text: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Query, key and value of this rank's share of the heads, for all tokens at its place on the ring; and the text's."""
         axis, place = self.shards.mesh.ulysses, self.shards.mesh.ring.rank
         if axis.size == 1:
             return video, text
         exchanged = []
-        for tensor, layout in zip(video, (self.shards.layout, key_layout, key_layout), strict=True):
+        for tensor in video:
             parts = list(tensor.chunk(axis.size, dim=2))
             batch, _, heads, head_dim = parts[0].shape
-            shapes = [torch.Size((batch, count, heads, head_dim)) for count in self._ring_counts(layout, place)]
+            shapes = [torch.Size((batch, count, heads, head_dim)) for count in self._ring_counts(place)]
             exchanged.append(axis.all_to_all(parts, shapes, dim=1))
         return exchanged, [tensor.chunk(axis.size, dim=2)[axis.rank] for tensor in text]
 
@@ -108,21 +97,20 @@ class SequenceAttention:
         axis = self.shards.mesh.ulysses
         if axis.size == 1:
             return attended
-        counts = self._ring_counts(self.shards.layout, self.shards.mesh.ring.rank)
+        counts = self._ring_counts(self.shards.mesh.ring.rank)
         *runs, text = attended.split([*counts, num_text], dim=1)
         parts = [torch.cat((run, text), dim=1) if num_text else run for run in runs]
         return axis.all_to_all(parts, [parts[axis.rank].shape] * axis.size, dim=2)
 
-    def _ring_counts(self, layout: Layout, place: int) -> tuple[int, ...]:
+    def _ring_counts(self, place: int) -> tuple[int, ...]:
         """Token counts of the ranks that sit at one place of the ring, side by side on the Ulysses axis."""
         width = self.shards.mesh.ulysses.size
-        return layout.counts[place * width : (place + 1) * width]
+        return self.shards.layout.counts[place * width : (place + 1) * width]
 
-    def _attend_ring(self, video: list[Tensor], text: list[Tensor], key_layout: Layout, mask: Tensor | None, scale: float | None) -> Tensor:
-        """Keys and values go round; the text's own, which every rank holds, are attended to with the first block."""
+    def _attend_ring(self, video: list[Tensor], text: list[Tensor], sizes: tuple[int, ...], mask: Tensor | None, scale: float | None) -> Tensor:
+        """Keys and values go round, `sizes` of them from each place; the text's own, which every rank holds, are attended to with the first block."""
         ring = self.shards.mesh.ring
         query, block = _join(video[0], text[0]), torch.stack(video[1:])
-        sizes = [sum(self._ring_counts(key_layout, place)) for place in range(ring.size)]
         attended: Attended | None = None
         for turn in range(ring.size):
             place = (ring.rank - turn) % ring.size
@@ -138,11 +126,12 @@ class SequenceAttention:
         assert attended is not None
         return attended.out.to(query.dtype)
 
-    def _spread_mask(self, mask: Tensor, context: Layout) -> Tensor:
-        """The mask of all keys where kept context, none of which is masked, follows each rank's tokens."""
-        *runs, text = mask.split([*self.shards.layout.counts, mask.shape[1] - self.shards.layout.num_tokens], dim=1)
-        kept = [mask.new_ones((mask.shape[0], count)) for count in context.counts]
-        return torch.cat([piece for pair in zip(runs, kept, strict=True) for piece in pair] + [text], dim=1)
+
+def _with_context(mask: Tensor, own: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """The mask of all keys where context, none of which is masked, comes before the own keys of each place on the ring. sizes: of both together."""
+    *runs, text = mask.split([*own, mask.shape[1] - sum(own)], dim=1)
+    before = [mask.new_ones((mask.shape[0], size - count)) for size, count in zip(sizes, own, strict=True)]
+    return torch.cat([piece for pair in zip(before, runs, strict=True) for piece in pair] + [text], dim=1)
 
 
 def _join(video: Tensor, text: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.schedule.put import check_scheduler, check_settings, set_sigmas
+from ...parallel.attention.context import ContextStore
 from ...parallel.attention.kernels import Kernel, NativeKernel
 from ...parallel.attention.processors import with_attention
 from ...parallel.attention.sequence import SequenceAttention
@@ -44,7 +45,8 @@ class Decoding(ABC):
 class Family(ABC):
     """A loaded model. `transformer` is diffusers' own; `scheduler` is made anew for each take.
 
-    whole_frames: modules of the VAE's decoder that look at whole frames (attention), and cannot work on some rows of them.
+    whole_frames: modules of the VAE's decoder that look at whole frames (attention), and cannot work on some rows of them. context: keys and
+    values of clean frames, where the model is bound to keep them.
     """
 
     whole_frames: ClassVar[tuple[type[nn.Module], ...]]
@@ -52,6 +54,7 @@ class Family(ABC):
     transformer: Any
     vae: Any
     device: torch.device
+    context: ContextStore | None = None
     _rows: RowShards | None = None
     _bound: ExitStack | None = None
 
@@ -104,15 +107,17 @@ class Family(ABC):
         """Stream the frames of a take whose latents are all there, as `Decoding.frames` does."""
         return self.decoding().frames(latents, is_last=True)
 
-    def bind(self, mesh: Mesh, kernel: Kernel, *, by_frames: bool = False) -> None:
+    def bind(self, mesh: Mesh, kernel: Kernel, *, by_frames: bool = False, keeps_context: bool = False) -> None:
         """Work as one rank of `mesh` until `unbind`: model calls share the tokens over its sequence axis, decoding shares the rows of every
-        frame over all ranks. kernel: attention on this rank; by_frames: ranks hold whole frames of tokens. Raises ValueError, with nothing
-        bound, for degrees that do not fit the model.
+        frame over all ranks. kernel: attention on this rank; by_frames: ranks hold whole frames of tokens; keeps_context: attention can write to and
+        read from `context`. Raises ValueError, with nothing bound, for degrees that do not fit the model.
         """
         assert self._bound is None, "unbind() first"
         with ExitStack() as bound:
-            if mesh.sequence.size > 1 or not isinstance(kernel, NativeKernel):  # alone, diffusers' own attention is the native kernel
-                bound.enter_context(self.shard(self.transformer, TokenShards(mesh, by_frames=by_frames), kernel))
+            self.context = ContextStore() if keeps_context else None
+            own_kernel = isinstance(kernel, NativeKernel) and not keeps_context  # diffusers' own attention, which a rank alone can do with
+            if mesh.sequence.size > 1 or not own_kernel:
+                bound.enter_context(self.shard(self.transformer, TokenShards(mesh, by_frames=by_frames), kernel, self.context))
             if mesh.size > 1:
                 self._rows = RowShards(mesh.gang, self.vae.decoder, whole=self.whole_frames)
                 bound.callback(self._rows.release)
@@ -122,12 +127,14 @@ class Family(ABC):
         """Work alone again: the transformer and the VAE's decoder are what they were before `bind`, and hold no reference to the mesh."""
         if self._bound is not None:
             self._bound.close()
-        self._bound = self._rows = None
+        self._bound = self._rows = self.context = None
 
     @staticmethod
     @abstractmethod
-    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:
-        """Put the shard points of sequence parallelism on a transformer of this family; closing what is returned takes them off."""
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel, context: ContextStore | None = None) -> ExitStack:
+        """Put the shard points of sequence parallelism on a transformer of this family; closing what is returned takes them off. context: what
+        attention writes to and reads from, for families that can (CLEAN_CONTEXT).
+        """
 
     def scheduler(self, take: Take) -> Any:
         """A fresh diffusers scheduler with the take's timesteps set."""
@@ -163,7 +170,9 @@ def read_part(model_class: Any, folder: Path, **options: Any) -> Any:
     return model
 
 
-def attend_together(transformer: Any, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel) -> ExitStack:
+def attend_together(
+    transformer: Any, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel, context: ContextStore | None = None
+) -> ExitStack:
     """Give attention modules, by name, sequence-parallel attention; closing what is returned gives them their processors back. Raises
     ValueError, with all processors in place, if the degree does not divide the heads.
     """
@@ -173,7 +182,7 @@ def attend_together(transformer: Any, modules: Iterable[tuple[str, nn.Module]], 
     with ExitStack() as replaced:
         for name, module in modules:
             attention: Any = module
-            attend = torch.compiler.disable(SequenceAttention(shards, kernel, name))
+            attend = torch.compiler.disable(SequenceAttention(shards, kernel, name, context))
             replaced.callback(attention.set_processor, attention.processor)
             attention.set_processor(with_attention(attention.processor, attend))
         return replaced.pop_all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -13,6 +13,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from ...cache.model.wrap import wrap
+from ...parallel.attention.context import ContextStore
 from ...parallel.attention.kernels import Kernel
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
@@ -101,15 +103,24 @@ class Wan(Family):
         return WanDecoding(self)
 
     @staticmethod
-    def shard(transformer: Any, shards: TokenShards, kernel: Kernel) -> ExitStack:
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel, context: ContextStore | None = None) -> ExitStack:
         """Tokens are sharded after the patch embedding, with their rotary positions and timesteps a token, and gathered after the
-        output projection, where a token has 64 channels instead of the model's width.
+        output projection, where a token has 64 channels instead of the model's width. Frames that follow on kept context have the positions
+        after it.
         """
         patch_frames = transformer.config.patch_size[0]
 
         def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
             shards.begin_call(output[0].shape[1], args[0].shape[2] // patch_frames)
             return tuple(shards.shard(table, dim=1) for table in output)
+
+        def rotate_after_context(original: Callable[[Tensor], tuple[Tensor, ...]], latents: Tensor) -> tuple[Tensor, ...]:
+            before = context.num_frames if context is not None else 0
+            if not before:
+                return original(latents)
+            batch, channels, frames, *size = latents.shape
+            whole = original(latents.new_empty(1).expand(batch, channels, before + frames, *size))
+            return tuple(table[:, table.shape[1] // (before + frames) * before :] for table in whole)
 
         def shard_tokens(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return shards.shard(output.flatten(2), dim=2)[:, :, :, None, None]
@@ -125,7 +136,9 @@ class Wan(Family):
             return shards.gather(output, dim=1)
 
         self_attention = [(name, module) for name, module in transformer.named_modules() if name.endswith(".attn1")]
-        placed = attend_together(transformer, self_attention, shards, kernel)
+        placed = attend_together(transformer, self_attention, shards, kernel, context)
+        if context is not None:
+            placed.callback(wrap(transformer.rope, "forward", rotate_after_context))
         placed.callback(transformer.rope.register_forward_hook(shard_rotary).remove)
         placed.callback(transformer.patch_embedding.register_forward_hook(shard_tokens).remove)
         placed.callback(transformer.condition_embedder.register_forward_pre_hook(shard_timesteps, with_kwargs=True).remove)

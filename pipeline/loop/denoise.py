@@ -66,10 +66,35 @@ class Denoising:
         self.scheduler = family.scheduler(take)
         if cached is not None:
             cached.check_sampler(self.scheduler)
+        self._write_context()
         draw = NOISES[take.noise]
         noise = draw(take.seed, self.round.frames, card.latent_channels, take.height // stride, take.width // stride)
         self.latents = noise.to(family.device)
         self.index = 0
+
+    @torch.no_grad()
+    def _write_context(self) -> None:
+        """Compute what the round's tokens will attend to of an isolated context, once: by calls that no cache ever stands in for."""
+        store = self.family.context
+        if store is None:
+            return
+        store.drop()
+        zero = self.scheduler.timesteps.new_zeros(())
+        with self.cached.aside() if self.cached and self._context else nullcontext():
+            for call, clean in self._context.items():
+                for branch in self._branches:
+                    shown = clean.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
+                    with store.write(branch):
+                        self.family.velocity(shown, zero, self._prompt(branch, call), self.take.guidance_scale)
+
+    @property
+    def _branches(self) -> tuple[str, ...]:
+        """Those that this rank calls, one after the other."""
+        if not self._is_guided:
+            return BRANCHES[:1]
+        if self.mesh.cfg.size == 2:
+            return (BRANCHES[self.mesh.cfg.rank],)
+        return ("both",) if self.cached and self.cached.recipe.branches == "joint" else BRANCHES
 
     def fork(self, cached: Cached | None = None) -> Denoising:
         """A copy, made between two steps, whose steps leave this one as it is. cached: the copy's own cache."""
@@ -108,33 +133,31 @@ class Denoising:
         """Classifier-free guidance (arXiv 2207.12598): one branch after the other, cond first as diffusers does; or, at cfg_degree 2,
         one branch on each half of the gang and one exchange of latents; or both in a batch, where the cache decides from both before either runs.
         """
+        computed = [self._fused(branch, index, timestep) for branch in self._branches]
         if not self._is_guided:
-            return self._fused("cond", index, timestep)
+            return computed[0]
         if self.mesh.cfg.size == 2:
-            mine = self._fused(BRANCHES[self.mesh.cfg.rank], index, timestep)
-            cond, uncond = self.mesh.cfg.all_gather(mine, (1, 1), dim=0).chunk(2)
-        elif self.cached and self.cached.recipe.branches == "joint":
-            cond, uncond = self._fused("both", index, timestep).chunk(2)
+            cond, uncond = self.mesh.cfg.all_gather(computed[0], (1, 1), dim=0).chunk(2)
         else:
-            cond, uncond = (self._fused(branch, index, timestep) for branch in BRANCHES)
+            cond, uncond = computed if len(computed) == 2 else computed[0].chunk(2)
         return uncond + self.take.guidance_scale * (cond - uncond)
 
     def _fused(self, branch: str, index: int, timestep: Tensor) -> Tensor:
         """One branch's velocity for the whole round, fused over its calls; a batch of both for branch `both`."""
 
         def predict(latents: Tensor, call: Call) -> Tensor:
-            shown = self._with_context(latents, call)
+            prompt, scale = self._prompt(branch, call), self.take.guidance_scale
             with self.cached.step(index, timestep, branch, call.segment, call.frames) if self.cached else nullcontext():
-                velocity = self.family.velocity(shown, timestep, self._prompt(branch, call), self.take.guidance_scale, len(call.context))
-            return velocity[:, :, len(call.context) :]
+                if not call.context:
+                    return self.family.velocity(latents, timestep, prompt, scale)
+                if self.family.context is not None:
+                    with self.family.context.read(branch, len(call.context)):
+                        return self.family.velocity(latents, timestep, prompt, scale)
+                shown = torch.cat((self._context[call].expand(len(latents), -1, -1, -1, -1), latents), dim=2)
+                return self.family.velocity(shown, timestep, prompt, scale, len(call.context))[:, :, len(call.context) :]
 
         latents = self.latents.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
         return fuse(self.round, latents, predict, self.mesh.window)
-
-    def _with_context(self, latents: Tensor, call: Call) -> Tensor:
-        if not call.context:
-            return latents
-        return torch.cat((self._context[call].expand(len(latents), -1, -1, -1, -1), latents), dim=2)
 
     def _prompt(self, branch: str, call: Call) -> Prompt:
         """The encoded text of a call; for branch `both`, those of both branches in a batch."""

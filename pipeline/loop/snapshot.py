@@ -108,17 +108,17 @@ def _save_take(path: Path, rounds: Rounds) -> None:
 
 
 def load_snapshot(folder: Path, rounds: Rounds, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
-    """Set a fresh take back to where `save_snapshot` left it, from the last whole generation. Raises ValueError, before anything is
-    touched, if there is none, or if it belongs to another film, recipe or way to call the branches.
+    """Set a fresh take back to where `save_snapshot` left it, from the last whole generation. Raises ValueError if there is none, or if
+    it belongs to another film, recipe or way to call the branches; the take must then be made anew.
     """
     generation = relay.from_writer(lambda: last_whole(folder))
     _check(generation, folder, rounds.take, cached, film_key)
     device = rounds.denoising.latents.device
-    if cached is not None:
-        cached.load(folder / generation.files["cache"].name, relay, device)
     with safe_open(folder / generation.files["take"].name, "pt", str(device)) as file:
         rounds.done = {int(name.removeprefix(_DONE)): file.get_tensor(name) for name in file.keys() if name.startswith(_DONE)}  # noqa: SIM118
         denoising = rounds.go_to(generation.round)
+        if cached is not None:
+            cached.load(folder / generation.files["cache"].name, relay, device)
         denoising.latents, denoising.index = file.get_tensor("latents"), generation.step
         restore(denoising.scheduler, unpack(json.loads(file.metadata()["scheduler"]), file.get_tensor))
 
