@@ -136,7 +136,8 @@ class Renderer:
             if snapshot is not None:
                 load_snapshot(snapshot, rounds, cached, self._relay(take), film_key)
             self._running = (rounds, film_key)
-            first, timed, seconds = rounds.steps_done, Timed(iter(rounds), self.family.device), list[float]()
+            first, encoded = rounds.steps_done, rounds.encode_seconds
+            timed, seconds = Timed(iter(rounds), self.family.device), list[float]()
             for one in timed:
                 if isinstance(one, Step):
                     seconds.append(timed.seconds[-1])
@@ -146,7 +147,7 @@ class Renderer:
                 self._whole_trace(cached) if cached else None,
                 cached.state.num_bytes if cached else 0,
                 encode_seconds=rounds.encode_seconds,
-                denoise_seconds=sum(timed.seconds),
+                denoise_seconds=sum(timed.seconds) - (rounds.encode_seconds - encoded),
                 speedup=cache_speedup(seconds, first, decisions) if cached else None,
             )
         finally:
