@@ -95,12 +95,14 @@ class Take:
         self._check_schedule(where, card)
         self._check_timeline(where, card)
         self._check_prompts(where)
-        heard = {self.prompt_at(call.centre, card) for call in self.timeline_for(card).calls}
+        heard = {self._prompt_holding(call.centre, card) for call in self.timeline_for(card).calls}
+        part = "chunk" if self.timeline.name == "rollout" else "window"
+        mend = "set " if part == "chunk" else "set timeline=windows with "
         for prompt in self.prompts:
-            if prompt.text not in heard:
+            if prompt not in heard:
                 raise ValueError(
-                    f"{where}: the prompt from frame {prompt.frame} ('{prompt.text}') is used by no window, as each uses the prompt at its "
-                    f"middle; set timeline=windows with a shorter timeline.window, or let the prompt hold for longer."
+                    f"{where}: the prompt from frame {prompt.frame} ('{prompt.text}') is used by no {part}, as each uses the prompt at its "
+                    f"middle; {mend}a shorter timeline.window, or let the prompt hold for longer."
                 )
 
     def _check_size(self, where: str, card: ModelCard) -> None:
@@ -217,9 +219,12 @@ class Take:
 
     def prompt_at(self, latent_frame: float, card: ModelCard) -> str:
         """The prompt that holds at a latent frame; each model call is given the one at the middle of the frames that it denoises."""
+        return self._prompt_holding(latent_frame, card).text
+
+    def _prompt_holding(self, latent_frame: float, card: ModelCard) -> PromptAt:
         frame = latent_frame * card.temporal_stride
-        return [prompt.text for prompt in self.prompts if prompt.frame <= frame][-1]
+        return [prompt for prompt in self.prompts if prompt.frame <= frame][-1]
 
     def first_call_with(self, prompt: PromptAt, card: ModelCard) -> Call:
         """The first model call of a step that is given a prompt: one of this take's, which `check` has found in use."""
-        return next(call for call in self.timeline_for(card).calls if call.centre * card.temporal_stride >= prompt.frame)
+        return next(call for call in self.timeline_for(card).calls if self._prompt_holding(call.centre, card) == prompt)

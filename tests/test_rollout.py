@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe
 from longtake.cache.recipe.read import recipe_names
+from longtake.jobs.settings.config import load_job, resolve_takes
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
@@ -148,6 +151,21 @@ def test_a_rollout_goes_on_after_a_break(gloo_pool: GlooPool, tiny_wan: Path, tm
             assert torch.equal(latents, whole.latents)
 
 
+def test_texts_of_later_rounds_are_timed_once(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer(read_card(str(tiny_wan)))
+    encode = renderer.family._encode_prompt
+
+    def slowly(prompt: str) -> dict[str, Tensor]:
+        time.sleep(0.5)
+        return encode(prompt)
+
+    monkeypatch.setattr(renderer.family, "_encode_prompt", slowly)
+    began = time.perf_counter()
+    rendered = renderer.render(TAKE, tiny_recipe("fbcache"))
+    assert rendered.encode_seconds >= 3 * 0.5, "two prompts and the negative one"
+    assert rendered.encode_seconds + rendered.denoise_seconds <= time.perf_counter() - began
+
+
 def test_what_is_held_does_not_grow(tiny_wan: Path) -> None:
     family, held = Renderer(read_card(str(tiny_wan))).family, []
     rounds = Rounds(family, replace(TAKE, num_frames=81, num_inference_steps=1), None, Mesh())
@@ -182,6 +200,24 @@ def test_rounds_decode_to_the_frames_of_the_whole(request: pytest.FixtureRequest
 def test_refused(tiny_wan: Path, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         replace(TAKE, **changes).check(read_card(str(tiny_wan)))
+
+
+@pytest.mark.parametrize(
+    ("timeline", "match"),
+    [
+        ({"window": 1}, "timeline.window is 1; a rollout shows clean frames and new ones, 5 at least"),
+        ({"window": 17, "anchors": 99}, "timeline.anchors is 99; .* 5 latent frames .* room for 3 at most"),
+        ({"window": 17, "anchors": 1, "overlap": 16}, "timeline.overlap is 16; with this window and anchors it must be from 4 to 12 frames"),
+        ({"overlap": -4}, "timeline.overlap is -4; with this window and anchors it must be from 4 to 32 frames"),
+        ({"anchors": -1}, "timeline.anchors is -1; it must be a number of latent frames, 0 for none"),
+        ({"name": "windows", "anchors": 1}, "timeline.anchors belongs to timeline rollout, not windows"),
+        ({"name": "full", "overlap": 4}, "timeline.overlap belongs to timeline windows or rollout, not full"),
+    ],
+)
+def test_settings_that_make_no_rollout_are_refused_in_frames(timeline: dict[str, Any], match: str) -> None:
+    job = load_job({"takes": [{"name": "one", "prompt": "fog", "num_frames": 129, "timeline": {"name": "rollout", **timeline}}]})
+    with pytest.raises(ValueError, match=f"Take 'one': {match}"):
+        resolve_takes(job, read_card("demo"), Fraction(16))
 
 
 def test_a_model_that_cannot_take_clean_context_is_refused(tiny_hunyuan: Path, tiny_wan_copy: Path) -> None:

@@ -60,9 +60,8 @@ class Delivery:
             pictures = chunk.mul(255).round().byte().cpu().numpy()
             film.write(pictures)
             self._sheet.add(pictures)
-            yield DecodeReport(film.num_frames, self._order.take.num_frames)
-        if finished.is_last:
-            self._opened.close()
+            if finished.is_last:  # until then steps tell how far the take is
+                yield DecodeReport(film.num_frames, self._order.take.num_frames)
         decode = sum(chunks.seconds)
         self._seconds["decode"] += decode
         self._seconds["write"] += clock(self._device) - began - decode
@@ -77,8 +76,9 @@ class Delivery:
         return save({"latents": torch.cat(self._latents, dim=2).contiguous()})
 
     def finish(self, rendered: Rendered) -> TakeReport:
-        """Write all that is not frames, and wait until it is there."""
+        """Close the film, write all that is not frames, and wait until it is there: once nobody waits for this rank in a collective any more."""
         folder, began = self._order.folder, clock(self._device)
+        self._opened.close()
         if rendered.trace:
             self._files.write(folder / "trace.json", replace(rendered.trace, model=self._order.model).to_json)
             self._files.write(folder / "decisions.png", partial(_picture, rendered.trace))

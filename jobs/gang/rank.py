@@ -138,13 +138,13 @@ class Rank:
         with ExitStack() as opened:
             delivery = opened.enter_context(Delivery(order, self._renderer.family, self._files)) if self.rank == 0 else None
             decoding = self._renderer.family.decoding()
-            steps = 0
+            steps, num_steps = 0, order.take.num_steps(self._renderer.family.card)
             for one in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place):
                 if isinstance(one, Step):
                     steps += 1
                     if self.rank == 0:
                         self._show(order, one)
-                        yield StepReport(steps, order.take.num_steps(self._renderer.family.card), self._renderer.decisions)
+                        yield StepReport(steps, num_steps, self._renderer.decisions)
                 elif isinstance(one, Finished):
                     frames = decoding.frames(one.latents, is_last=one.is_last)
                     if delivery is None:

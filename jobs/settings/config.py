@@ -17,7 +17,7 @@ from ...cache.recipe.config import suggestion
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.recipes.schedules import find_schedule
 from ...pipeline.take import Take, TimelineSettings
-from .prompts import PromptConfig, resolve_prompts
+from .prompts import PromptConfig, resolve_prompts, timed_prompts
 from .values import SHORTHANDS, field_types, override, parse_file
 
 
@@ -338,8 +338,11 @@ def resolve_takes(job: JobConfig, card: ModelCard, fps: Fraction) -> list[Take]:
         if names.count(name) > 1:
             raise ValueError(f"Two takes are called '{name}'; each needs a name of its own.")
     takes = [_resolve_take(job, take, card, fps) for take in job.takes]
-    for resolved in takes:
-        resolved.check(card)
+    for resolved, take in zip(takes, job.takes, strict=True):
+        try:
+            resolved.check(card)
+        except ValueError as error:
+            raise ValueError(f"{error}{timed_prompts(resolved, take.all_prompts)}") from None
     return takes
 
 
@@ -373,9 +376,21 @@ def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> T
     window = card.trained_frames if timeline.window is None else timeline.window
     if window < 1 or (window - 1) % stride:
         raise ValueError(f"Take '{take}': timeline.window is {window}; it must be 1 more than a multiple of {stride}.")
-    overlap = card.latent_frames(window) // 3 * stride if timeline.overlap is None else timeline.overlap
+    shown, anchors = card.latent_frames(window), timeline.anchors or 0
+    least = 1 if timeline.name == "rollout" else 0
+    overlap = max(least, shown // 3) * stride if timeline.overlap is None else timeline.overlap
     if overlap % stride:
         raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; it must be a multiple of {stride} frames.")
     if timeline.anchors is not None and timeline.anchors < 0:
         raise ValueError(f"Take '{take}': timeline.anchors is {timeline.anchors}; it must be a number of latent frames, 0 for none.")
-    return TimelineSettings(timeline.name, card.latent_frames(window), overlap // stride, timeline.anchors or 0, timeline.context or "joint")
+    if timeline.name == "rollout":
+        if shown < 2:
+            raise ValueError(f"Take '{take}': timeline.window is {window}; a rollout shows clean frames and new ones, {stride + 1} at least.")
+        if anchors > shown - 2:
+            raise ValueError(
+                f"Take '{take}': timeline.anchors is {anchors}; in a window of {shown} latent frames there is room for {shown - 2} at most."
+            )
+        if not 1 <= overlap // stride < shown - anchors:
+            most = (shown - anchors - 1) * stride
+            raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; with this window and anchors it must be from {stride} to {most} frames.")
+    return TimelineSettings(timeline.name, shown, overlap // stride, anchors, timeline.context or "joint")

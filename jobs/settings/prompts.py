@@ -41,6 +41,12 @@ def _seconds(take: str, at: str) -> Fraction:
     return 60 * Fraction(minutes) + Fraction(seconds)
 
 
+def timed_prompts(take: Take, prompts: Sequence[PromptConfig]) -> str:
+    """What a message about a take's prompts, which speaks of frames, says of times; empty where none was given."""
+    told = [f"{written.at} is frame {prompt.frame}" for written, prompt in zip(prompts, take.prompts, strict=True) if written.at is not None]
+    return f" ({', '.join(told)})" if told else ""
+
+
 def where_prompts_begin(take: Take, prompts: Sequence[PromptConfig], card: ModelCard, fps: Fraction) -> Iterator[str]:
     """A line for each prompt that was given a time: the frame that it was moved to, and from where on the model is given it.
 

@@ -136,18 +136,19 @@ class Renderer:
             if snapshot is not None:
                 load_snapshot(snapshot, rounds, cached, self._relay(take), film_key)
             self._running = (rounds, film_key)
-            first, encoded = rounds.steps_done, rounds.encode_seconds
+            first, encoded, before = rounds.steps_done, rounds.encode_seconds, 0.0
             timed, seconds = Timed(iter(rounds), self.family.device), list[float]()
             for one in timed:
                 if isinstance(one, Step):
-                    seconds.append(timed.seconds[-1])
+                    in_texts, before = rounds.encode_seconds - encoded - before, rounds.encode_seconds - encoded
+                    seconds.append(timed.seconds[-1] - in_texts)
                 yield one
             decisions = cached.trace.numbered(len(rounds.denoising.scheduler.timesteps)) if cached else ()
             yield Rendered(
                 self._whole_trace(cached) if cached else None,
                 cached.state.num_bytes if cached else 0,
                 encode_seconds=rounds.encode_seconds,
-                denoise_seconds=sum(timed.seconds) - (rounds.encode_seconds - encoded),
+                denoise_seconds=sum(timed.seconds) - before,
                 speedup=cache_speedup(seconds, first, decisions) if cached else None,
             )
         finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...cache import Cached
+from ...parallel.groups.axis import CollectiveError
 from ...parallel.groups.mesh import Mesh
 from ..families import Family
 from ..take import Take
@@ -54,7 +55,10 @@ class Rounds:
     def __iter__(self) -> Iterator[Step | Finished]:
         last = len(self.timeline.rounds) - 1
         while True:
-            yield from self.denoising
+            try:
+                yield from self.denoising
+            except CollectiveError as error:
+                raise (error.at(f"round {self.number + 1}") if last else error) from error
             frames, latents = self.timeline.rounds[self.number].frames, self.denoising.latents
             yield Finished(frames, latents, is_last=self.number == last)
             if self.number == last:
