@@ -11,8 +11,9 @@ from typing import Any
 from ..cache import Recipe, Trace
 from .checkpoint.card import ModelCard
 from .options import ModelOptions
-from .take import Take
+from .take import Take, TimelineSettings
 
+_ROLLOUT_SETTINGS = ("anchors", "context", "on_prompt")  # left out of the key where they are as they would be if nobody set them
 _VERSION = 2  # raised when a new version gives another film for the same inputs
 _DELIVERY_VERSION = 1  # likewise, for the file of the same frames
 
@@ -33,8 +34,10 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
         content["schedule"] = take.schedule.sigmas
     if take.timeline_for(card).is_whole:
         content["timeline"] = "full"
-    elif take.timeline.name != "rollout":
-        del content["timeline"]["anchors"], content["timeline"]["context"]
+    else:
+        for name in _ROLLOUT_SETTINGS:
+            if content["timeline"][name] == getattr(TimelineSettings, name):
+                del content["timeline"][name]
     key = {
         "version": _VERSION,
         "model": model,

@@ -10,10 +10,11 @@ from ..cache.schedule.schedule import SCHEDULERS
 from .checkpoint.card import ModelCard
 from .noise import NOISES
 from .timelines.rollout import rollout
-from .timelines.timeline import Call, Timeline
+from .timelines.timeline import Call, Timeline, centre
 from .timelines.windows import windows
 
 _CONTEXTS = ("joint", "isolated")
+_ON_PROMPT = ("recache", "flush")
 _LARGEST_SIDE = 16384  # pixels; what H.264 and its players can hold
 _MOST_FRAMES, _MOST_STEPS = 1_000_000, 10_000  # far beyond use: larger numbers are typing errors
 
@@ -30,7 +31,9 @@ class PromptAt:
 class TimelineSettings:
     """name: `full`, `windows` or `rollout`. window: the most that a call shows, overlap: what a window shares with the next one, or a chunk's
     context with the one before; anchors: the take's first frames that a rollout's calls show as well. All in latent frames, 0 where unused.
-    context: of a rollout, `joint`, context and new frames attend to each other at every step, or `isolated`, context to context alone.
+    context: of a rollout, `joint`, context and new frames attend to each other at every step, or `isolated`, context to context alone. on_prompt:
+    what a rollout does with the context of a chunk that has another prompt than the one before: `recache` computes it with the new text, `flush`
+    cuts it to one anchor and two frames as well.
     """
 
     name: str
@@ -38,6 +41,7 @@ class TimelineSettings:
     overlap: int
     anchors: int = 0
     context: str = "joint"
+    on_prompt: str = "recache"
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ class Take:
     def _check_timeline(self, where: str, card: ModelCard) -> None:
         if self.timeline.name != "rollout":
             return
+        if self.timeline.on_prompt not in _ON_PROMPT:
+            raise ValueError(f"{where}: timeline.on_prompt is '{self.timeline.on_prompt}'; it must be {' or '.join(_ON_PROMPT)}.")
         how = self.timeline.context
         if how not in card.clean_context:
             if how in _CONTEXTS and card.clean_context:
@@ -203,7 +209,12 @@ class Take:
         if settings.name == "windows":
             return windows(length, settings.window, settings.overlap)
         if settings.name == "rollout":
-            return rollout(length, settings.window, settings.overlap, settings.anchors)
+            flushes = settings.on_prompt == "flush"
+
+            def is_cut(before: range, chunk: range) -> bool:
+                return flushes and self._prompt_holding(centre(before), card).text != self._prompt_holding(centre(chunk), card).text
+
+            return rollout(length, settings.window, settings.overlap, settings.anchors, is_cut)
         raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full, windows or rollout.")
 
     def fewest_shown(self, card: ModelCard) -> int:

@@ -48,6 +48,9 @@ FILM = {
     "timeline.name": ["takes.0.prompts=[{frame: 0, text: a}]", "timeline=full"],
     "timeline.window": ["timeline.window=21"],
     "timeline.overlap": ["timeline.overlap=4"],
+    "timeline.anchors": ["timeline=rollout", "timeline.anchors=1"],
+    "timeline.context": ["timeline=rollout", "timeline.context=isolated"],
+    "timeline.on_prompt": ["timeline=rollout", "timeline.on_prompt=flush"],
     "model.path": ["model=OTHER"],
     "model.dtype": ["model.dtype=bfloat16"],
     "cache.recipe": ["cache=fora"],
@@ -60,8 +63,10 @@ FILM = {
     "attention_backend": ["attention_backend=sage"],
     "takes.prompt": ["takes.0.prompt=a red circle", "takes.0.prompts=[]"],
     "takes.prompts.frame": ["takes.0.prompts.1.frame=24"],
+    "takes.prompts.at": ["takes.0.prompts=[{text: a red circle}, {at: 3s, text: a blue square}]"],
     "takes.prompts.text": ["takes.0.prompts.1.text=a blue circle"],
 }
+ON_ANOTHER_TIMELINE = ("timeline.name", "timeline.anchors", "timeline.context", "timeline.on_prompt")  # all changes but the last are before it
 DELIVERY = {"fps": ["fps=24"]}
 KEPT = {"save_latents": ["save_latents=true"]}
 NEITHER = {
@@ -145,7 +150,7 @@ def test_every_setting_is_classed() -> None:
 
 @pytest.mark.parametrize("setting", FILM)
 def test_a_setting_that_changes_the_film_changes_its_key(jobs: Jobs, setting: str) -> None:
-    before = FILM[setting][:-1] if setting == "timeline.name" else []
+    before = FILM[setting][:-1] if setting in ON_ANOTHER_TIMELINE else []
     assert jobs.key(*FILM[setting]) != jobs.key(*before)
     assert jobs.plan(FILM[setting]).delivery_key == jobs.plan([]).delivery_key
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -25,8 +24,6 @@ from longtake.jobs.report.history import Standing
 from longtake.jobs.report.page import Page, page_of
 from longtake.jobs.report.reading import check_job_folder, read_events, read_folders
 from longtake.jobs.report.write import FOLDER, write_report
-from longtake.jobs.settings.config import JobConfig, TakeConfig, resolve_takes
-from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.film.stills import ContactSheet
 from longtake.pipeline.film.write import FilmWriter
 from PIL import Image
@@ -242,12 +239,6 @@ def test_the_command_makes_the_page_without_what_renders_and_refuses_folders_tha
         with pytest.raises(ValueError, match=str(path)):
             check_job_folder(path)
     assert not (tmp_path / FOLDER).exists()
-
-
-@pytest.mark.parametrize("name", [FOLDER, JOURNAL, "Report"])
-def test_no_take_lies_where_the_page_and_the_events_do(name: str) -> None:
-    with pytest.raises(ValueError, match=f"name is '{name}'"):
-        resolve_takes(JobConfig(takes=[TakeConfig(name=name, prompt="fog")]), read_card("demo"), Fraction(16))
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,17 @@ def test_a_rollout_is_what_stock_calls_make_of_it(tiny_wan: Path, take: Take) ->
     assert_same(Renderer(card).render(take, None).latents, _by_hand(card, take))
 
 
+def test_a_new_prompt_may_cut_the_context(tiny_wan: Path) -> None:
+    """Prompts change at frame 20, latent frame 5: the second chunk has another one than the first."""
+    card, long = read_card(str(tiny_wan)), replace(TAKE, timeline=replace(ROLLOUT, overlap=3))
+    flushed = replace(long, timeline=replace(long.timeline, on_prompt="flush"))
+    contexts = [[one.calls[0].context for one in take.timeline_for(card).rounds] for take in (long, flushed)]
+    assert contexts[0][:3] == [(), (0, 2, 3, 4), (0, 3, 4, 5)]
+    assert contexts[1] == [(), (0, 3, 4), *contexts[0][2:]]
+    keys = {film_key(card, "", take, None, ModelOptions()) for take in (long, flushed)}
+    assert len(keys) == 2
+
+
 def test_takes_after_an_isolated_rollout_are_as_without_it(tiny_wan: Path) -> None:
     """Attention of one rank is diffusers' own, but where context is kept; nothing is kept once another take begins."""
     renderer = Renderer(read_card(str(tiny_wan)))
@@ -193,6 +204,7 @@ def test_rounds_decode_to_the_frames_of_the_whole(request: pytest.FixtureRequest
     ("changes", "match"),
     [
         ({"noise": "diffusers"}, "noise is diffusers, which stock pipelines draw for a whole take at once; set noise=frame"),
+        ({"timeline": replace(ROLLOUT, on_prompt="forget")}, "timeline.on_prompt is 'forget'; it must be recache or flush"),
         ({"timeline": replace(ROLLOUT, context="alone")}, "timeline.context is 'alone'; it must be joint or isolated"),
         ({"timeline": replace(ROLLOUT, overlap=4)}, "timeline.overlap is 4 latent frames; it must be at least 1 and, with 1 of anchors, below 4"),
     ],

@@ -52,6 +52,13 @@ def test_a_rollout_goes_over_a_take_once(length: int, window: int, data: st.Data
         assert timeline.needed_after(number) == {frame for frame in shown_later if frame < one.frames.stop}
 
 
+def test_a_cut_leaves_one_anchor_and_two_frames() -> None:
+    """Chunks stay as long as they are without it; the one after the next has its whole context again."""
+    contexts = [one.calls[0].context for one in rollout(24, 9, 4, 2, lambda before, chunk: before.start == 9).rounds]
+    assert contexts == [(), (0, 1, 5, 6, 7, 8), (0, 10, 11), (0, 1, 11, 12, 13, 14), (0, 1, 14, 15, 16, 17), (0, 1, 17, 18, 19, 20)]
+    assert rollout(24, 9, 1, 0, lambda before, chunk: True) == rollout(24, 9, 1, 0)
+
+
 @pytest.mark.parametrize(("overlap", "anchors"), [(0, 0), (9, 0), (6, 3)])
 def test_a_rollouts_context_must_leave_room_for_new_frames(overlap: int, anchors: int) -> None:
     with pytest.raises(ValueError, match=f"timeline.overlap is {overlap} latent frames; it must be at least 1"):

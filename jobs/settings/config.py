@@ -29,6 +29,8 @@ class TimelineConfig:
     shares with the next one, or a chunk of a rollout is shown of those before it, a third of the window if left out. anchors: how many of the
     take's first latent frames each chunk of a rollout is shown as well, none if left out. context: of a rollout, `joint`, as if left out, or
     `isolated`, for models that were trained so: the context attends to itself alone, and is computed once a chunk instead of at every step.
+    on_prompt: of a rollout whose prompt changes, `recache`, as if left out, shows the next chunk the same frames with the new text, `flush` cuts
+    them to the last two and one anchor.
     """
 
     name: str = "full"
@@ -36,6 +38,7 @@ class TimelineConfig:
     overlap: int | None = None
     anchors: int | None = None
     context: str | None = None
+    on_prompt: str | None = None
 
 
 @dataclass
@@ -164,7 +167,7 @@ class JobConfig(TakeSettings):
 RESERVED_NAMES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _LONGEST_SHOWN = 60  # characters of a value in a message
-_TIMELINE_SETTINGS = {"full": (), "windows": ("window", "overlap"), "rollout": ("window", "overlap", "anchors", "context")}
+_TIMELINE_SETTINGS = {"full": (), "windows": ("window", "overlap"), "rollout": ("window", "overlap", "anchors", "context", "on_prompt")}
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
 
@@ -365,7 +368,7 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fracti
 
 def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
     """The timeline with window and overlap in latent frames instead of frames."""
-    given = [name for name in ("window", "overlap", "anchors", "context") if getattr(timeline, name) is not None]
+    given = [name for name in ("window", "overlap", "anchors", "context", "on_prompt") if getattr(timeline, name) is not None]
     for name in given:
         if name not in _TIMELINE_SETTINGS.get(timeline.name, given):
             having = " or ".join(other for other, names in _TIMELINE_SETTINGS.items() if name in names)
@@ -393,4 +396,4 @@ def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> T
         if not 1 <= overlap // stride < shown - anchors:
             most = (shown - anchors - 1) * stride
             raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; with this window and anchors it must be from {stride} to {most} frames.")
-    return TimelineSettings(timeline.name, shown, overlap // stride, anchors, timeline.context or "joint")
+    return TimelineSettings(timeline.name, shown, overlap // stride, anchors, timeline.context or "joint", timeline.on_prompt or "recache")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 from .timeline import Call, Round, Timeline
 
+_LEFT_BY_A_CUT = 2  # latent frames before a chunk whose context is cut
 
-def rollout(num_latent_frames: int, window: int, overlap: int, anchors: int) -> Timeline:
+
+def rollout(
+    num_latent_frames: int, window: int, overlap: int, anchors: int, is_cut: Callable[[range, range], bool] = lambda before, chunk: False
+) -> Timeline:
     """The first chunk has `window` latent frames. Each later call shows as many: the take's first `anchors`, the last `overlap` that are done, and
     the new ones; the last chunk has as many new ones as are left. Raises ValueError where the context leaves no room for new frames, or is none.
+
+    is_cut: whether the context between a chunk and the next is cut to one anchor, where there are any, and the last two frames.
     """
     if not 1 <= overlap < window - anchors:
         raise ValueError(
@@ -17,8 +26,12 @@ def rollout(num_latent_frames: int, window: int, overlap: int, anchors: int) -> 
     chunks = [range(min(window, num_latent_frames))]
     while (begin := chunks[-1].stop) < num_latent_frames:
         chunks.append(range(begin, min(begin + window - overlap - anchors, num_latent_frames)))
-    contexts = (_context(frames.start, overlap, anchors) for frames in chunks)
-    calls = (Call.alone(number, frames, context) for number, (frames, context) in enumerate(zip(chunks, contexts, strict=True)))
+    cut = [False, *(is_cut(before, chunk) for before, chunk in pairwise(chunks))]
+    contexts = (
+        _context(chunk.start, min(overlap, _LEFT_BY_A_CUT), min(anchors, 1)) if short else _context(chunk.start, overlap, anchors)
+        for chunk, short in zip(chunks, cut, strict=True)
+    )
+    calls = (Call.alone(number, chunk, context) for number, (chunk, context) in enumerate(zip(chunks, contexts, strict=True)))
     return Timeline(tuple(Round(call.frames, (call,)) for call in calls))
 
 

@@ -26,12 +26,17 @@ class Call:
 
     @property
     def centre(self) -> float:
-        return (self.frames.start + self.frames.stop - 1) / 2
+        return centre(self.frames)
 
     @property
     def num_shown(self) -> int:
         """Latent frames that the model sees."""
         return len(self.context) + len(self.frames)
+
+
+def centre(frames: range) -> float:
+    """The middle of frames in a row."""
+    return (frames.start + frames.stop - 1) / 2
 
 
 @dataclass(frozen=True)
