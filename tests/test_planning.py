@@ -16,8 +16,8 @@ from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.cache import Cached, Recipe, Schedule, calibrate, enable_cache, load_recipe, put_schedule
-from longtake.cache.calibration.choose import choose, decibels, improve, relative_error, rounds
-from longtake.cache.calibration.plan import Weighing, moved_steps, weighings
+from longtake.cache.calibration.choose import Choice, choose, decibels, improve, relative_error, rounds
+from longtake.cache.calibration.plan import Weighing, moved_steps, spreads, weighings
 from longtake.cache.calibration.planning import TAKES_A_TAKE, Planning
 from longtake.cache.calibration.schedule import moved_while_better, sampler_at
 from longtake.cache.calibration.takes import Played
@@ -48,8 +48,11 @@ def flow_sampler(name: str, shift: float = 3.0, **settings: Any) -> Any:
 def test_the_best_of_what_is_rendered_to_the_end_is_chosen_within_the_budget(table: list[list[float]], renders: int) -> None:
     choice = choose(range(len(table)), lambda number, take: table[number][take], 4, renders)
     tried = len(choice.errors)
-    assert choice.renders == sum(map(len, choice.errors.values())) == sum(rounds(tried, 4))
+    assert sum(map(len, choice.errors.values())) == sum(rounds(tried, 4))
+    assert choice.renders == sum(len(errors) for number, errors in choice.errors.items() if number) + 4
     assert tried == 1 or choice.renders <= renders
+    assert [table[0][take] for take in choice.takes] == sorted(table[0], reverse=True)
+    assert all(errors == [table[number][take] for take in choice.takes[: len(errors)]] for number, errors in choice.errors.items())
     finalists = {number: errors for number, errors in choice.errors.items() if len(errors) == 4}
     least_worst = min(map(max, finalists.values()))
     assert max(finalists[choice.best]) <= 1.5 * least_worst
@@ -58,7 +61,7 @@ def test_the_best_of_what_is_rendered_to_the_end_is_chosen_within_the_budget(tab
 
 
 def test_a_candidate_that_ruins_a_take_is_not_chosen_though_its_mean_is_best() -> None:
-    table = [[0.1, 0.1], [0.001, 0.2], [inf, 0.01]]
+    table = [[0.1, 0.1], [0.001, 0.16], [inf, 0.01]]
     choice = choose(range(3), lambda number, take: table[number][take], 2, 100)
     assert choice.best == 0
     assert "20.0 dB of the latents on the mean of 2 take(s), 20.0 on the worst" in str(choice)
@@ -74,7 +77,8 @@ def test_changes_are_made_while_they_help_and_renderings_are_left(start: int, re
         used += 1
         return 1.0 + abs(place - 30)
 
-    best, errors, left = improve(start, [1.0 + abs(start - 30)] * 2, lambda place: (place + 1, place - 1), error, renders)
+    choice = Choice([start], [1, 0], errors={0: [1.0 + abs(start - 30)] * 2})
+    best, errors, left = improve(choice, lambda place: (place + 1, place - 1), error, renders)
     assert used == renders - left <= renders
     assert errors == [1.0 + abs(best - 30)] * 2
     assert abs(best - 30) <= abs(start - 30)
@@ -102,6 +106,17 @@ def test_weighings_are_those_of_the_docs() -> None:
     assert {weighing.max_gap for weighing in found} == {12, 9}
     assert len(found) == len(set(found)) == 16
     assert Weighing(1.0, corrected=True) in found
+
+
+@given(num_steps=st.integers(2, 60), share=st.floats(0, 1))
+def test_gaps_of_spreads_grow_evenly(num_steps: int, share: float) -> None:
+    num_computed = max(1, round(share * num_steps))
+    for steps, _ in spreads(num_steps, num_computed):
+        assert len(steps) == num_computed and steps[0] == 0 and steps[-1] < num_steps
+        gaps = [after - before for before, after in pairwise(steps)]
+        assert all(gap > 0 for gap in gaps)
+        assert all(after >= before - 1 for before, after in pairwise(gaps)), "longer, but for what rounding takes"
+    assert (0, 1, 3, 7, 12, 18, 26, 36, 46) in dict(spreads(50, 9))
 
 
 @settings(max_examples=15, deadline=None)

@@ -21,9 +21,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("demo", "euler", 50, first_clips=2),
+    Stage("demo", "euler", 50),
     Stage("demo", "unipc", 50),
-    Stage("second", "euler", 50, first_clips=2),
+    Stage("second", "euler", 50),
     Stage("demo", "unipc", 30, clips=4),
     Stage("demo", "euler", 12),
     Stage("demo", "euler", 6, clips=2),
@@ -38,7 +38,7 @@ def stage_named(name: str) -> Stage:
     raise ValueError(f"There is no stage '{name}'; known: {', '.join(stage.name for stage in STAGES)}.")
 
 
-_SETTINGS, _KEPT = 400, 0.4  # of a stage; the share of them that is rendered on every clip
+_SETTINGS, _KEPT = 400, 0.3  # of a stage; the share of them that is rendered on every clip
 _FILM_STEPS, _TUNING_FILMS = 0.5, 250  # steps of a film, uncached ones beside it included, as a share of the stage's; what tuning renders
 _STEP_SECONDS, _DECODE_SECONDS = 0.095, 0.45  # CPU time of the demo model on a Xeon of 2023
 

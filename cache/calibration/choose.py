@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, exp, inf, log, log10
+from math import ceil, inf, log10
+from statistics import fmean
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -27,9 +28,12 @@ def decibels(error: float) -> float:
 
 @dataclass
 class Choice(Generic[Candidate]):
-    """What was rendered of whom. errors: of each candidate, on the first takes, as many as it was rendered on."""
+    """What was rendered of whom. takes: in the order in which they were rendered. errors: of each candidate, on the first of these takes, as many
+    as it was rendered on.
+    """
 
     candidates: Sequence[Candidate]
+    takes: Sequence[int]
     best: int = 0
     errors: dict[int, list[float]] = field(default_factory=dict)
     renders: int = 0
@@ -39,19 +43,14 @@ class Choice(Generic[Candidate]):
         return self.candidates[self.best]
 
     def mean(self, number: int) -> float:
-        return _mean(self.errors[number])
+        return fmean(self.errors[number])
 
     def __str__(self) -> str:
         return f"{summary(self.errors[self.best])}, the best of {len(self.errors)} plans"
 
 
 def summary(errors: Sequence[float]) -> str:
-    return f"{decibels(_mean(errors)):.1f} dB of the latents on the mean of {len(errors)} take(s), {decibels(max(errors)):.1f} on the worst"
-
-
-def _mean(errors: Sequence[float]) -> float:
-    """Geometric: the mean of decibels."""
-    return exp(sum(map(log, errors)) / len(errors)) if max(errors) < inf else inf
+    return f"{decibels(fmean(errors)):.1f} dB of the latents on the mean of {len(errors)} take(s), {decibels(max(errors)):.1f} on the worst"
 
 
 def rounds(count: int, num_takes: int) -> list[int]:
@@ -65,33 +64,40 @@ def rounds(count: int, num_takes: int) -> list[int]:
 def choose(candidates: Sequence[Candidate], error: Callable[[Candidate, int], float], num_takes: int, renders: int) -> Choice[Candidate]:
     """The candidate with the least mean error, among those whose worst take is not much worse than the best one's worst.
 
+    The first candidate is rendered on all takes, and says how hard they are; the hardest ones, which tell candidates apart best, come first. The
+    mean is the arithmetic one, so that they count most: what does well on a hard take does so on others, and not the other way round.
+
     candidates: the likely ones first; as many of them are tried as `renders` renderings of one take allow. error: of a candidate on a take.
     """
-    count = max(number for number in range(1, len(candidates) + 1) if number == 1 or sum(rounds(number, num_takes)) <= renders)
-    choice = Choice(candidates, errors={number: [] for number in range(count)})
+    count = max(number for number in range(1, len(candidates) + 1) if number == 1 or num_takes - 1 + sum(rounds(number, num_takes)) <= renders)
+    known = {(0, take): error(candidates[0], take) for take in range(num_takes)}
+    hardest = sorted(range(num_takes), key=lambda take: -known[0, take])
+    choice = Choice(candidates, hardest, errors={number: [] for number in range(count)})
     alive = list(range(count))
-    for take, size in enumerate(rounds(count, num_takes)):
-        alive = sorted(alive, key=choice.mean if take else int)[:size]
+    for take, size in zip(hardest, rounds(count, num_takes), strict=True):
+        alive = sorted(alive, key=lambda number: choice.mean(number) if choice.errors[number] else 0.0)[:size]
         for number in alive:
-            choice.errors[number].append(error(candidates[number], take))
-            choice.renders += 1
+            if (number, take) not in known:
+                known[number, take] = error(candidates[number], take)
+            choice.errors[number].append(known[number, take])
+    choice.renders = len(known)
     allowed = _WORST * min(max(choice.errors[number]) for number in alive)
     choice.best = min((number for number in alive if max(choice.errors[number]) <= allowed), key=choice.mean)
     return choice
 
 
 def improve(
-    start: Candidate,
-    errors: list[float],
+    choice: Choice[Candidate],
     changes: Callable[[Candidate], Iterable[Candidate]],
     error: Callable[[Candidate, int], float],
     renders: int,
 ) -> tuple[Candidate, list[float], int]:
-    """Go from a candidate to a changed one as long as that makes the mean error smaller; returns the last, its errors and the renderings left.
+    """Go from the chosen candidate to a changed one as long as that makes the mean error smaller; returns the last, its errors, in the order of
+    `choice.takes`, and the renderings left.
 
-    errors: of the start, one a take. changes: of a candidate, the likely ones first. A change is given up at the first take that leaves it behind.
+    changes: of a candidate, the likely ones first. A change is given up at the first take that leaves it behind.
     """
-    best, tried = start, {start}
+    best, errors, tried = choice.chosen, choice.errors[choice.best], {choice.chosen}
     while True:
         for change in changes(best):
             if change in tried:
@@ -99,11 +105,11 @@ def improve(
             tried.add(change)
             found: list[float] = []
             while len(found) < len(errors) and renders > 0:
-                found.append(error(change, len(found)))
+                found.append(error(change, choice.takes[len(found)]))
                 renders -= 1
-                if _mean(found) >= _mean(errors[: len(found)]):
+                if fmean(found) >= fmean(errors[: len(found)]):
                     break
-            if len(found) == len(errors) and _mean(found) < _mean(errors) and max(found) <= _WORST * max(errors):
+            if len(found) == len(errors) and fmean(found) < fmean(errors) and max(found) <= _WORST * max(errors):
                 best, errors = change, found
                 break
             if renders <= 0:

@@ -32,6 +32,8 @@ DAMPINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MAX_BENDING = 2.0
 _POWERS = (0.5, 1.0, 0.25, 0.0)
 _UNCORRECTED = 1 / 16  # of a gap's error, what counts where it is corrected: the model sees all of it once, at the step that ends the gap
+_SPREADS = (2.0, 1.5, 2.5, 1.75, 2.25)
+_LAST = 0.93  # of a take's steps, where the last computed one of a spread is
 _EVEN_GAPS = 2  # times the mean gap: the shorter of the two limits that are tried
 
 
@@ -55,6 +57,18 @@ def weighings(num_steps: int, num_computed: int) -> Iterator[Weighing]:
     even = max(2, ceil(_EVEN_GAPS * num_steps / num_computed))
     for max_gap, power, corrected in product(sorted({MAX_GAP, min(MAX_GAP, even)}, reverse=True), _POWERS, (False, True)):
         yield Weighing(power, corrected, max_gap)
+
+
+def spreads(num_steps: int, num_computed: int) -> Iterator[tuple[Past, str]]:
+    """Steps with gaps that grow evenly, whatever the takes are, the likely ones first, and why each is one: on takes unlike the calibrated ones
+    they are seldom far from the best.
+    """
+    for power in _SPREADS:
+        places = np.linspace(0, 1, num_computed) ** power * (_LAST * num_steps)
+        steps = [0]
+        for number, place in enumerate(places[1:], start=1):
+            steps.append(min(max(round(float(place)), steps[-1] + 1), num_steps - num_computed + number))
+        yield tuple(steps), f"gaps that grow evenly, with places to the power {power:g}"
 
 
 class Gaps:

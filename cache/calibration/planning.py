@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 from math import inf
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..state.storage import Storage
 from .amending import amended_share
 from .choose import choose, improve, relative_error, summary
 from .path import Past
-from .plan import Gaps, PlannedSteps, fit_steps, forecast_errors, moved_steps, plan_steps, weighings
+from .plan import Gaps, PlannedSteps, fit_steps, forecast_errors, moved_steps, plan_steps, spreads, weighings
 from .schedule import schedules
 from .takes import Measured, Takes, calls_of_measuring, measure
 
@@ -61,16 +62,21 @@ class Planning:
         return renders
 
     def candidates(self, num_computed: int) -> dict[Past, str]:
-        """Steps to compute, the likely ones first, and why each is one."""
-        found: dict[Past, str] = {}
+        """Steps to compute, and why each choice of them is one: of every kind the likely ones first, the kinds in turn."""
+        planned: dict[Past, str] = {}
         for weighing in weighings(self._takes.num_inference_steps, num_computed):
             try:
                 steps = plan_steps(self._gaps, self.measured.growth, num_computed, weighing)
             except ValueError:  # so few steps cannot be spread with gaps that short
                 continue
-            found.setdefault(steps, str(weighing))
+            planned.setdefault(steps, str(weighing))
+        spread = dict(spreads(self._takes.num_inference_steps, num_computed))
+        kinds = [planned, spread]
         if self.measured.takes_sigmas:
-            for steps, why in schedules(self.measured, list(found)).items():
+            kinds.append(schedules(self.measured, [*planned, *spread]))
+        found: dict[Past, str] = {}
+        for turn in zip_longest(*(kind.items() for kind in kinds)):
+            for steps, why in filter(None, turn):
                 found.setdefault(steps, why)
         return found
 
@@ -88,7 +94,7 @@ class Planning:
         renders, candidates = self.announce(num_computed), self.candidates(num_computed)
         choice = choose(list(candidates), error, len(self._takes), renders)
         self._say(f"chosen by {candidates[choice.chosen]}: {choice}")
-        best, errors, left = improve(choice.chosen, choice.errors[choice.best], self._moved, error, renders - choice.renders)
+        best, errors, left = improve(choice, self._moved, error, renders - choice.renders)
         if best != choice.chosen:
             self._say(f"moved: {summary(errors)}, with {renders - choice.renders - left} more renderings")
         self._say(f"computed: {' '.join(map(str, best))}")

@@ -39,7 +39,7 @@ def comparable_at(psnr: float, *tools: Mapping[str, Sequence[Point]]) -> float:
     return max(psnr, *(min(point.psnr for points in methods.values() for point in points) for methods in tools))
 
 
-def worth_going_on(methods: Mapping[str, Sequence[Point]], margin: float = 0.85) -> set[str]:
+def worth_going_on(methods: Mapping[str, Sequence[Point]], margin: float = 0.9) -> set[str]:
     """The methods that reach so much of their tool's front at some dB between 20 and 50, and so may lie on it on other clips."""
     kept = set()
     for level in range(20, 51):

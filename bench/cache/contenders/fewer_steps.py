@@ -7,12 +7,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from ..films.samplers import SPACINGS, sampled_by, sampler, spaced
+from ..films.samplers import NAMES, SPACINGS, sampled_by, sampler, spaced
 from .contender import FEWER_STEPS, Contender, Setting, Tuning
 
 COUNTS = {50: (25, 16, 12, 9, 7, 4), 30: (25, 16, 12, 9, 7, 4), 12: (10, 9, 7, 6, 5, 4), 6: (5, 4, 3, 2)}  # by steps of the stage
 SHIFTS = (6.0, 10.0, 14.0)  # beside the model's own, 3; chosen on the tuning clips so that the best lies inside
-NAMES = {"euler": "Euler", "unipc": "UniPC", "dpm++": "DPM++ 2M"}
 LEFT_OUT = {
     "UniPC with use_exponential_sigmas or use_beta_sigmas, DPM++ 2M with these or use_karras_sigmas": "diffusers 0.42.1 then steps from a noise "
     "level of 157 down, which is a variance-exploding process's and no flow's; measured at the noise levels that "

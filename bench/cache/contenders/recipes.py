@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from ....cache import Recipe, enable_cache, load_recipe
 from ....cache.recipe import knobs
 from ....cache.recipe.read import recipe_names
 from ....pipeline.calibration.calibrate import calibrate, calibrate_each
+from ..films.samplers import NAMES, sampled_by, sampler
 from .contender import INTERVALS, NUM_SETTINGS, OURS, Contender, Setting, Tuning, geometric, longer
 
 Sweep = Callable[[Recipe, int], list[Recipe]]  # of a recipe with its numbers, for films of so many steps
@@ -57,6 +59,8 @@ _SWEEPS: dict[str, Sweep] = {
 }
 EULER_ONLY = {"meancache": "its corrections are worked out for a sampler that moves the latents by velocity times the step in sigma"}
 UNCORRECTED = "planned without its corrector"
+_OTHER = "dpm++"  # the sampler that plans are also made for where UniPC is the model's own: fewer steps do best on it
+ON_OTHER = f"planned on {NAMES[_OTHER]}"
 LEFT_OUT = {"ra_cfgcache": "decides from both branches before either runs; stock pipelines call one after the other"}
 
 
@@ -90,7 +94,8 @@ _CALIBRATED: dict[str, Callable[[str, Tuning], dict[str, Recipe]]] = {
 
 def contenders(tuning: Tuning, only: str = "") -> Iterator[Contender]:
     """Every recipe that comes with longtake and runs in a stock pipeline on the stage's sampler, or those of them whose name contains `only`;
-    and `planned` once more without its corrector. Raises ValueError for a recipe without a sweep.
+    and `planned` once more without its corrector, and on a sampler that one may choose instead of UniPC. Raises ValueError for a recipe
+    without a sweep.
     """
     for name in recipe_names():
         if name not in LEFT_OUT and (tuning.stage.sampler == "euler" or name not in EULER_ONLY) and only in f"{OURS} {name}":
@@ -99,6 +104,17 @@ def contenders(tuning: Tuning, only: str = "") -> Iterator[Contender]:
         recipes = {setting.label: without_corrector(setting.recipe) for setting in _settings("planned", tuning) if setting.recipe}
         settings = tuple(our_setting(label, recipe, tuning.num_inference_steps) for label, recipe in recipes.items())
         yield Contender(OURS, UNCORRECTED, settings, named=True)
+    if tuning.stage.sampler == "unipc" and only in f"{OURS} {ON_OTHER}":
+        yield Contender(OURS, ON_OTHER, tuple(_on_other(setting, tuning) for setting in _settings("planned", tuning, _OTHER)))
+
+
+def _on_other(setting: Setting, tuning: Tuning) -> Setting:
+    @contextmanager
+    def put(pipe: Any) -> Iterator[None]:
+        with sampled_by(sampler(tuning.studio.card, _OTHER), pipe), setting.put(pipe):
+            yield
+
+    return replace(setting, put=put)
 
 
 def without_corrector(recipe: Recipe) -> Recipe:
@@ -108,11 +124,12 @@ def without_corrector(recipe: Recipe) -> Recipe:
     return load_recipe(values)
 
 
-def _settings(name: str, tuning: Tuning) -> Iterator[Setting]:
-    """From the journal, where their recipes were measured on the model and this run goes on with another."""
-    entry = f"the settings of {name}"
+def _settings(name: str, tuning: Tuning, on: str = "") -> Iterator[Setting]:
+    """From the journal, where their recipes were measured on the model and this run goes on with another. on: a sampler other than the stage's."""
+    entry = f"the settings of {name}" + (f" on {on}" if on else "")
     if entry not in tuning.journal:
-        tuning.journal.note(entry, {label: recipe.to_dict() for label, recipe in _labelled(name, tuning).items()})
+        measured = replace(tuning, stage=replace(tuning.stage, sampler=on)) if on else tuning
+        tuning.journal.note(entry, {label: recipe.to_dict() for label, recipe in _labelled(name, measured).items()})
     for label, recipe in tuning.journal[entry].items():
         yield our_setting(label, load_recipe(recipe), tuning.num_inference_steps)
 

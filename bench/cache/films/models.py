@@ -14,8 +14,9 @@ from ....pipeline.demo import scene as demo_scene
 from ...second import scene as second_scene
 
 GUIDANCE_SCALE = 4.0
-_EARLIER, _NOW = 23, 29  # streams of scenes: of earlier results and of all tuning; of the clips that are measured
-_SEEN = 100  # scenes of the earlier stream that some result may have been measured on
+_TUNING, _NOW = 23, 31  # streams of scenes: of all tuning, and of the clips that are measured
+_EARLIER = (23, 29)  # streams that some result, or a look at one, was measured on: at most their first `_SEEN` scenes
+_SEEN = 100
 _FIRST_SEED = 5000
 
 
@@ -39,11 +40,11 @@ class Model:
 
     def tuning_clips(self, count: int) -> list[Clip]:
         """Trained scenes, for calibration and for choosing settings."""
-        return [Clip(prompt, index) for index, prompt in _take(count, self._sentences(_EARLIER, held_out=False), set())]
+        return [Clip(prompt, index) for index, prompt in _take(count, self._sentences(_TUNING, held_out=False), set())]
 
     def measured_clips(self, count: int) -> list[Clip]:
         """Scenes held out from training, none of which an earlier result was measured on. Only a run that writes results renders them."""
-        seen = {prompt for _, prompt in _take(_SEEN, self._sentences(_EARLIER, held_out=True), set())}
+        seen = {prompt for stream in _EARLIER for _, prompt in _take(_SEEN, self._sentences(stream, held_out=True), set())}
         return [Clip(prompt, _FIRST_SEED + index) for index, prompt in _take(count, self._sentences(_NOW, held_out=True), seen)]
 
     def _sentences(self, stream: int, *, held_out: bool) -> Iterator[tuple[int, str]]:

@@ -18,6 +18,7 @@ from ....pipeline.families.samplers import make_scheduler
 from ....pipeline.take import Take
 from .models import GUIDANCE_SCALE
 
+NAMES = {"euler": "Euler", "unipc": "UniPC", "dpm++": "DPM++ 2M"}  # of samplers, as takes have them: as people call them
 SPACINGS = ("karras", "exponential", "beta")
 
 
