@@ -29,11 +29,11 @@ from longtake.bench.cache.films import converged
 from longtake.bench.cache.films.models import GUIDANCE_SCALE, MODELS, Model
 from longtake.bench.cache.films.samplers import SPACINGS, sampled_by, sampler, spaced
 from longtake.bench.cache.films.studio import Studio, moving_region, psnr
-from longtake.bench.cache.journal import Journal
 from longtake.bench.cache.measure import measure
 from longtake.bench.cache.picture import draw, named_lines
 from longtake.bench.cache.points import Measured
 from longtake.bench.cache.stages import STAGES, Stage, expected_hours, stage_named
+from longtake.bench.journal import Journal
 from longtake.bench.pool import GlooPool
 from longtake.cache import load_recipe
 from longtake.cache.recipe.read import recipe_names

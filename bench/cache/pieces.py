@@ -17,6 +17,7 @@ from ...cache import Recipe, load_recipe
 from ...pipeline.checkpoint.model_hash import model_hash
 from ...pipeline.demo.score import Score, score_clips
 from ...pipeline.loop.render import Renderer
+from ..journal import Journal
 from ..results import RESULTS, commit
 from .bars.call_costs import demo_costs, wan_costs
 from .bars.foreign_prompts import FOREIGN_CLIPS, FOREIGN_TAKES, foreign_prompts
@@ -26,7 +27,6 @@ from .films.converged import ConvergedFilms
 from .films.models import MODELS, Clip
 from .films.samplers import sampler
 from .films.studio import Studio
-from .journal import Journal
 from .measure import compare, measure
 from .points import Measured
 from .stages import STAGES, Stage

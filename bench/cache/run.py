@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from ..journal import Journal
 from ..results import RESULTS, Bar, commit, write_results
 from .bars.gains import fronts, gains, worst_of
 from .contenders.contender import OURS
 from .films.models import MODELS
-from .journal import Journal
 from .measure import measure
 from .picture import draw
 from .pieces import LEFT_OUT, PIECES, contenders_of, converged_of, journal_of, result_of, tuning_of

@@ -66,15 +66,15 @@ class Denoising:
         self.scheduler = family.scheduler(take)
         if cached is not None:
             cached.check_sampler(self.scheduler)
-        self._write_context()
+        self.write_context()
         draw = NOISES[take.noise]
         noise = draw(take.seed, self.round.frames, card.latent_channels, take.height // stride, take.width // stride)
         self.latents = noise.to(family.device)
         self.index = 0
 
     @torch.no_grad()
-    def _write_context(self) -> None:
-        """Compute what the round's tokens will attend to of an isolated context, once: by calls that no cache ever stands in for."""
+    def write_context(self) -> None:
+        """Compute what the round's tokens will attend to of an isolated context: by calls that no cache ever stands in for. Once is enough."""
         store = self.family.context
         if store is None:
             return

@@ -92,8 +92,8 @@ class Renderer:
         self.family.bind(mesh, self._kernel, by_frames=self.options.layout == "frames", keeps_context=keeps_context)
         self.mesh = mesh
 
-    def _bind_for(self, take: Take) -> None:
-        """Let the model keep context for a take that needs it, and for no other."""
+    def bind_for(self, take: Take) -> None:
+        """Let the model keep context for a take that needs it, and for no other; `steps` does it by itself."""
         needs = take.timeline.name == "rollout" and take.timeline.context == "isolated"
         if needs != (self.family.context is not None):
             self.family.unbind()
@@ -123,7 +123,7 @@ class Renderer:
         from, and FloatingPointError, on every rank, for a take whose latents are not finite.
         """
         film_key = film_key or key_of(self.family.card, "", take, None, self.options)
-        self._bind_for(take)
+        self.bind_for(take)
         cached = None
         if recipe:
             mesh = self.mesh

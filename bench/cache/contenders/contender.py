@@ -13,9 +13,9 @@ from ....cache import Recipe
 from ....pipeline.calibration.calibrate import calibration_takes
 from ....pipeline.loop.render import Renderer
 from ....pipeline.take import Take
+from ...journal import Journal
 from ..films.models import GUIDANCE_SCALE, Clip
 from ..films.studio import Studio
-from ..journal import Journal
 from ..stages import Stage
 
 OURS = "longtake"

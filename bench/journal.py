@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...files import write_atomic
+from ..files import write_atomic
 
 
 class Journal:
