@@ -43,6 +43,12 @@ class TimelineSettings:
     context: str = "joint"
     on_prompt: str = "recache"
 
+    @property
+    def shortest(self) -> int:
+        """Latent frames of the shortest take that has a call of each kind: three windows, or a chunk and the next one."""
+        hop = self.window - self.overlap - self.anchors
+        return self.window + (2 * hop if self.name == "windows" else hop)
+
 
 @dataclass(frozen=True)
 class Take:

@@ -359,6 +359,12 @@ def test_a_calibrated_recipe_serves_its_model_and_steps_alone(name: str, model: 
         ("planned", ["--out", "/proc/recipe.yaml"], "Cannot write '/proc/recipe.yaml' (No such file or directory); give another folder by --out"),
         ("planned", ["--out", "."], "--out is '.', which is a folder"),
         ("planned", ["--out", "recipe.json"], "its name must end in .yaml or .yml, recipe.yaml for example"),
+        ("teacache", ["--timeline", "rollout"], "--timeline is for planned and schedule, not for teacache"),
+        ("planned", ["--timeline", "rolout"], "timeline is 'rolout'; it must be"),
+        ("planned", ["--timeline", "{name: rollout"], "--timeline is {name: rollout; write a name"),
+        ("planned", ["--timeline", "{name: rollout, anchor: 1}"], "--timeline has no setting 'anchor'"),
+        ("planned", ["--timeline", "{name: rollout, overlap: 3}"], "timeline.overlap is 3; it must be a multiple of 4"),
+        ("planned", ["--timeline", "{name: full, overlap: 4}"], "timeline.overlap belongs to timeline windows or rollout, not full"),
     ],
 )
 def test_calibrations_that_make_no_sense_are_refused(name: str, options: list[str], message: str, tiny_wan: Path, tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ from longtake.pipeline.calibration.calibrate import calibration_takes
 from longtake.pipeline.calibration.schedule import plan_schedule
 from longtake.pipeline.calibration.takes import RendererTakes
 from longtake.pipeline.checkpoint.card import read_card
-from longtake.pipeline.loop.render import Renderer
+from longtake.pipeline.loop.render import Renderer, whole_take
 from longtake.pipeline.recipes.check import check_recipe
+from longtake.pipeline.take import TimelineSettings
 
 from stock import flow_sampler as sampler_of_class
 
@@ -240,6 +241,30 @@ def test_a_candidate_that_diverges_is_not_chosen_and_ends_nothing(tiny_wan: Path
     sigmas = Planning(takes, replace(load_recipe("planned"), calibrated=False), said.append).schedule(COMPUTED)
     assert len(sigmas) == COMPUTED and renders > 1
     assert "inf" not in said[-2]  # of the last that was better
+
+
+@pytest.mark.parametrize(
+    "timeline",
+    [TimelineSettings("rollout", 5, 2), TimelineSettings("rollout", 5, 2, 1, "isolated"), TimelineSettings("windows", 5, 2)],
+    ids=["joint", "isolated", "windows"],
+)
+def test_takes_of_a_timeline_are_calibrated_by_their_last_round(tiny_wan: Path, timeline: TimelineSettings) -> None:
+    """What is rendered for calibration is what a job renders, and the plan holds for it."""
+    renderer = Renderer(card := read_card(tiny_wan))
+    takes = calibration_takes(card, PROMPTS, STEPS, 3.0, timeline=timeline)
+    last = takes[0].timeline_for(card).rounds[-1]
+    assert len(takes[0].timeline_for(card).rounds) == (1 if timeline.name == "windows" else 2)
+    whole = whole_take(renderer.steps(takes[0], None)).latents
+    measured = RendererTakes(renderer, takes)
+    for _ in range(2):
+        played = measured.render(0)
+        assert played.latents is not None and len(played.outputs) == STEPS
+        assert torch.equal(played.latents, whole[:, :, last.frames.start : last.frames.stop])
+    recipe = calibrate_model("planned", renderer, takes, computed=COMPUTED)
+    trace = whole_take(renderer.steps(takes[0], recipe)).trace
+    assert trace is not None
+    computed = {entry.step for entry in trace.entries if entry.decision == "compute"}
+    assert computed == set(recipe.parts[0].trigger.config.computed)
 
 
 def test_what_cannot_be_calibrated_is_refused_before_anything_is_rendered(tiny_wan: Path) -> None:

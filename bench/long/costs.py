@@ -101,12 +101,11 @@ def kept_context(overlap: int) -> dict[str, Any]:
 
 def _second_round(renderer: Renderer, take: Take) -> Rounds:
     """With the first one done."""
-    for one in renderer.steps(take, None):
-        if isinstance(one, Finished):
-            first = one
-            break
+    renderer.bind_for(take)
     rounds = Rounds(renderer.family, take, None, renderer.mesh)
-    rounds.done = dict(zip(first.frames, first.latents.split(1, dim=2), strict=True))
+    for _ in rounds.denoising:
+        pass
+    rounds.advance()
     return rounds
 
 

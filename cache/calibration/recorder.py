@@ -79,14 +79,14 @@ class _Recording:
 class Playback(Cached):
     """Attached like a cache, at the model's output: notes what each call gives, or gives again what another one has noted.
 
-    outputs: by branch, one a step, in fp32 on the CPU.
+    outputs: by branch and segment, one a step, in fp32 on the CPU.
     """
 
     def __init__(self, recipe: Recipe, num_inference_steps: int) -> None:
         """recipe: any that keeps the value of the model's output."""
         super().__init__(Session.fresh(replace(recipe, branches="each"), num_inference_steps, Storage()))
-        self.outputs: dict[str, list[Tensor]] = {}
-        self._given: dict[str, list[Tensor]] = {}
+        self.outputs: dict[tuple[str, int], list[Tensor]] = {}
+        self._given: dict[tuple[str, int], list[Tensor]] = {}
         self._until = -1
 
     def again_until(self, step: int) -> Playback:
@@ -99,10 +99,11 @@ class Playback(Cached):
 
     def _begin(self, expert: int, part: int, site: Site, units: Sequence[range], num_text: int | None) -> SiteRun:
         cursor = self._here()
-        given = self._given.get(cursor.branch, [])
+        key = (cursor.branch, cursor.segment)
+        given = self._given.get(key, [])
         step = cursor.moment.step
         again = given[step - (step == self._until)] if step <= self._until else None
-        return _Playing(cursor, self.outputs.setdefault(cursor.branch, []), again)
+        return _Playing(cursor, self.outputs.setdefault(key, []), again)
 
 
 class _Playing:

@@ -13,8 +13,11 @@ from .said import checked, given_path, say, stoppable
 
 if TYPE_CHECKING:
     from ...cache import Recipe
+    from ...pipeline.checkpoint.card import ModelCard
+    from ...pipeline.take import TimelineSettings
 
 _RECIPES = "ertacache, lemica, magcache, meancache, planned, ra_cfgcache, smoothcache or teacache; or schedule"
+_TIMELINE = "plan on windows or a rollout as a job says it, 'rollout' or '{name: rollout, overlap: 12}', not on clips (planned, schedule)"
 _WORTH_SAYING = 150  # characters of a setting that is printed; longer ones (numbers of every step) are in the file alone
 
 
@@ -33,6 +36,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     flow_shift: Annotated[float | None, typer.Option(help="of the takes that will use it, the model's own if left out")] = None,
     scheduler: Annotated[str | None, typer.Option(help="their sampler: euler, unipc or dpm++, the model's own if left out")] = None,
     noise: Annotated[str, typer.Option(help="frame: drawn as jobs draw it; diffusers: as stock pipelines do")] = "frame",
+    timeline: Annotated[str | None, typer.Option(help=_TIMELINE)] = None,
 ) -> None:
     """Measure a model on a few takes without a cache, and write a recipe with its numbers, or a schedule."""
     from ...pipeline.checkpoint.card import read_card
@@ -44,9 +48,9 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     from ...pipeline.calibration import calibrate as calibration  # torch and diffusers, for checkpoints that can be calibrated
     from ...pipeline.calibration import schedule as scheduling
 
-    takes = calibration.calibration_takes(
-        card, prompt or [], steps, card.guidance_scale if guidance_scale is None else guidance_scale, flow_shift, scheduler, noise
-    )
+    shown = checked(_read_timeline, timeline, recipe, out, card) if timeline else None
+    scale = card.guidance_scale if guidance_scale is None else guidance_scale
+    takes = calibration.calibration_takes(card, prompt or [], steps, scale, flow_shift, scheduler, noise, shown)
     if recipe == "schedule":
         usual = schedule_path(card, scheduler, checked(scheduling.check_schedule, card, takes, computed=computed, threshold=threshold))
     else:
@@ -72,6 +76,25 @@ def calibrate(  # noqa: PLR0913, PLR0917 - options of a command
     made = checked(calibration.calibrate, recipe, renderer, takes, computed=computed, threshold=threshold)
     write_atomic(target, yaml.safe_dump(made.to_dict(), sort_keys=False))
     _say_parts(target, made)
+
+
+def _read_timeline(written: str, recipe: str, out: Path | None, card: ModelCard) -> TimelineSettings:
+    """Raises ValueError, with the mend, for what jobs would not take, and where the numbers would pass for those of the model's clips."""
+    from ...cache.recipe.config import read_config
+    from ..settings.config import TimelineConfig, resolve_timeline
+
+    if recipe not in ("planned", "schedule"):
+        raise ValueError(f"--timeline is for planned and schedule, not for {recipe}; leave it out.")
+    if out is None:
+        raise ValueError("Numbers for one timeline are not found by themselves; give --out, and that file as cache.recipe or schedule of the job.")
+    try:
+        given = yaml.safe_load(written)
+    except yaml.YAMLError:
+        given = None
+    if not isinstance(given, str | dict):
+        raise ValueError(f"--timeline is {written}; write a name, or settings as {{name: rollout, overlap: 12}}.")
+    config = read_config(TimelineConfig, {"name": given} if isinstance(given, str) else given, "--timeline")
+    return resolve_timeline(config, card, "calibration")
 
 
 class _Said(logging.Handler):

@@ -360,13 +360,13 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fracti
         raise ValueError(f"Take '{take.name}' has both prompt and prompts; keep one.")
     prompts = resolve_prompts(take.name, take.all_prompts, fps)
     values = {name.name: setting(name.name) for name in fields(TakeSettings)}
-    values["timeline"] = _resolve_timeline(values["timeline"], card, take.name)
+    values["timeline"] = resolve_timeline(values["timeline"], card, take.name)
     schedule = values.pop("schedule")
     resolved = Take(name=take.name, prompts=prompts, **values)
     return resolved if schedule is None else replace(resolved, schedule=find_schedule(schedule, card, resolved))
 
 
-def _resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
+def resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
     """The timeline with window and overlap in latent frames instead of frames."""
     given = [name for name in ("window", "overlap", "anchors", "context", "on_prompt") if getattr(timeline, name) is not None]
     for name in given:

@@ -15,7 +15,7 @@ from ..checkpoint.model_hash import model_hash
 from ..families import FAMILIES
 from ..loop.render import Renderer
 from ..recipes.check import check_recipe, sampling_of
-from ..take import Take
+from ..take import Take, TimelineSettings
 from .method import Method, Setting
 from .methods import CALIBRATIONS
 
@@ -28,10 +28,14 @@ def calibration_takes(
     flow_shift: float | None = None,
     scheduler: str | None = None,
     noise: str = "frame",
+    timeline: TimelineSettings | None = None,
 ) -> list[Take]:
-    """One take of the model's own clip length a prompt."""
+    """One take a prompt: of the model's own clip length, or the shortest one that shows all that a longer one would on a timeline."""
     settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     clips = [Take.clip(card, f"calibration-{index}", prompt, seed=index, **settings) for index, prompt in enumerate(prompts)]
+    if timeline is not None and timeline.name != "full":
+        num_frames = card.frames(range(timeline.shortest)).stop
+        clips = [replace(clip, num_frames=num_frames, timeline=timeline) for clip in clips]
     return [replace(clip, flow_shift=flow_shift, scheduler=scheduler, noise=noise) for clip in clips]
 
 

@@ -59,16 +59,16 @@ class Rounds:
                 yield from self.denoising
             except CollectiveError as error:
                 raise (error.at(f"round {self.number + 1}") if last else error) from error
-            frames, latents = self.timeline.rounds[self.number].frames, self.denoising.latents
-            yield Finished(frames, latents, is_last=self.number == last)
+            yield Finished(self.timeline.rounds[self.number].frames, self.denoising.latents, is_last=self.number == last)
             if self.number == last:
                 return
-            self._keep(frames, latents)
-            if self._cached is not None:
-                self._cached.next_round()
-            self.go_to(self.number + 1)
+            self.advance()
 
-    def _keep(self, frames: range, latents: Tensor) -> None:
-        needed = self.timeline.needed_after(self.number)
-        self.done.update({frame: latent.clone() for frame, latent in zip(frames, latents.split(1, dim=2), strict=True)})
+    def advance(self) -> None:
+        """Begin the next round, once the steps of the running one are done."""
+        frames, needed = self.timeline.rounds[self.number].frames, self.timeline.needed_after(self.number)
+        self.done.update({frame: latent.clone() for frame, latent in zip(frames, self.denoising.latents.split(1, dim=2), strict=True)})
         self.done = {frame: latent for frame, latent in self.done.items() if frame in needed}
+        if self._cached is not None:
+            self._cached.next_round()
+        self.go_to(self.number + 1)
