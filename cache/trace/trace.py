@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ class Trace:
     num_inference_steps: int = 0
     model: str = ""
     entries: list[TraceEntry] = field(default_factory=list)
+    _counts: Counter[str] = field(default_factory=Counter, repr=False, compare=False)  # of the decisions of the first entries
+    _counted: int = field(default=0, repr=False, compare=False)
 
     @classmethod
     def load(cls, path: Path) -> Trace:
@@ -102,9 +105,10 @@ class Trace:
         return sum(entry.decision == decision.value for entry in self.entries)
 
     def summary(self) -> dict[str, int]:
-        """How many of each decision; partial ones only where there are some."""
-        counts = {decision.value: self.count(decision) for decision in Decision}
-        return {name: count for name, count in counts.items() if count or name != Decision.PARTIAL.value}
+        """How many of each decision; partial ones only where there are some. It is asked for after every step: only new ones are counted."""
+        self._counts.update(entry.decision for entry in self.entries[self._counted :])
+        self._counted = len(self.entries)
+        return {one.value: self._counts[one.value] for one in Decision if self._counts[one.value] or one is not Decision.PARTIAL}
 
     def parting(self, other: Trace) -> tuple[TraceEntry | None, TraceEntry | None] | None:
         """The first decisions in which two takes differ (None where one of them has ended); None if they never do."""
