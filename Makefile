@@ -3,10 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-kernels lint
+.PHONY: demo showcase test test-kernels lint
 
 demo: $(INSTALLED)
 	$(BIN)/longtake render configs/demo.yaml
+
+showcase: $(INSTALLED)
+	$(BIN)/longtake render configs/showcase.yaml
+	$(BIN)/python -m longtake.bench.long.showcase out/showcase
 
 # In two processes, as much of the time is spent waiting; ARGUMENTS=-n0 for one.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --maxfail=20
