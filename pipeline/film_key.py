@@ -13,7 +13,7 @@ from .checkpoint.card import ModelCard
 from .options import ModelOptions
 from .take import Take, TimelineSettings
 
-_ROLLOUT_SETTINGS = ("anchors", "context", "on_prompt")  # left out of the key where they are as they would be if nobody set them
+_LATER_SETTINGS = ("anchors", "context", "on_prompt", "shift")  # left out of the key where they are as they would be if nobody set them
 _VERSION = 2  # raised when a new version gives another film for the same inputs
 _DELIVERY_VERSION = 1  # likewise, for the file of the same frames
 
@@ -35,7 +35,7 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
     if take.timeline_for(card).is_whole:
         content["timeline"] = "full"
     else:
-        for name in _ROLLOUT_SETTINGS:
+        for name in _LATER_SETTINGS:
             if content["timeline"][name] == getattr(TimelineSettings, name):
                 del content["timeline"][name]
     key = {

@@ -11,7 +11,7 @@ from .checkpoint.card import ModelCard
 from .noise import NOISES
 from .timelines.rollout import rollout
 from .timelines.timeline import Call, Timeline, centre
-from .timelines.windows import windows
+from .timelines.windows import SHIFTS, windows
 
 _CONTEXTS = ("joint", "isolated")
 _ON_PROMPT = ("recache", "flush")
@@ -33,7 +33,7 @@ class TimelineSettings:
     context with the one before; anchors: the take's first frames that a rollout's calls show as well. All in latent frames, 0 where unused.
     context: of a rollout, `joint`, context and new frames attend to each other at every step, or `isolated`, context to context alone. on_prompt:
     what a rollout does with the context of a chunk that has another prompt than the one before: `recache` computes it with the new text, `flush`
-    cuts it to one anchor and two frames as well.
+    cuts it to one anchor and two frames as well. shift: of SHIFTS, how windows begin from step to step.
     """
 
     name: str
@@ -42,6 +42,7 @@ class TimelineSettings:
     anchors: int = 0
     context: str = "joint"
     on_prompt: str = "recache"
+    shift: str = "none"
 
     @property
     def shortest(self) -> int:
@@ -165,6 +166,8 @@ class Take:
         self.schedule.check(where, scheduler=sampler, flow_shift=shift, guidance_scale=self.guidance_scale)
 
     def _check_timeline(self, where: str, card: ModelCard) -> None:
+        if self.timeline.shift not in SHIFTS:
+            raise ValueError(f"{where}: timeline.shift is '{self.timeline.shift}'; it must be {' or '.join(SHIFTS)}.")
         if self.timeline.name != "rollout":
             return
         if self.timeline.on_prompt not in _ON_PROMPT:
@@ -213,7 +216,8 @@ class Take:
         if settings.name == "full":
             return Timeline.full(length)
         if settings.name == "windows":
-            return windows(length, settings.window, settings.overlap)
+            num_steps = 1 if settings.shift == "none" else self._num_calls(card)
+            return windows(length, settings.window, settings.overlap, settings.shift, num_steps)
         if settings.name == "rollout":
             flushes = settings.on_prompt == "flush"
 
@@ -232,7 +236,11 @@ class Take:
 
     def num_steps(self, card: ModelCard) -> int:
         """Denoising steps of all rounds together: a second-order sampler has two in each of its own."""
-        return len(self.timeline_for(card).rounds) * card.sampled_by(self.scheduler).num_calls(self.num_inference_steps)
+        return len(self.timeline_for(card).rounds) * self._num_calls(card)
+
+    def _num_calls(self, card: ModelCard) -> int:
+        """Of a round, as the sampler counts them."""
+        return card.sampled_by(self.scheduler).num_calls(self.num_inference_steps)
 
     def prompt_at(self, latent_frame: float, card: ModelCard) -> str:
         """The prompt that holds at a latent frame; each model call is given the one at the middle of the frames that it denoises."""
@@ -243,5 +251,6 @@ class Take:
         return [prompt for prompt in self.prompts if prompt.frame <= frame][-1]
 
     def first_call_with(self, prompt: PromptAt, card: ModelCard) -> Call:
-        """The first model call of a step that is given a prompt: one of this take's, which `check` has found in use."""
-        return next(call for call in self.timeline_for(card).calls if self._prompt_holding(call.centre, card) == prompt)
+        """The model call that is given a prompt and begins first: one of this take's, which `check` has found in use."""
+        given = (call for call in self.timeline_for(card).calls if self._prompt_holding(call.centre, card) == prompt)
+        return min(given, key=lambda call: call.frames.start)

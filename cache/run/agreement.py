@@ -7,13 +7,34 @@ computes, and both would wait for ever in the next exchange of tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
+
+
+class ByFrame(Protocol):
+    """How tokens that shards hold of a window become shares of its frames, which stay where they are when windows move, and back."""
+
+    def split(self, tokens: Tensor, num_frames: int) -> list[Tensor]:
+        """[batch, this shard's tokens of the window, dim] -> of each frame, this shard's share, in memory of its own."""
+
+    def join(self, shares: Sequence[Tensor]) -> Tensor:
+        """The inverse."""
+
+
+class Unsharded:
+    """Frames where one shard holds all tokens."""
+
+    def split(self, tokens: Tensor, num_frames: int) -> list[Tensor]:
+        return [share.clone() for share in tokens.chunk(num_frames, dim=1)]
+
+    def join(self, shares: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(shares), dim=1)
 
 
 @dataclass(frozen=True)
@@ -22,12 +43,14 @@ class Shards:
 
     tokens: over the shards of one branch's tokens. branches: over those of both guidance branches, where each branch runs on shards of its
     own at the same time; None where the same shards run both. is_first: whether this is the first shard of a branch's tokens, whose sums of
-    what all shards hold alike (latents) are used by all: on unlike machines the same input need not give the same sums.
+    what all shards hold alike (latents) are used by all: on unlike machines the same input need not give the same sums. by_frame: how tokens are
+    dealt out frame by frame, for windows that shift.
     """
 
     tokens: Reduce = lambda sums: sums
     branches: Reduce | None = None
     is_first: bool = True
+    by_frame: ByFrame = field(default_factory=Unsharded)
 
 
 class Scope(Enum):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.beside_others import check_others, mark
+from ..model.whole import Whole
 from ..recipe.calibration import Sampling
 from ..recipe.recipe import Recipe
 from ..sampler.flow_shift import flow_shift
@@ -25,6 +26,7 @@ from ..trace.trace import Trace
 from ..triggers import Moment
 from .call import Call
 from .clock import Clock
+from .moving_call import MovingCall
 from .session import Cursor, Session
 
 
@@ -33,6 +35,7 @@ class Cached:
 
     def __init__(self, session: Session) -> None:
         self.session = session  # of the running take
+        self._whole = None if session.overlap is None else Whole()
         self._transformers: Sequence[nn.Module] = ()
         self._clock: Clock | None = None
         self._cursor: Cursor | None = None
@@ -65,7 +68,8 @@ class Cached:
             for expert, transformer in enumerate(transformers):
                 for index, part in enumerate(self.recipe.parts):
                     site = part.site.build()
-                    self._undo.append(site.attach(transformer, partial(self._begin, expert, index, site)))
+                    model = transformer if site.sharded or self._whole is None else self._whole
+                    self._undo.append(site.attach(model, partial(self._begin, expert, index, site)))
                 self._undo.append(mark(transformer))
         except ValueError:
             self.disable()
@@ -77,18 +81,27 @@ class Cached:
         """Name the model call inside: step `index` of the take (0-based), branch `cond`, `uncond` or `both`, and its segment.
 
         frames: the latent frames of the take that the call renders, where it does not render all: the segment's features are kept for these
-        frames, and reused for no others. Raises ValueError for a step that the take does not have, and for a segment whose features are kept
-        for other frames.
+        frames, and reused for no others; where windows shift (`enable_cache`'s overlap), features go on with their frames. Raises ValueError
+        for a step that the take does not have, and for a segment whose features are kept for other frames.
         """
         last = self.session.num_inference_steps - 1
         if not 0 <= index <= last:
             raise ValueError(f"index is {index}, and the take's steps are 0 to {last}; count from 0, and tell enable_cache its num_inference_steps.")
-        self.state.check_frames(segment, frames)
-        self._cursor = replace(self._point_at(index, float(timestep), branch), segment=segment, frames=frames)
+        if self.session.overlap is None:
+            self.state.check_frames(segment, frames)
+        around, self._cursor = self._cursor, replace(self._point_at(index, float(timestep), branch), segment=segment, frames=frames)
         try:
             yield
         finally:
-            self._cursor = None
+            self._cursor = around
+
+    def fused(self, latents: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `predict` makes of the latents of all of a step's calls together, or what is kept or forecast of that: one decision for all of them.
+        Called inside `step`, which names the frames of all; `predict` may make the calls inside steps of their own.
+        """
+        assert self._whole is not None, "fused() of a cache that was not told of it"
+        made: Tensor = self._whole(latents, predict)[0]
+        return made
 
     def _point_at(self, index: int, timestep: float, branch: str) -> Cursor:
         steps = self.session.num_inference_steps
@@ -207,7 +220,8 @@ class Cached:
             self.state.reset()
             self._expert = expert
         cursor = self._here()  # which may begin another take, and with it another session
-        return Call(self.session, cursor, part, site, units, num_text)
+        kind = MovingCall if self.session.overlap is not None and site.sharded else Call
+        return kind(self.session, cursor, part, site, units, num_text)
 
     def _here(self) -> Cursor:
         """Of the running call."""

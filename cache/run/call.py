@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -44,39 +44,52 @@ class Call:
         self._row = _BRANCHES.index(cursor.branch) if at_once and mode != "each" else None
         self._follows = mode == "cond" and cursor.branch == "uncond" and not at_once
         # The slot of the branch that runs here: its features are its own, even where the other one decides for it.
-        self._slot: Slot = session.state.slot(part, cursor.segment, cursor.branch, len(units), cursor.frames)
+        self._slot: Slot = session.state.slot(part, cursor.segment, cursor.branch, len(units), self._frames_of_slot(cursor))
         self._key = (cursor.segment, cursor.moment.step, self.branch, site.label)
         self._beside: Tensor | None = None
         self._learns = self._slot.trigger.learns and not session.replay and not self._follows
         self._entry = -1  # of this decision, in the trace
         self._watched: int | None = None  # the unit whose forecast is measured, one a call
 
+    def _frames_of_slot(self, cursor: Cursor) -> range | None:
+        return cursor.frames
+
     @property
     def reused_run(self) -> int:
         return self._slot.reused_run
 
     @property
+    def _predictors(self) -> Iterable[Predictor]:
+        return self._slot.predictors.values()
+
+    @property
+    def _ready(self) -> bool:
+        """Whether all of this call's features can be forecast."""
+        return self._slot.ready
+
+    @property
     def _risk(self) -> float:
-        return max(predictor.risk or 0.0 for predictor in self._slot.predictors.values())
+        return max(predictor.risk or 0.0 for predictor in self._predictors)
 
     def decide(self, probe: Tensor, beside: Tensor | None = None) -> Verdict:
         """What was measured is reduced before anything is decided, on every shard: one that left the collective out would leave the rest waiting."""
         session, slot = self._session, self._slot
         self._beside = probe if beside is None else beside
         judges = not session.replay and not self._follows
-        signal = slot.trigger.signal(probe) if judges else None
-        agreed = agree(self._pieces(signal, self._beside), session.shards, self._row)
-        for name, predictor in slot.predictors.items():
+        signal = self._signal(probe) if judges else None
+        measuring = list(self._measuring(self._beside))
+        agreed = agree(self._pieces(signal, measuring), session.shards, self._row)
+        for name, predictor, _ in measuring:
             predictor.receive(agreed.get(name, []))
         if session.replay:
             verdict = session.replay.verdict(self._key, self._units)
-        elif self._follows and slot.ready:
+        elif self._follows and self._ready:
             verdict = session.state.verdicts[(self._part, self.segment)]
         elif self._follows:  # nothing is kept of this branch yet, though the other one decided to reuse
             verdict = Verdict.of(frozenset(), len(self._units))
         else:
             verdict = self._judge(agreed.get(_SIGNAL, []))
-            slot.trigger.settle(verdict.decision)
+            self._settle(verdict.decision)
         session.state.verdicts[(self._part, self.segment)] = verdict
         slot.reused_run = slot.reused_run + 1 if verdict.decision is Decision.REUSE else 0
         self._record(verdict, judges)
@@ -84,15 +97,27 @@ class Call:
         self._watched = computed[len(computed) // 2] if computed else None
         return verdict
 
-    def _pieces(self, signal: Tensor | None, beside: Tensor) -> list[Piece]:
+    def _signal(self, probe: Tensor) -> Tensor | None:
+        """The trigger's sums over this shard's part of the probe."""
+        return self._slot.trigger.signal(probe)
+
+    def _settle(self, decision: Decision) -> None:
+        self._slot.trigger.settle(decision)
+
+    def _measuring(self, beside: Tensor) -> Iterator[tuple[str, Predictor, Tensor]]:
+        """All predictors, by names of their own, with what each is to measure."""
+        for name, predictor in self._slot.predictors.items():
+            yield name, predictor, beside
+
+    def _pieces(self, signal: Tensor | None, measuring: Iterable[tuple[str, Predictor, Tensor]]) -> list[Piece]:
         """The trigger's sums, then each predictor's; none of those that measure nothing."""
         slot, site, is_joint = self._slot, self._site, self._session.recipe.branches == "joint"
         pieces = []
         if signal is not None:
             pairing = Pairing.COND if not is_joint else Pairing.EACH if slot.trigger.by_branch else Pairing.TOTAL
             pieces.append(Piece(_SIGNAL, signal, _scope(site.shards_signal(slot.trigger)), pairing))
-        for name, predictor in slot.predictors.items():
-            if (sums := predictor.measure(self._at, beside)) is not None:
+        for name, predictor, probe in measuring:
+            if (sums := predictor.measure(self._at, probe)) is not None:
                 pieces.append(Piece(name, sums, _scope(site.shards_measure(predictor)), Pairing.TOTAL if is_joint else Pairing.OWN))
         return pieces
 
@@ -105,7 +130,7 @@ class Call:
         """The trigger's wish, overruled by the guards. sums: the trigger's, over all shards."""
         slot, guards = self._slot, self._session.recipe.guards
         wish = slot.trigger.decide(self.moment, sums)
-        if guards.compel(self.moment, slot.reused_run) or not slot.ready:
+        if guards.compel(self.moment, slot.reused_run) or not self._ready:
             wish = Decision.COMPUTE
         elif guards.max_risk:
             in_doubt = self._risk >= guards.max_risk
@@ -122,7 +147,7 @@ class Call:
         value = trigger.value if judged and trigger.value is not None and abs(trigger.value) < float("inf") else None
         margin = abs(value - trigger.threshold) if value is not None and trigger.threshold is not None else None
         max_risk = self._session.recipe.guards.max_risk
-        if max_risk and judged and self._slot.ready:
+        if max_risk and judged and self._ready:
             value, margin = self._risk, abs(self._risk - max_risk)
         layers = name_layers([run for unit, run in enumerate(self._units) if unit in verdict.reused or verdict.decision is not Decision.PARTIAL])
         self._entry = self._session.trace.add(TraceEntry(*self._key, layers, verdict.decision.value, value=value, margin=margin))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def enable_cache(
     replay: Replay | None = None,
     place: str = "device",
     model_name: str = "",
+    overlap: int | None = None,
 ) -> Cached:
     """Put a cache on a diffusers transformer, on several that take turns (Wan 2.2's experts), or on those of a pipeline.
 
@@ -38,8 +40,9 @@ def enable_cache(
     num_inference_steps: of a take, for a transformer alone; a pipeline's calls have as many as their own schedule says.
     recipe: a name, a YAML path or a Recipe. shards: for sharded models. replay: make the decisions of a trace again instead of the
     trigger's own. place: where features are kept, `device` or `host`. model_name: the model's name, by which the published numbers of
-    recipes are found; if left out, the name of the folder or hub id that it was loaded from. Raises ValueError, with the mend,
-    for what does not fit: recipes, pipelines, schedulers and transformers that the cache cannot work on, other caches that are on already.
+    recipes are found; if left out, the name of the folder or hub id that it was loaded from. overlap: for loops whose windows begin elsewhere
+    at each step: how many latent frames they share; their calls are made inside `Cached.fused`. Raises ValueError, with the mend, for what does
+    not fit: recipes, pipelines, schedulers and transformers that the cache cannot work on, other caches that are on already.
     """
     pipeline, transformers = parts_of(model)
     if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
@@ -53,7 +56,8 @@ def enable_cache(
     chosen.check_steps(num_inference_steps)
     if pipeline is not None and chosen.branches == "joint":
         raise ValueError(BRANCH_BY_BRANCH.format(chosen.name))
-    cached = Cached(Session.fresh(chosen, num_inference_steps, Storage(chosen.dtype, place), shards, replay))
+    session = Session.fresh(chosen, num_inference_steps, Storage(chosen.dtype, place), shards, replay)
+    cached = Cached(replace(session, overlap=overlap))
     cached.attach(transformers, pipeline)
     return cached
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..recipe.recipe import Recipe
 from ..state.state import CacheState
@@ -30,7 +30,8 @@ class Cursor:
 @dataclass(frozen=True)
 class Session:
     """A recipe at work on one take. replay: decisions to make again, instead of the triggers'. state: what is kept from step to step. trace:
-    what was decided so far; errors: its forecast errors that are not reduced yet.
+    what was decided so far; errors: its forecast errors that are not reduced yet. overlap: how many latent frames windows share that begin
+    elsewhere at each step; None where calls show the same frames at all steps.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class Session:
     state: CacheState
     trace: Trace
     errors: ForecastErrors
+    overlap: int | None = None
 
     @classmethod
     def fresh(cls, recipe: Recipe, num_inference_steps: int, storage: Storage, shards: Shards | None = None, replay: Replay | None = None) -> Session:
@@ -48,7 +50,8 @@ class Session:
 
     def next_take(self, num_inference_steps: int) -> Session:
         """The same at work on another take, of so many steps."""
-        return Session.fresh(self.recipe, num_inference_steps, self.state.storage, self.shards, self.replay)
+        fresh = Session.fresh(self.recipe, num_inference_steps, self.state.storage, self.shards, self.replay)
+        return replace(fresh, overlap=self.overlap)
 
     @property
     def num_inference_steps(self) -> int:

@@ -17,6 +17,7 @@ from ...files import written_whole
 from ..predictors import Predictor
 from ..sites import Site
 from ..triggers import Trigger
+from .frames import Frame, Frames
 from .holds import declared
 from .state import CacheState, Slot
 from .storage import Kept, Storage
@@ -84,6 +85,9 @@ def save_state(state: CacheState, path: Path, relay: Relay, about: dict[str, str
     for (part, segment, branch), slot in state.slots.items():
         site, name = state.recipe.parts[part].site.build(), f"{part}/{segment}/{branch}"
         slots[name] = _pack_slot(slot, _Saver(tensors, name, site, relay))
+    for (part, branch), frames in state.frames.items():
+        site, name = state.recipe.parts[part].site.build(), f"{part}/{branch}"
+        slots[name] = _pack_frames(frames, _Saver(tensors, name, site, relay))
     packed = relay.collect((slots, tensors))
     if relay.writes():
         metadata = {"version": _VERSION, "slots": json.dumps({name: plain for part, _ in packed for name, plain in part.items()}), **about}
@@ -109,9 +113,12 @@ def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device
     """Fill an empty state from `save_state`'s file."""
     with safe_open(path, "pt", str(device)) as file:
         for name, plain in json.loads(file.metadata()["slots"]).items():
-            part, segment, branch = name.split("/")
-            if relay.runs_here(int(segment), branch):
-                _unpack_slot(state, (int(part), int(segment), branch), plain, _Loader(file.get_tensor, relay))
+            part, *segment, branch = name.split("/")
+            loader = _Loader(file.get_tensor, relay)
+            if segment and relay.runs_here(int(segment[0]), branch):
+                _unpack_slot(state, (int(part), int(segment[0]), branch), plain, loader)
+            elif not segment and relay.runs_here(0, branch):
+                _unpack_frames(state, (int(part), branch), plain, loader)
 
 
 class _Saver:
@@ -208,3 +215,27 @@ def _unpack_slot(state: CacheState, key: tuple[int, int, str], plain: Plain, loa
         slot.predictors[name] = predictor = state.predictor(key[0])
         loader.restore(predictor, packed, state.storage)
     slot.reused_run, slot.owed = plain["counts"]
+
+
+def _pack_frames(frames: Frames, saver: _Saver) -> Plain:
+    """What the step at hand left, which the next one takes over."""
+    windows = []
+    for segment, window in frames.now.items():
+        for number, frame in window.items():
+            trigger = None if frame.trigger is None else saver.pack_trigger(frame.trigger)
+            predictors = {name: saver.pack_predictor(predictor) for name, predictor in frame.predictors.items()}
+            windows.append([segment, number, trigger, predictors, frame.places])
+    return {"step": frames.step, "frames": windows}
+
+
+def _unpack_frames(state: CacheState, key: tuple[int, str], plain: Plain, loader: _Loader) -> None:
+    frames = state.frames_of(*key)
+    frames.step = plain["step"]
+    for segment, number, packed, predictors, places in plain["frames"]:
+        frame = frames.now.setdefault(segment, {})[number] = Frame(places=places)
+        if packed is not None:
+            frame.trigger = state.trigger(key[0], packed["num_units"])
+            loader.restore(frame.trigger, packed, state.storage)
+        for name, predictor in predictors.items():
+            frame.predictors[name] = state.predictor(key[0])
+            loader.restore(frame.predictors[name], predictor, state.storage)

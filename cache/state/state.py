@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from ..decision import Verdict
 from ..predictors import Predictor
 from ..recipe.recipe import Recipe
 from ..triggers import Trigger
+from .frames import Frame, Frames
 from .holds import declared
 from .storage import Kept, Storage
 from .values import leaves
@@ -39,29 +40,37 @@ class Slot:
     @property
     def num_bytes(self) -> int:
         """Bytes of its tensors. One that several of its owners hold (a probe, as a rule) counts once."""
-        owners: list[Trigger | Predictor] = [self.trigger, *self.predictors.values()]
-        tensors = (tensor for owner in owners for tensor in _tensors_of(owner))
-        return sum({(tensor.data_ptr(), tensor.shape): tensor.nbytes for tensor in tensors}.values())
+        return _num_bytes([self.trigger, *self.predictors.values()])
 
 
 class CacheState:
     """Slots are made on first use and dropped by `reset`; a take starts with none. verdicts: the last one of each part and segment, for the
-    unconditional branch where the conditional one decides for both. span: how long the recipe's abscissa is, from noise to film.
+    unconditional branch where the conditional one decides for both. frames: by part and branch, what is kept of latent frames where windows
+    shift; the slots then hold what is a window's own. span: how long the recipe's abscissa is, from noise to film.
     """
 
     def __init__(self, recipe: Recipe, storage: Storage, span: float) -> None:
         self.recipe, self.storage, self._span = recipe, storage, span
         self.slots: dict[Key, Slot] = {}
         self.verdicts: dict[tuple[int, int], Verdict] = {}
+        self.frames: dict[tuple[int, str], Frames] = {}
 
     def slot(self, part: int, segment: int, branch: str, num_units: int, frames: range | None) -> Slot:
         """num_units, frames: of a new one. What is there must be of the same frames (`check_frames`)."""
         key = (part, segment, branch)
         if key not in self.slots:
-            trigger = self.recipe.parts[part].trigger.build()
-            trigger.num_units = num_units
-            self.slots[key] = Slot(trigger, frames)
+            self.slots[key] = Slot(self.trigger(part, num_units), frames)
         return self.slots[key]
+
+    def frames_of(self, part: int, branch: str) -> Frames:
+        """What is kept of latent frames for a part of the recipe and a branch."""
+        return self.frames.setdefault((part, branch), Frames())
+
+    def trigger(self, part: int, num_units: int) -> Trigger:
+        """A fresh one, of the recipe's part of that number."""
+        trigger = self.recipe.parts[part].trigger.build()
+        trigger.num_units = num_units
+        return trigger
 
     def check_frames(self, segment: int, frames: range | None) -> None:
         """Raise ValueError, with the mend, if what is kept of a segment is of other latent frames: a feature stands in for its own alone."""
@@ -84,15 +93,31 @@ class CacheState:
         """Drop all that is kept."""
         self.slots.clear()
         self.verdicts.clear()
+        self.frames.clear()
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors held; what slots share (latents) counts in each."""
-        return sum(slot.num_bytes for slot in self.slots.values())
+        of_frames = (_num_bytes(_owners_of(frames)) for frames in self.frames.values())
+        return sum(slot.num_bytes for slot in self.slots.values()) + sum(of_frames)
 
 
 def _described(frames: range | None) -> str:
     return "frames that were not named" if frames is None else f"the latent frames {frames.start} to {frames[-1]}"
+
+
+def _owners_of(frames: Frames) -> Iterator[Trigger | Predictor]:
+    kept: Iterable[Frame] = (frame for windows in (frames.now, frames.before) for window in windows.values() for frame in window.values())
+    for frame in kept:
+        yield from frame.predictors.values()
+        if frame.trigger is not None:
+            yield frame.trigger
+
+
+def _num_bytes(owners: Iterable[Trigger | Predictor]) -> int:
+    """Of their tensors, each counted once."""
+    tensors = (tensor for owner in owners for tensor in _tensors_of(owner))
+    return sum({(tensor.data_ptr(), tensor.shape): tensor.nbytes for tensor in tensors}.values())
 
 
 def _tensors_of(owner: Trigger | Predictor) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from ...cache import Recipe, Replay, Trace
 from ...parallel.groups.degrees import Degrees, Demand
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
-from ...pipeline.recipes.check import check_gang, derives_branch
+from ...pipeline.recipes.check import check_gang, derives_branch, hands_on_tokens
 from ...pipeline.take import Take
 from .config import JobConfig, ParallelConfig
 
@@ -117,12 +117,14 @@ def demand(card: ModelCard, takes: Sequence[Take], recipe: Recipe | None) -> Dem
     tokens = [card.num_tokens(take.fewest_shown(card), take.height, take.width) for take in takes]
     is_derived = recipe is not None and derives_branch(recipe)
     branches = 2 if all(take.is_guided(card) for take in takes) and not is_derived else 1
-    return Demand(card.num_heads, min(tokens), branches, min(timeline.most_calls for timeline in timelines))
+    hands_on = recipe is not None and hands_on_tokens(recipe, takes, card)
+    num_windows = 1 if hands_on else min(timeline.most_calls for timeline in timelines)
+    return Demand(card.num_heads, min(tokens), branches, num_windows)
 
 
 def check_degrees(degrees: Degrees, card: ModelCard, takes: Sequence[Take], recipe: Recipe | None) -> None:
     if recipe is not None:
-        check_gang(recipe, degrees)
+        check_gang(recipe, degrees, takes, card)
     ulysses, shared = degrees.ulysses_degree, demand(card, takes, recipe)
     if card.num_heads % ulysses:
         fitting = [n for n in range(1, card.num_heads + 1) if card.num_heads % n == 0]

@@ -30,7 +30,8 @@ class TimelineConfig:
     take's first latent frames each chunk of a rollout is shown as well, none if left out. context: of a rollout, `joint`, as if left out, or
     `isolated`, for models that were trained so: the context attends to itself alone, and is computed once a chunk instead of at every step.
     on_prompt: of a rollout whose prompt changes, `recache`, as if left out, shows the next chunk the same frames with the new text, `flush` cuts
-    them to the last two and one anchor.
+    them to the last two and one anchor. shift: of windows, `none`, as if left out, or `bit_reversed`: they begin elsewhere at each step, so that
+    their seams are nowhere for long.
     """
 
     name: str = "full"
@@ -39,6 +40,7 @@ class TimelineConfig:
     anchors: int | None = None
     context: str | None = None
     on_prompt: str | None = None
+    shift: str | None = None
 
 
 @dataclass
@@ -167,7 +169,7 @@ class JobConfig(TakeSettings):
 RESERVED_NAMES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _LONGEST_SHOWN = 60  # characters of a value in a message
-_TIMELINE_SETTINGS = {"full": (), "windows": ("window", "overlap"), "rollout": ("window", "overlap", "anchors", "context", "on_prompt")}
+_TIMELINE_SETTINGS = {"full": (), "windows": ("window", "overlap", "shift"), "rollout": ("window", "overlap", "anchors", "context", "on_prompt")}
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
 
@@ -368,7 +370,7 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fracti
 
 def resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> TimelineSettings:
     """The timeline with window and overlap in latent frames instead of frames."""
-    given = [name for name in ("window", "overlap", "anchors", "context", "on_prompt") if getattr(timeline, name) is not None]
+    given = [name for name in ("window", "overlap", "anchors", "context", "on_prompt", "shift") if getattr(timeline, name) is not None]
     for name in given:
         if name not in _TIMELINE_SETTINGS.get(timeline.name, given):
             having = " or ".join(other for other, names in _TIMELINE_SETTINGS.items() if name in names)
@@ -396,4 +398,5 @@ def resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> Ti
         if not 1 <= overlap // stride < shown - anchors:
             most = (shown - anchors - 1) * stride
             raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; with this window and anchors it must be from {stride} to {most} frames.")
-    return TimelineSettings(timeline.name, shown, overlap // stride, anchors, timeline.context or "joint", timeline.on_prompt or "recache")
+    how = {name: value for name in ("context", "on_prompt", "shift") if (value := getattr(timeline, name)) is not None}
+    return TimelineSettings(timeline.name, shown, overlap // stride, anchors, **how)

@@ -20,7 +20,7 @@ SHORTHANDS = {"cache": "recipe", "timeline": "name", "model": "path", "parallel"
 # Settings that are dropped when another text takes the place of the group's, as they belonged to the old one; its other settings stay.
 _DROPPED: dict[str, tuple[str, ...]] = {
     "cache": ("replay", "trigger", "site", "predictor", "guards"),
-    "timeline": ("window", "overlap", "anchors", "context", "on_prompt"),
+    "timeline": ("window", "overlap", "anchors", "context", "on_prompt", "shift"),
     "model": (),
     "parallel": ("cfg_degree", "window_degree", "ring_degree", "ulysses_degree"),
 }

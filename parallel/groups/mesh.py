@@ -26,7 +26,7 @@ class Mesh:
 
     gang: all ranks; cfg, window, ring, ulysses: this rank's own line along each axis; sequence: ring and ulysses together, over
     which the tokens of a model call are sharded; branches: these and cfg, both branches of one window; calls: cfg and window together,
-    over which different model calls are spread.
+    over which different model calls are spread; one_branch: window, ring and ulysses together, all that run one branch.
     """
 
     def __init__(self, degrees: Degrees | None = None, group: dist.ProcessGroup | None = None) -> None:
@@ -49,6 +49,7 @@ class Mesh:
         self.sequence = self._line("sequence", (2, 3))
         self.branches = self._line("branches", (0, 2, 3))
         self.calls = self._line("calls", (0, 1))
+        self.one_branch = self.sequence if self.degrees.window_degree == 1 else self._line("one_branch", (1, 2, 3))
 
     @property
     def size(self) -> int:

@@ -55,12 +55,13 @@ class Denoising:
         self.family, self.take, self.cached, self.mesh = family, take, cached, mesh
         self.round = of or _only_round(take, card)
         began = clock(family.device)
-        self._prompts = {call: family.encode_prompt(take.prompt_at(call.centre, card)) for call in self.round.calls}
+        self._texts = {call: take.prompt_at(call.centre, card) for call in self.round.calls}
+        self._prompts = {text: family.encode_prompt(text) for text in dict.fromkeys(self._texts.values())}
         self._is_guided = take.is_guided(card)
         self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
         self.encode_seconds = clock(family.device) - began
         self._both = {
-            call: {name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for call, prompt in self._prompts.items()
+            text: {name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for text, prompt in self._prompts.items()
         }
         self._context = {call: torch.cat([done[frame] for frame in call.context], dim=2) for call in self.round.calls if call.context and done}
         self.scheduler = family.scheduler(take)
@@ -156,14 +157,20 @@ class Denoising:
                 shown = torch.cat((self._context[call].expand(len(latents), -1, -1, -1, -1), latents), dim=2)
                 return self.family.velocity(shown, timestep, prompt, scale, len(call.context))[:, :, len(call.context) :]
 
+        def fused(latents: Tensor) -> Tensor:
+            return fuse(self.round, latents, predict, self.mesh.window, index)
+
         latents = self.latents.expand(2 if branch == "both" else 1, -1, -1, -1, -1)
-        return fuse(self.round, latents, predict, self.mesh.window)
+        if self.cached is None or not self.round.by_step:
+            return fused(latents)
+        with self.cached.step(index, timestep, branch, frames=self.round.frames):
+            return self.cached.fused(latents, fused)
 
     def _prompt(self, branch: str, call: Call) -> Prompt:
         """The encoded text of a call; for branch `both`, those of both branches in a batch."""
         if branch == "both":
-            return self._both[call]
-        return self._prompts[call] if branch == "cond" else self._negative
+            return self._both[self._texts[call]]
+        return self._prompts[self._texts[call]] if branch == "cond" else self._negative
 
 
 def _only_round(take: Take, card: ModelCard) -> Round:

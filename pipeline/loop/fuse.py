@@ -13,16 +13,17 @@ from ..timelines.timeline import Call, Round
 _ALONE = Axis("window")
 
 
-def fuse(of: Round, latents: Tensor, predict: Callable[[Tensor, Call], Tensor], axis: Axis = _ALONE) -> Tensor:
-    """The weighted mean of `predict(the call's frames, call)` over the round's calls, which the ranks of `axis` share out.
+def fuse(of: Round, latents: Tensor, predict: Callable[[Tensor, Call], Tensor], axis: Axis = _ALONE, step: int = 0) -> Tensor:
+    """The weighted mean of `predict(the call's frames, call)` over the calls of a step of the round, which the ranks of `axis` share out.
 
     latents and result: [batch, channels, latent frames of the round, height, width]; the result is fp32, the same on every rank.
     """
-    if len(of.calls) == 1:
-        return predict(latents, of.calls[0]).float()
+    calls = of.calls_at(step)
+    if len(calls) == 1:
+        return predict(latents, calls[0]).float()
     total = torch.zeros_like(latents, dtype=torch.float32)
     weight = torch.zeros(len(of.frames), device=latents.device)
-    for index, call in enumerate(of.calls):
+    for index, call in enumerate(calls):
         here = slice(call.frames.start - of.frames.start, call.frames.stop - of.frames.start)
         counts = torch.tensor(call.weights, device=latents.device)
         weight[here] += counts

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...cache import Cached, Recipe, Replay, Shards, Trace, enable_cache
 from ...parallel.attention.kernels import Kernel, NativeKernel, XfuserKernel
 from ...parallel.groups.mesh import Mesh
+from ...parallel.tokens.by_frame import ByFrame
 from ..checkpoint.card import ModelCard
 from ..families import FAMILIES
 from ..families.weights import offload_weights, shard_weights
@@ -124,13 +125,7 @@ class Renderer:
         """
         film_key = film_key or key_of(self.family.card, "", take, None, self.options)
         self.bind_for(take)
-        cached = None
-        if recipe:
-            mesh = self.mesh
-            shards = Shards(mesh.sequence.sum, mesh.branches.sum if mesh.cfg.size == 2 else None, is_first=mesh.sequence.rank == 0)
-            num_calls = self.family.card.sampled_by(take.scheduler).num_calls(take.num_inference_steps)
-            cached = enable_cache(self.family.transformer, recipe, num_inference_steps=num_calls, shards=shards, replay=replay, place=place)
-        self.cached = cached
+        self.cached = cached = self._cached(take, recipe, replay, place) if recipe else None
         try:
             rounds = Rounds(self.family, take, cached, self.mesh)
             if snapshot is not None:
@@ -156,6 +151,21 @@ class Renderer:
             if cached:
                 cached.disable()
 
+    def _cached(self, take: Take, recipe: Recipe, replay: Replay | None, place: str) -> Cached:
+        """The recipe on the model. Decisions are those of the ranks that run a window, or of all that run a branch where windows shift."""
+        mesh, card, shifts = self.mesh, self.family.card, take.timeline_for(self.family.card).shifts
+        tokens, both = (mesh.one_branch, mesh.gang) if shifts else (mesh.sequence, mesh.branches)
+        by_frame = ByFrame(mesh.sequence, self._tokens_a_frame(take), whole_frames=self.options.layout == "frames")
+        return enable_cache(
+            self.family.transformer,
+            recipe,
+            num_inference_steps=card.sampled_by(take.scheduler).num_calls(take.num_inference_steps),
+            shards=Shards(tokens.sum, both.sum if mesh.cfg.size == 2 else None, is_first=tokens.rank == 0, by_frame=by_frame),
+            replay=replay,
+            place=place,
+            overlap=take.timeline.overlap if shifts else None,
+        )
+
     def save(self, folder: Path) -> None:
         """Write a snapshot of the running take, between two of its steps; called on every rank. Raises ValueError if no take is running: a
         cache lives as long as its take.
@@ -166,8 +176,12 @@ class Renderer:
         save_snapshot(folder, rounds, self.cached, self._relay(rounds.take), film_key)
 
     def _relay(self, take: Take) -> MeshRelay:
-        by_frames = self.options.layout == "frames"
-        return MeshRelay(self.mesh, self.family.card.num_tokens(self.family.card.patch_size[0], take.height, take.width) if by_frames else 0)
+        card, by_frames = self.family.card, self.options.layout == "frames"
+        return MeshRelay(self.mesh, self._tokens_a_frame(take) if by_frames else 0, windows_shift=take.timeline_for(card).shifts)
+
+    def _tokens_a_frame(self, take: Take) -> int:
+        card = self.family.card
+        return card.num_tokens(card.patch_size[0], take.height, take.width)
 
     def _whole_trace(self, cached: Cached) -> Trace:
         """The take's trace, with the calls that other ranks made (of other branches, of other windows)."""

@@ -30,10 +30,12 @@ _DONE = "done:"  # and the number of a latent frame
 
 
 class MeshRelay:
-    """The cache's Relay over a gang. tokens_a_frame: of a latent frame, patched, where ranks hold whole frames; 0 where they hold even shares."""
+    """The cache's Relay over a gang. tokens_a_frame: of a latent frame, patched, where ranks hold whole frames; 0 where they hold even shares.
+    windows_shift: whether all ranks of a branch hold what is kept of latents, whichever windows they run.
+    """
 
-    def __init__(self, mesh: Mesh, tokens_a_frame: int) -> None:
-        self.mesh, self._tokens_a_frame = mesh, tokens_a_frame
+    def __init__(self, mesh: Mesh, tokens_a_frame: int, *, windows_shift: bool = False) -> None:
+        self.mesh, self._tokens_a_frame, self._windows_shift = mesh, tokens_a_frame, windows_shift
 
     def gather(self, local: Tensor) -> Tensor:
         counts = self.mesh.sequence.gather_objects(local.shape[1])
@@ -55,7 +57,7 @@ class MeshRelay:
 
     def runs_here(self, segment: int, branch: str) -> bool:
         its_branch = self.mesh.cfg.size == 1 or branch not in BRANCHES or BRANCHES.index(branch) == self.mesh.cfg.rank
-        return its_branch and segment % self.mesh.window.size == self.mesh.window.rank
+        return its_branch and (self._windows_shift or segment % self.mesh.window.size == self.mesh.window.rank)
 
     def writes(self) -> bool:
         return self.mesh.rank == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...cache import Recipe
@@ -10,7 +11,7 @@ from ...cache.recipe.knobs import KNOBS
 from ...parallel.groups.degrees import Degrees
 from ..checkpoint.card import ModelCard
 from ..take import Take
-from .memory import model_shape
+from .memory import model_shape, split_by_site
 
 
 def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degrees: Degrees | None = None) -> None:
@@ -34,8 +35,9 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
         _check_sampler(recipe, card, take)
     if (derives_branch(recipe) or recipe.branches == "joint") and not take.is_guided(card):
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
+    _check_shift(recipe, card, take)
     if degrees is not None:
-        check_gang(recipe, degrees)
+        check_gang(recipe, degrees, [take], card)
 
 
 def check_beside_schedule(recipe: Recipe, take: Take) -> None:
@@ -78,8 +80,35 @@ def derives_branch(recipe: Recipe) -> bool:
     return any(part.site.name == "guidance" for part in recipe.parts)
 
 
-def check_gang(recipe: Recipe, degrees: Degrees) -> None:
+def hands_on_tokens(recipe: Recipe, takes: Sequence[Take], card: ModelCard) -> bool:
+    """Whether windows of one of the takes take over from each other what the recipe keeps of their tokens, so that the same ranks must run all."""
+    return split_by_site(recipe)[0] is not None and any(take.timeline_for(card).shifts for take in takes)
+
+
+def _check_shift(recipe: Recipe, card: ModelCard, take: Take) -> None:
+    if not hands_on_tokens(recipe, [take], card):
+        return
+    here = f"Recipe '{recipe.name}' keeps tokens by latent frame where windows shift"
+    mend = "use a recipe that keeps the model's output (planned, easycache), or set timeline.shift=none."
+    if card.num_joint_layers:
+        raise ValueError(f"{here}, and this model's blocks carry the text beside them; {mend}")
+    if card.patch_size[0] > 1:
+        raise ValueError(f"{here}, and this model's tokens are of {card.patch_size[0]} latent frames each; {mend}")
+    overlap, hop = take.timeline.overlap, take.timeline.window - take.timeline.overlap
+    if 2 * overlap < hop:
+        raise ValueError(
+            f"{here}, and take '{take.name}' has windows that share {overlap} latent frames and are {hop} apart, so that next to nothing would be "
+            f"reused; raise timeline.overlap to half of timeline.window, {mend}"
+        )
+
+
+def check_gang(recipe: Recipe, degrees: Degrees, takes: Sequence[Take], card: ModelCard) -> None:
     """Raise ValueError, with the mend, if a recipe cannot work on a gang of that shape."""
+    if degrees.window_degree > 1 and hands_on_tokens(recipe, takes, card):
+        raise ValueError(
+            f"Recipe '{recipe.name}' keeps tokens that windows which shift take over from each other, so that the same ranks must run all of them; "
+            f"set parallel.window_degree to 1, or timeline.shift=none."
+        )
     if derives_branch(recipe) and degrees.cfg_degree > 1:
         raise ValueError(
             f"Recipe '{recipe.name}' derives one guidance branch from the other, which saves nothing while both run at once; set "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...cache import Recipe
 from ...cache.recipe.budget import predict_bytes
@@ -32,7 +32,7 @@ def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, b
         tokens=layout.counts[rank],
         text_tokens=card.max_sequence_length if card.num_joint_layers else 0,
         dim=card.dim,
-        latents=card.latent_channels * frames * (take.height // card.spatial_stride) * (take.width // card.spatial_stride),
+        latents=_latents(card, take, frames),
         num_blocks=card.num_layers,
         num_joint=card.num_joint_layers,
     )
@@ -54,7 +54,27 @@ def choose_place(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, 
 def cache_bytes(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, options: ModelOptions) -> int:
     """The most bytes that one rank's cache will hold during a take: rank 0's, which has as many tokens and windows as any."""
     shape = model_shape(card, take, degrees.sequence_degree, by_frames=options.layout == "frames")
-    calls = -(-take.timeline_for(card).most_calls // degrees.window_degree)
+    timeline = take.timeline_for(card)
+    calls = -(-timeline.most_calls // degrees.window_degree)
     branches = 2 if take.is_guided(card) and degrees.cfg_degree == 1 else 1
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[options.dtype]
-    return predict_bytes(recipe, shape, calls, branches, itemsize)
+    if not timeline.shifts:
+        return predict_bytes(recipe, shape, calls, branches, itemsize)
+    # Sites that keep latents keep those of the whole round, fused in fp32. The others keep them frame by frame, and what the step before left.
+    tokens, latents = split_by_site(recipe)
+    frames = calls * max(call.num_shown for call in timeline.calls)
+    of_frame = replace(shape, tokens=-(-card.num_tokens(1, take.height, take.width) // degrees.sequence_degree), latents=_latents(card, take, 1))
+    whole = replace(shape, latents=_latents(card, take, timeline.num_latent_frames))
+    by_frame = 2 * predict_bytes(tokens, of_frame, frames, branches, itemsize) if tokens else 0
+    return by_frame + (predict_bytes(latents, whole, 1, branches, itemsize=4) if latents else 0)
+
+
+def split_by_site(recipe: Recipe) -> tuple[Recipe | None, Recipe | None]:
+    """The recipe's parts that keep tokens, and those that keep latents; None for none."""
+    parts = [tuple(part for part in recipe.parts if part.site.build().sharded is sharded) for sharded in (True, False)]
+    tokens, latents = (replace(recipe, parts=some) if some else None for some in parts)
+    return tokens, latents
+
+
+def _latents(card: ModelCard, take: Take, frames: int) -> int:
+    return card.latent_channels * frames * (take.height // card.spatial_stride) * (take.width // card.spatial_stride)

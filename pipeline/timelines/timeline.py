@@ -41,10 +41,23 @@ def centre(frames: range) -> float:
 
 @dataclass(frozen=True)
 class Round:
-    """Latent frames that are denoised together, from noise to the last step; final when the round ends. calls: of each step."""
+    """Latent frames that are denoised together, from noise to the last step; final when the round ends.
+
+    calls: of each step; where they shift, all that some step makes. by_step: those of each step where they shift; empty where they do not.
+    """
 
     frames: range
     calls: tuple[Call, ...]
+    by_step: tuple[tuple[Call, ...], ...] = ()
+
+    def calls_at(self, step: int) -> tuple[Call, ...]:
+        """Which calls a step (0-based) makes, in the order of their frames."""
+        return self.by_step[step] if self.by_step else self.calls
+
+    @property
+    def most_calls(self) -> int:
+        """Of the step that makes most."""
+        return max(map(len, self.by_step)) if self.by_step else len(self.calls)
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,19 @@ class Timeline:
 
     @property
     def calls(self) -> Iterator[Call]:
-        """Of a step of each round."""
+        """Of each round: those of a step, or of all steps where they shift."""
         for one in self.rounds:
             yield from one.calls
 
     @property
     def most_calls(self) -> int:
-        """Of the round that has most in a step."""
-        return max(len(one.calls) for one in self.rounds)
+        """Of the step that makes most."""
+        return max(one.most_calls for one in self.rounds)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether steps of a round make different calls."""
+        return any(one.by_step for one in self.rounds)
 
     @property
     def is_whole(self) -> bool:
