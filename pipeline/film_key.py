@@ -22,12 +22,16 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
     """The hash of all that may change a film's latents, 64 hex digits. model: its own hash.
 
     A take's name is not in it: it is where the film is kept, not what it shows; nor is the timeline where one call shows the whole take, nor
-    a sampler that is the checkpoint's own. Of a schedule its sigmas are.
+    a sampler that is the checkpoint's own. Of a schedule its sigmas are, of a film that is gone on from what its file holds.
     """
     content = asdict(take)
     del content["name"]
     if take.scheduler in (None, card.sampler):
         del content["scheduler"]
+    if take.continue_from is None:
+        del content["continue_from"]
+    else:
+        content["continue_from"] = take.continue_from.sha256
     if take.schedule is None:
         del content["schedule"]
     else:

@@ -28,6 +28,14 @@ class PromptAt:
 
 
 @dataclass(frozen=True)
+class EarlierFilm:
+    """A film that a take goes on from. sha256: of its file, 64 hex digits."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class TimelineSettings:
     """name: `full`, `windows` or `rollout`. window: the most that a call shows, overlap: what a window shares with the next one, or a chunk's
     context with the one before; anchors: the take's first frames that a rollout's calls show as well. All in latent frames, 0 where unused.
@@ -56,7 +64,8 @@ class Take:
     """All that decides a film beside the model and the recipe. Sizes in pixels, lengths in frames.
 
     scheduler: the sampler, by its name in checkpoint.support.SAMPLERS; None for the checkpoint's own. schedule: the sigmas that it steps at;
-    None for those that it makes itself.
+    None for those that it makes itself. continue_from: the film whose end is the context of a rollout's first chunk; the take's frames are those
+    after it.
     """
 
     name: str
@@ -73,6 +82,7 @@ class Take:
     noise: str
     scheduler: str | None = None
     schedule: Schedule | None = None
+    continue_from: EarlierFilm | None = None
 
     @classmethod
     def clip(cls, card: ModelCard, name: str, prompt: str, *, seed: int, num_inference_steps: int, guidance_scale: float) -> Take:
@@ -94,9 +104,9 @@ class Take:
 
     def proxy(self, card: ModelCard) -> Take:
         """The start of the take as one clip with its first prompt, no longer than a window, or than the model's own clips without windows."""
-        window = card.trained_frames if self.timeline.name == "full" else (self.timeline.window - 1) * card.temporal_stride + 1
-        num_frames = min(self.num_frames, window)
-        return replace(self, prompts=self.prompts[:1], num_frames=num_frames, timeline=TimelineSettings("full", 0, 0))
+        window = card.latent_frames(card.trained_frames) if self.timeline.name == "full" else self.timeline.window
+        num_frames = (min(self.num_latent_frames(card), window) - 1) * card.temporal_stride + 1
+        return replace(self, prompts=self.prompts[:1], num_frames=num_frames, timeline=TimelineSettings("full", 0, 0), continue_from=None)
 
     def check(self, card: ModelCard) -> None:
         """Raise ValueError, with the value and the mend, for what this model cannot render."""
@@ -127,9 +137,10 @@ class Take:
         stride = card.temporal_stride
         if self.num_frames > _MOST_FRAMES:
             raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be at most {_MOST_FRAMES}.")
-        if self.num_frames < 1 or (self.num_frames - 1) % stride:
-            nearest = max(0, round((self.num_frames - 1) / stride)) * stride + 1
-            raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be 1 more than a multiple of {stride}, {nearest} for example.")
+        first, rule = (1, f"1 more than a multiple of {stride}") if self.continue_from is None else (stride, f"after a film a multiple of {stride}")
+        if self.num_frames < first or (self.num_frames - first) % stride:
+            nearest = max(0, round((self.num_frames - first) / stride)) * stride + first
+            raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be {rule}, {nearest} for example.")
 
     def _check_sampling(self, where: str, card: ModelCard) -> None:
         if not 1 <= self.num_inference_steps <= _MOST_STEPS:
@@ -169,6 +180,11 @@ class Take:
         if self.timeline.shift not in SHIFTS:
             raise ValueError(f"{where}: timeline.shift is '{self.timeline.shift}'; it must be {' or '.join(SHIFTS)}.")
         if self.timeline.name != "rollout":
+            if self.continue_from is not None:
+                raise ValueError(
+                    f"{where}: continue_from is '{self.continue_from.path}', and only a rollout goes on from a film, this take's timeline is "
+                    f"{self.timeline.name}; set timeline=rollout."
+                )
             return
         if self.timeline.on_prompt not in _ON_PROMPT:
             raise ValueError(f"{where}: timeline.on_prompt is '{self.timeline.on_prompt}'; it must be {' or '.join(_ON_PROMPT)}.")
@@ -212,7 +228,7 @@ class Take:
 
     def timeline_for(self, card: ModelCard) -> Timeline:
         """Raises ValueError for an unknown timeline or windows that do not fit."""
-        length, settings = card.latent_frames(self.num_frames), self.timeline
+        length, settings = self.num_latent_frames(card), self.timeline
         if settings.name == "full":
             return Timeline.full(length)
         if settings.name == "windows":
@@ -224,8 +240,17 @@ class Take:
             def is_cut(before: range, chunk: range) -> bool:
                 return flushes and self._prompt_holding(centre(before), card).text != self._prompt_holding(centre(chunk), card).text
 
-            return rollout(length, settings.window, settings.overlap, settings.anchors, is_cut)
+            return rollout(length, settings.window, settings.overlap, settings.anchors, is_cut, goes_on=self.continue_from is not None)
         raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full, windows or rollout.")
+
+    def num_latent_frames(self, card: ModelCard) -> int:
+        return card.latent_frames(self.num_frames) if self.continue_from is None else self.num_frames // card.temporal_stride
+
+    def frames(self, latent_frames: range, card: ModelCard) -> range:
+        """The frames that some latent frames in a row stand for: after an earlier film, the take's first is as the others."""
+        if self.continue_from is None:
+            return card.frames(latent_frames)
+        return range(latent_frames.start * card.temporal_stride, latent_frames.stop * card.temporal_stride)
 
     def fewest_shown(self, card: ModelCard) -> int:
         """The latent frames of the model call that shows fewest: an isolated context is shown by itself, and the frames after it by themselves."""
@@ -247,7 +272,8 @@ class Take:
         return self._prompt_holding(latent_frame, card).text
 
     def _prompt_holding(self, latent_frame: float, card: ModelCard) -> PromptAt:
-        frame = latent_frame * card.temporal_stride
+        last_of_first = 0 if self.continue_from is None else card.temporal_stride - 1
+        frame = latent_frame * card.temporal_stride + last_of_first
         return [prompt for prompt in self.prompts if prompt.frame <= frame][-1]
 
     def first_call_with(self, prompt: PromptAt, card: ModelCard) -> Call:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from longtake.pipeline.film.compare import compare_films, compare_frames
 from longtake.pipeline.film.encoder import check_encoder
-from longtake.pipeline.film.read import probe, read_frames
+from longtake.pipeline.film.read import probe, read_frames, read_last
 from longtake.pipeline.film.retime import retime
 from longtake.pipeline.film.stills import SHORT_SIDE, ContactSheet
 from longtake.pipeline.film.write import EncodingError, FilmWriter
@@ -46,6 +46,13 @@ def write_film(path: Path, frames: NDArray[np.uint8], fps: float = 16.0, metadat
     with FilmWriter(path, width=frames.shape[2], height=frames.shape[1], fps=fps, metadata=metadata) as film:
         film.write(frames)
     return path
+
+
+@pytest.mark.parametrize("count", [1, 13, 290, 300])
+def test_the_last_frames_are_read_from_the_last_key_frame_on(tmp_path: Path, count: int) -> None:
+    """x264 sets a key frame every 250 frames."""
+    path = write_film(tmp_path / "film.mp4", smooth_clip(291, 34, 18), fps=24000 / 1001)
+    assert (read_last(path, count) == read_film(path)[-count:]).all()
 
 
 def read_film(path: Path) -> NDArray[np.uint8]:

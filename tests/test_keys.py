@@ -20,6 +20,7 @@ from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.checkpoint.model_hash import model_hash
 from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.recipes.choose import numbers_path
+from test_film import smooth_clip, write_film
 
 JOB: dict[str, Any] = {
     "num_inference_steps": 6,
@@ -51,6 +52,7 @@ FILM = {
     "timeline.anchors": ["timeline=rollout", "timeline.anchors=1"],
     "timeline.context": ["timeline=rollout", "timeline.context=isolated"],
     "timeline.on_prompt": ["timeline=rollout", "timeline.on_prompt=flush"],
+    "takes.continue_from": ["timeline=rollout", "num_frames=40", "takes.0.continue_from=FILM"],
     "model.path": ["model=OTHER"],
     "model.dtype": ["model.dtype=bfloat16"],
     "cache.recipe": ["cache=fora"],
@@ -118,9 +120,10 @@ class Jobs:
         entry = TraceEntry(0, 0, "cond", site, "all", "compute", None, None)
         Trace("fbcache", 6, model_hash(model), [entry]).save(folder / "trace.json")
         (folder / "schedule.yaml").write_text("sigmas: [1.0, 0.9, 0.8, 0.6, 0.4, 0.2]")
+        write_film(folder / "film.mp4", smooth_clip(29, 32, 32), fps=8)
 
     def plan(self, changes: list[str]) -> Plan:
-        there = {"OTHER": "other", "TRACE": "trace.json", "SCHEDULE": "schedule.yaml", "ELSEWHERE": "elsewhere"}
+        there = {"OTHER": "other", "TRACE": "trace.json", "SCHEDULE": "schedule.yaml", "ELSEWHERE": "elsewhere", "FILM": "film.mp4"}
         for word, name in there.items():
             changes = [change.replace(word, str(self._folder / name)) for change in changes]
         return plan_job(load_job(str(self._path), [*TAKE, *changes]))

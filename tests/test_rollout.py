@@ -42,20 +42,22 @@ ISOLATED = replace(TAKE, timeline=replace(ROLLOUT, context="isolated"), seed=5) 
 
 
 @torch.no_grad()
-def _by_hand(card: ModelCard, take: Take) -> Tensor:
+def rollout_by_hand(card: ModelCard, take: Take, earlier: Tensor | None = None) -> Tensor:
     """The same with diffusers' transformer and scheduler alone, and texts as our family encodes them, which test_wan.py holds against the stock
     pipeline's. An isolated context is computed at every step, together with the new frames, which a mask keeps it from seeing: as in training.
+    earlier: the anchor and the two last frames of another film.
     """
     family, isolated = Renderer(card).family, take.timeline.context == "isolated"
     transformer = WanTransformer3DModel.from_pretrained(card.path / "transformer")
     model = DenoiserWithText(family.tokenizer, transformer, family.text_encoder, card.max_sequence_length)
-    done = torch.empty(1, card.latent_channels, 0, 4, 4)
-    for begin, end in ((0, 5), (5, 7), (7, 9), (9, 11)):
+    done = torch.empty(1, card.latent_channels, 0, 4, 4) if earlier is None else earlier
+    first = done.shape[2]
+    for begin, end in ((3, 5), (5, 7), (7, 9)) if first else ((0, 5), (5, 7), (7, 9), (9, 11)):
         context = [0, *range(begin - 2, begin)] if begin else []
-        latents = frame_noise(take.seed, range(begin, end), card.latent_channels, 4, 4)
+        latents = frame_noise(take.seed, range(begin - first, end - first), card.latent_channels, 4, 4)
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         scheduler.set_timesteps(take.num_inference_steps)
-        texts = (take.prompt_at((begin + end - 1) / 2, card), take.negative_prompt)
+        texts = (take.prompt_at((begin + end - 1) / 2 - first, card), take.negative_prompt)
         for timestep in scheduler.timesteps:
             shown = torch.cat((done[:, :, context], latents), dim=2)
             by_token = torch.cat((torch.zeros(len(context) * 4), timestep.expand((end - begin) * 4)))[None]
@@ -63,13 +65,13 @@ def _by_hand(card: ModelCard, take: Take) -> Tensor:
             cond, uncond = (model(shown, by_token, embed, len(context) * isolated)[:, :, len(context) :] for embed in embeds)
             latents = scheduler.step(uncond + take.guidance_scale * (cond - uncond), timestep, latents, return_dict=False)[0]
         done = torch.cat((done, latents), dim=2)
-    return done
+    return done[:, :, first:]
 
 
 @pytest.mark.parametrize("take", [TAKE, ISOLATED], ids=["joint", "isolated"])
 def test_a_rollout_is_what_stock_calls_make_of_it(tiny_wan: Path, take: Take) -> None:
     card = read_card(str(tiny_wan))
-    assert_same(Renderer(card).render(take, None).latents, _by_hand(card, take))
+    assert_same(Renderer(card).render(take, None).latents, rollout_by_hand(card, take))
 
 
 def test_a_new_prompt_may_cut_the_context(tiny_wan: Path) -> None:

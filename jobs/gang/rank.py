@@ -19,6 +19,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from ...parallel.groups.degrees import Degrees
 from ...parallel.groups.mesh import Mesh, leave_gang, leaving_on_error
 from ...pipeline.checkpoint.card import ModelCard
+from ...pipeline.earlier_film import Encoded
 from ...pipeline.film.encoder import check_encoder
 from ...pipeline.film.preview import Preview
 from ...pipeline.loop.denoise import Step
@@ -145,6 +146,8 @@ class Rank:
                     if self.rank == 0:
                         self._show(order, one)
                         yield StepReport(steps, num_steps, self._renderer.decisions)
+                elif isinstance(one, Encoded):
+                    _exhaust(decoding.frames(one.end, is_last=False))  # the take's frames then follow on the earlier film's
                 elif isinstance(one, Finished):
                     frames = decoding.frames(one.latents, is_last=one.is_last)
                     if delivery is None:

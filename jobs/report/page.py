@@ -256,6 +256,8 @@ def _facts(take: Mapping[str, Any], fps: str | None) -> Iterator[tuple[str, str]
     yield "Frames", f"{take['num_frames']} at {rate:.5g} a second"
     yield "Steps", str(take["num_inference_steps"])
     yield "Seed", str(take["seed"])
+    if film := take.get("continue_from"):
+        yield "Goes on from", film["path"]
 
 
 def _progress(event: Stepped | Decoded | None) -> Progress | None:

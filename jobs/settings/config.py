@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ...cache.recipe.config import suggestion
 from ...pipeline.checkpoint.card import ModelCard
+from ...pipeline.earlier_film import check_film, find_film
 from ...pipeline.recipes.schedules import find_schedule
 from ...pipeline.take import Take, TimelineSettings
 from .prompts import PromptConfig, resolve_prompts, timed_prompts
@@ -132,11 +133,12 @@ class TakeSettings:
 
 @dataclass
 class TakeConfig(TakeSettings):
-    """One take. name: of its folder. prompt, or prompts for one that changes: one of the two."""
+    """One take. name: of its folder. prompt, or prompts for one that changes: one of the two. continue_from: path of a film that it goes on from."""
 
     name: str = ""
     prompt: str | None = None
     prompts: list[PromptConfig] = field(default_factory=list)
+    continue_from: str | None = None
 
     @property
     def all_prompts(self) -> list[PromptConfig]:
@@ -272,7 +274,14 @@ def _with_paths(job: JobConfig) -> JobConfig:
     )
     model = replace(job.model, path=expanded(job.model.path, "model"))
     schedule = job.schedule and _name_or_path(job.schedule, "schedule")
-    takes = [replace(take, schedule=take.schedule and _name_or_path(take.schedule, "schedule")) for take in job.takes]
+    takes = [
+        replace(
+            take,
+            schedule=take.schedule and _name_or_path(take.schedule, "schedule"),
+            continue_from=None if take.continue_from is None else expanded(take.continue_from, "continue_from"),
+        )
+        for take in job.takes
+    ]
     return replace(job, output=expanded(job.output, "output"), model=model, cache=cache, schedule=schedule, takes=takes)
 
 
@@ -346,13 +355,15 @@ def resolve_takes(job: JobConfig, card: ModelCard, fps: Fraction) -> list[Take]:
     for resolved, take in zip(takes, job.takes, strict=True):
         try:
             resolved.check(card)
+            check_film(resolved, card, fps)
         except ValueError as error:
             raise ValueError(f"{error}{timed_prompts(resolved, take.all_prompts)}") from None
     return takes
 
 
 def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fraction) -> Take:
-    model = TakeSettings(num_frames=card.trained_frames, height=card.height, width=card.width, guidance_scale=float(card.guidance_scale))
+    num_frames = card.trained_frames if take.continue_from is None else card.trained_frames - 1
+    model = TakeSettings(num_frames=num_frames, height=card.height, width=card.width, guidance_scale=float(card.guidance_scale))
     layers: tuple[TakeSettings, ...] = (take, job, model, _FALLBACKS)
 
     def setting(name: str) -> Any:
@@ -364,7 +375,8 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fracti
     values = {name.name: setting(name.name) for name in fields(TakeSettings)}
     values["timeline"] = resolve_timeline(values["timeline"], card, take.name)
     schedule = values.pop("schedule")
-    resolved = Take(name=take.name, prompts=prompts, **values)
+    film = None if take.continue_from is None else find_film(take.name, take.continue_from)
+    resolved = Take(name=take.name, prompts=prompts, continue_from=film, **values)
     return resolved if schedule is None else replace(resolved, schedule=find_schedule(schedule, card, resolved))
 
 

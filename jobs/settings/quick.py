@@ -48,7 +48,7 @@ def quick_job(
         if frames is not None:
             raise ValueError(f"--seconds is {seconds:g}, and num_frames is {frames}; give one of the two.")
         fps = frame_rate(card.fps if job.fps is None else job.fps)
-        frames = num_frames(seconds, float(fps), card)
+        frames = num_frames(seconds, float(fps), card, goes_on=job.takes[0].continue_from is not None)
         say(f"--seconds {seconds:g}: {frames} frames at {float(fps):g} a second, {frames / float(fps):.2f} s")
         job = replace(job, num_frames=frames)
     is_long = frames is not None and frames > card.trained_frames
@@ -70,12 +70,15 @@ def _check_overruled(told: JobConfig, job: JobConfig, *, model: str | None, seed
         raise ValueError(f"--model is '{model}', and a setting names '{job.model.path}'; give one of the two.")
 
 
-def num_frames(seconds: float, fps: float, card: ModelCard) -> int:
-    """The number of frames nearest to `seconds` that the model can render. Raises ValueError for a length that is not above 0 or over a day."""
+def num_frames(seconds: float, fps: float, card: ModelCard, *, goes_on: bool = False) -> int:
+    """The number of frames nearest to `seconds` that the model can render. goes_on: from another film. Raises ValueError for a length that is not
+    above 0 or over a day.
+    """
     if not 0 < seconds <= _LONGEST_SECONDS:
         raise ValueError(f"--seconds is {seconds:g}; give the film's length, 4 for example, at most {_LONGEST_SECONDS}.")
     stride = card.temporal_stride
-    return max(0, round((seconds * fps - 1) / stride)) * stride + 1
+    first = stride if goes_on else 1
+    return max(0, round((seconds * fps - first) / stride)) * stride + first
 
 
 def take_name(prompt: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -72,15 +75,42 @@ def read_frames(path: Path, chunk: int = 16) -> Generator[NDArray[np.uint8], Non
     pending: list[NDArray[np.uint8]] = []
     with open_film(path) as (container, stream):
         for frame in container.decode(stream):
-            rgb = reformatter.reformat(
-                frame, format="rgb24", src_colorspace=Colorspace.ITU709, dst_colorspace=Colorspace.ITU709, interpolation=_TO_RGB
-            )
-            pending.append(np.asarray(rgb.to_ndarray(), np.uint8))
+            pending.append(_to_rgb(reformatter, frame))
             if len(pending) == chunk:
                 yield np.stack(pending)
                 pending.clear()
         if pending:
             yield np.stack(pending)
+
+
+def read_last(path: Path, count: int) -> NDArray[np.uint8]:
+    """A film's last frames, as `read_frames` yields them; all of a film that has fewer. Decodes little else: from the last key frame before them.
+
+    Raises ValueError for a missing or unreadable file.
+    """
+    with open_film(path) as (container, stream):
+        rate, duration = stream.average_rate, stream.duration
+        if rate and duration and stream.time_base:
+            begin = (stream.start_time or 0) + duration - round((count + 1) / rate / stream.time_base)
+            container.seek(max(begin, 0), stream=stream)
+        frames = deque(container.decode(stream), count)
+        if len(frames) < count:  # a file whose times are not to be trusted, or a short one
+            container.seek(0, stream=stream)
+            frames = deque(container.decode(stream), count)
+        reformatter = VideoReformatter()
+        rgb = [_to_rgb(reformatter, frame) for frame in frames]
+        return np.stack(rgb) if rgb else np.zeros((0, stream.codec_context.height, stream.codec_context.width, 3), np.uint8)
+
+
+def _to_rgb(reformatter: VideoReformatter, frame: VideoFrame) -> NDArray[np.uint8]:
+    rgb = reformatter.reformat(frame, format="rgb24", src_colorspace=Colorspace.ITU709, dst_colorspace=Colorspace.ITU709, interpolation=_TO_RGB)
+    return np.asarray(rgb.to_ndarray(), np.uint8)
+
+
+def rate_and_size(path: Path) -> tuple[Fraction, int, int]:
+    """A film's frames a second, width and height, as its header says. Raises ValueError as `probe` does."""
+    with open_film(path) as (_, stream):
+        return Fraction(stream.average_rate or 0), stream.codec_context.width, stream.codec_context.height
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ...parallel.attention.kernels import Kernel, NativeKernel, XfuserKernel
 from ...parallel.groups.mesh import Mesh
 from ...parallel.tokens.by_frame import ByFrame
 from ..checkpoint.card import ModelCard
+from ..earlier_film import Encoded, encode_film
 from ..families import FAMILIES
 from ..families.weights import offload_weights, shard_weights
 from ..film_key import film_key as key_of
@@ -22,15 +23,15 @@ from ..take import Take
 from .denoise import Step
 from .rounds import Finished, Rounds
 from .snapshot import MeshRelay, load_snapshot, save_snapshot
-from .timing import Timed, cache_speedup
+from .timing import Timed, cache_speedup, clock
 
 
 @dataclass(frozen=True)
 class Rendered:
     """What became of a take whose rounds are all denoised. trace: None without a cache. cache_bytes: held at the end.
 
-    encode_seconds: spent on the texts; denoise_seconds: on the steps. speedup: what the cache saved of these, by `cache_speedup` of this
-    rank's own calls; None without a cache.
+    encode_seconds: spent on the texts, and on a film that is gone on from; denoise_seconds: on the steps. speedup: what the cache saved of these,
+    by `cache_speedup` of this rank's own calls; None without a cache.
     """
 
     trace: Trace | None
@@ -47,7 +48,7 @@ class WholeTake(Rendered):
     latents: Tensor
 
 
-def whole_take(rendering: Iterable[Step | Finished | Rendered]) -> WholeTake:
+def whole_take(rendering: Iterable[Encoded | Step | Finished | Rendered]) -> WholeTake:
     """Exhaust what `Renderer.steps` gives, and put the rounds together. Those that a snapshot left behind are not among them."""
     latents: list[Tensor] = []
     rendered: Rendered | None = None
@@ -115,8 +116,9 @@ class Renderer:
         place: str = "device",
         snapshot: Path | None = None,
         film_key: str = "",
-    ) -> Iterator[Step | Finished | Rendered]:
-        """Denoise a take: a Step after each step, Finished after each round, then one Rendered. Every rank of the gang must exhaust it.
+    ) -> Iterator[Encoded | Step | Finished | Rendered]:
+        """Denoise a take: a Step after each step, Finished after each round, then one Rendered; before all these, Encoded, where it goes on from an
+        earlier film and from no snapshot. Every rank of the gang must exhaust it.
 
         replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
         or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
@@ -127,7 +129,13 @@ class Renderer:
         self.bind_for(take)
         self.cached = cached = self._cached(take, recipe, replay, place) if recipe else None
         try:
-            rounds = Rounds(self.family, take, cached, self.mesh)
+            began, earlier = clock(self.family.device), None
+            if take.continue_from is not None and snapshot is None:  # a snapshot holds what is shown of it
+                earlier = encode_film(self.family, take, self.mesh)
+            film_seconds = clock(self.family.device) - began
+            if earlier is not None:
+                yield earlier
+            rounds = Rounds(self.family, take, cached, self.mesh, earlier.context if earlier else None)
             if snapshot is not None:
                 load_snapshot(snapshot, rounds, cached, self._relay(take), film_key)
             self._running = (rounds, film_key)
@@ -142,7 +150,7 @@ class Renderer:
             yield Rendered(
                 self._whole_trace(cached) if cached else None,
                 cached.state.num_bytes if cached else 0,
-                encode_seconds=rounds.encode_seconds,
+                encode_seconds=film_seconds + rounds.encode_seconds,
                 denoise_seconds=sum(timed.seconds) - before,
                 speedup=cache_speedup(seconds, first, decisions) if cached else None,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,15 +30,16 @@ class Finished:
 class Rounds:
     """Iterate to run a take's rounds: the steps of each, and then that it is finished.
 
-    number: of the running round; denoising: it; done: by latent frame, the latents of earlier rounds that this one or a later one shows as
-    context.
+    number: of the running round; denoising: it; done: by latent frame, the latents of earlier rounds, or of an earlier film, that this one or a
+    later one shows as context.
     """
 
-    def __init__(self, family: Family, take: Take, cached: Cached | None, mesh: Mesh) -> None:
+    def __init__(self, family: Family, take: Take, cached: Cached | None, mesh: Mesh, earlier: Mapping[int, Tensor] | None = None) -> None:
+        """earlier: the latents that the take's context has of an earlier film."""
         self._family, self._cached, self._mesh = family, cached, mesh
         self.take, self.timeline = take, take.timeline_for(family.card)
         self.encode_seconds = 0.0
-        self.done: dict[int, Tensor] = {}
+        self.done: dict[int, Tensor] = dict(earlier or {})
         self.denoising = self.go_to(0)
 
     def go_to(self, number: int) -> Denoising:

@@ -11,7 +11,7 @@ class Call:
     """One model call of a step, or one of each guidance branch.
 
     segment: what caches and traces know it by. frames: the latent frames that it denoises. weights: how much each counts where calls overlap.
-    context: latent frames that are done, shown to the model before the others, without noise.
+    context: latent frames that are done, shown to the model before the others, without noise; those below 0 are of an earlier film.
     """
 
     segment: int
@@ -94,8 +94,8 @@ class Timeline:
 
     @property
     def is_whole(self) -> bool:
-        """Whether one call shows the whole take."""
-        return sum(1 for _ in self.calls) == 1
+        """Whether one call shows the whole take, and nothing else."""
+        return [bool(call.context) for call in self.calls] == [False]
 
     def needed_after(self, number: int) -> frozenset[int]:
         """Latent frames that are done once round `number` is, and that a later round shows as context."""
