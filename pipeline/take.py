@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 from ..cache import Schedule
 from ..cache.schedule.schedule import SCHEDULERS
-from .checkpoint.card import ModelCard
+from .checkpoint.card import BANDED, ModelCard
 from .noise import NOISES
+from .timelines.banded import banded
 from .timelines.rollout import rollout
-from .timelines.timeline import Call, Timeline, centre
+from .timelines.timeline import Timeline, centre
 from .timelines.windows import SHIFTS, windows
 
+_PARTS = {"rollout": "chunk", "banded": "segment"}  # of a timeline, what has a prompt each; windows elsewhere
 _CONTEXTS = ("joint", "isolated")
 _ON_PROMPT = ("recache", "flush")
 _LARGEST_SIDE = 16384  # pixels; what H.264 and its players can hold
@@ -37,8 +39,9 @@ class EarlierFilm:
 
 @dataclass(frozen=True)
 class TimelineSettings:
-    """name: `full`, `windows` or `rollout`. window: the most that a call shows, overlap: what a window shares with the next one, or a chunk's
-    context with the one before; anchors: the take's first frames that a rollout's calls show as well. All in latent frames, 0 where unused.
+    """name: `full`, `windows`, `rollout` or `banded`. window: the most that a call shows, or that a segment of a banded take attends to; overlap: what
+    a window shares with the next one, or a chunk's context with the one before; anchors: the take's first frames that a rollout's calls show as
+    well, or that all segments attend to. All in latent frames, 0 where unused.
     context: of a rollout, `joint`, context and new frames attend to each other at every step, or `isolated`, context to context alone. on_prompt:
     what a rollout does with the context of a chunk that has another prompt than the one before: `recache` computes it with the new text, `flush`
     cuts it to one anchor and two frames as well. shift: of SHIFTS, how windows begin from step to step.
@@ -116,9 +119,9 @@ class Take:
         self._check_schedule(where, card)
         self._check_timeline(where, card)
         self._check_prompts(where)
-        heard = {self._prompt_holding(call.centre, card) for call in self.timeline_for(card).calls}
-        part = "chunk" if self.timeline.name == "rollout" else "window"
-        mend = "set " if part == "chunk" else "set timeline=windows with "
+        heard = {self._prompt_holding(centre(span), card) for span in self.timeline_for(card).spans}
+        part = _PARTS.get(self.timeline.name, "window")
+        mend = "set timeline=windows with " if part == "window" else "set "
         for prompt in self.prompts:
             if prompt not in heard:
                 raise ValueError(
@@ -179,6 +182,8 @@ class Take:
     def _check_timeline(self, where: str, card: ModelCard) -> None:
         if self.timeline.shift not in SHIFTS:
             raise ValueError(f"{where}: timeline.shift is '{self.timeline.shift}'; it must be {' or '.join(SHIFTS)}.")
+        if self.timeline.name == "banded":
+            self._check_bands(where, card)
         if self.timeline.name != "rollout":
             if self.continue_from is not None:
                 raise ValueError(
@@ -203,6 +208,21 @@ class Take:
             )
         if self.noise == "diffusers" and len(self.timeline_for(card).rounds) > 1:
             raise ValueError(f"{where}: noise is diffusers, which stock pipelines draw for a whole take at once; set noise=frame for a rollout.")
+
+    def _check_bands(self, where: str, card: ModelCard) -> None:
+        if card.family not in BANDED or card.patch_size[0] != 1:
+            raise ValueError(
+                f"{where}: timeline is banded, which this model cannot be rendered with: it carries text and frames jointly through its blocks, or "
+                f"more than one latent frame in a token. Set timeline=windows."
+            )
+        if self.timeline.window > (most := card.latent_frames(card.trained_frames)):
+            shown = (self.timeline.window - 1) * card.temporal_stride + 1
+            raise ValueError(
+                f"{where}: timeline.window is {shown} frames ({self.timeline.window} latent ones), wider than the clips of {card.trained_frames} "
+                f"({most}) that the model was trained on; set timeline.window={card.trained_frames}, or less."
+            )
+        if self.noise == "diffusers":
+            raise ValueError(f"{where}: noise is diffusers, which stock pipelines draw for a whole take at once; set noise=frame for a banded one.")
 
     def scheduled_sampler(self, card: ModelCard) -> str:
         """The class of the take's sampler in diffusers. Raises ValueError, with the mend, for one that takes no schedule."""
@@ -241,7 +261,9 @@ class Take:
                 return flushes and self._prompt_holding(centre(before), card).text != self._prompt_holding(centre(chunk), card).text
 
             return rollout(length, settings.window, settings.overlap, settings.anchors, is_cut, goes_on=self.continue_from is not None)
-        raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full, windows or rollout.")
+        if settings.name == "banded":
+            return banded(length, settings.window, settings.anchors)
+        raise ValueError(f"Take '{self.name}': timeline is '{settings.name}'; it must be full, windows, rollout or banded.")
 
     def num_latent_frames(self, card: ModelCard) -> int:
         return card.latent_frames(self.num_frames) if self.continue_from is None else self.num_frames // card.temporal_stride
@@ -253,7 +275,11 @@ class Take:
         return range(latent_frames.start * card.temporal_stride, latent_frames.stop * card.temporal_stride)
 
     def fewest_shown(self, card: ModelCard) -> int:
-        """The latent frames of the model call that shows fewest: an isolated context is shown by itself, and the frames after it by themselves."""
+        """The latent frames of the model call that shows fewest: an isolated context is shown by itself, and the frames after it by themselves; of a
+        banded take a rank may show one segment.
+        """
+        if self.timeline.name == "banded":
+            return min(map(len, self.timeline_for(card).spans))
         calls = list(self.timeline_for(card).calls)
         if self.timeline.name != "rollout" or self.timeline.context == "joint":
             return min(call.num_shown for call in calls)
@@ -268,7 +294,9 @@ class Take:
         return card.sampled_by(self.scheduler).num_calls(self.num_inference_steps)
 
     def prompt_at(self, latent_frame: float, card: ModelCard) -> str:
-        """The prompt that holds at a latent frame; each model call is given the one at the middle of the frames that it denoises."""
+        """The prompt that holds at a latent frame; each model call is given the one at the middle of the frames that it denoises, each segment of a
+        banded take that at its own.
+        """
         return self._prompt_holding(latent_frame, card).text
 
     def _prompt_holding(self, latent_frame: float, card: ModelCard) -> PromptAt:
@@ -276,7 +304,7 @@ class Take:
         frame = latent_frame * card.temporal_stride + last_of_first
         return [prompt for prompt in self.prompts if prompt.frame <= frame][-1]
 
-    def first_call_with(self, prompt: PromptAt, card: ModelCard) -> Call:
-        """The model call that is given a prompt and begins first: one of this take's, which `check` has found in use."""
-        given = (call for call in self.timeline_for(card).calls if self._prompt_holding(call.centre, card) == prompt)
-        return min(given, key=lambda call: call.frames.start)
+    def first_span_with(self, prompt: PromptAt, card: ModelCard) -> range:
+        """The first latent frames that are given a prompt: one of this take's, which `check` has found in use."""
+        given = (span for span in self.timeline_for(card).spans if self._prompt_holding(centre(span), card) == prompt)
+        return min(given, key=lambda span: span.start)

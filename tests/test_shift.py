@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
@@ -15,15 +12,13 @@ from longtake.cache import Recipe, Replay, Trace
 from longtake.cache.recipe.read import recipe_names
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh
-from longtake.parallel.tokens.by_frame import ByFrame
-from longtake.parallel.tokens.layout import Layout
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
-from longtake.pipeline.loop.render import Renderer, WholeTake, whole_take
+from longtake.pipeline.loop.render import Renderer, WholeTake
 from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.take import Take, TimelineSettings
 from longtake.pipeline.timelines.windows import bit_reversed, windows
 
-from same import assert_same, assert_same_film
+from same import assert_same_film
 from takes import tiny_recipe, tiny_take
 
 pytestmark = pytest.mark.numerical

@@ -55,5 +55,5 @@ def where_prompts_begin(take: Take, prompts: Sequence[PromptConfig], card: Model
     for written, prompt in zip(prompts, take.prompts, strict=True):
         if written.at is not None:
             line = f"take '{take.name}': the prompt at {written.at} begins at frame {prompt.frame} ({float(prompt.frame / fps):.2f} s)"
-            frames = take.frames(take.first_call_with(prompt, card).frames, card)
+            frames = take.frames(take.first_span_with(prompt, card), card)
             yield line if prompt.frame == frames.start else f"{line}; it is first rendered for frames {frames.start} to {frames.stop - 1}"

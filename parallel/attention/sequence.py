@@ -74,10 +74,14 @@ class SequenceAttention:
             mask = None if mask is None else _with_context(mask, own, sizes)
         if self.shards.mesh.ring.size == 1:
             query, key, value = (_join(*pair) for pair in zip(video, text, strict=True))
-            attended = self.kernel(query, key, value, mask, scale)
+            attended = self._attend_here(query, key, value, mask, scale)
         else:
             attended = self._attend_ring(video, text, sizes, mask, scale)
         return self._to_tokens(attended, text[0].shape[1])
+
+    def _attend_here(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+        """Attention of this rank's share of the heads, among all tokens."""
+        return self.kernel(query, key, value, mask, scale)
 
     def _to_heads(self, video: list[Tensor], text: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Query, key and value of this rank's share of the heads, for all tokens at its place on the ring; and the text's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -131,6 +131,16 @@ class Axis:
             for work in self._start(steps):
                 work.wait()
         return above, below
+
+    def exchange(self, sent: Mapping[int, Tensor], received: Mapping[int, Tensor]) -> None:
+        """Send each tensor in `sent` to its rank, and fill those in `received` with what their ranks send here. Only ranks that are named, and that
+        name this one in turn, take part.
+        """
+        steps: list[tuple[Any, Tensor, int]] = [(dist.isend, tensor.contiguous(), rank) for rank, tensor in sent.items()]
+        steps += [(dist.irecv, tensor, rank) for rank, tensor in received.items()]
+        with self._exchange("halo exchange", sum(tensor.nbytes for tensor in sent.values())):
+            for work in self._start(steps):
+                work.wait()
 
     def _start(self, steps: list[tuple[Any, Tensor, int]]) -> list[dist.Work]:
         operations = [dist.P2POp(step, tensor, group=self.group, group_peer=peer % self.size) for step, tensor, peer in steps]

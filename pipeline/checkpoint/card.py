@@ -27,6 +27,7 @@ _USUAL = {
     "hunyuan_video": {"trained_frames": 129, "height": 720, "width": 1280, "max_sequence_length": 256, "fps": 24, "guidance_scale": 5.0},
 }
 CLEAN_CONTEXT = {"wan": ("joint", "isolated"), "hunyuan_video": ()}  # by family, which ways of going on from clean frames it can be called in
+BANDED = ("wan",)  # families whose blocks let each segment of a take attend to frames and text of its own
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.schedule.put import check_scheduler, check_settings, set_sigmas
+from ...parallel.attention.bands import BandedAttention, Bands
 from ...parallel.attention.context import ContextStore
 from ...parallel.attention.kernels import Kernel, NativeKernel
-from ...parallel.attention.processors import with_attention
+from ...parallel.attention.processors import Attention, with_attention
 from ...parallel.attention.sequence import SequenceAttention
 from ...parallel.groups.mesh import Mesh
 from ...parallel.rows import RowShards
@@ -46,7 +47,7 @@ class Family(ABC):
     """A loaded model. `transformer` is diffusers' own; `scheduler` is made anew for each take.
 
     whole_frames: modules of the VAE's decoder that look at whole frames (attention), and cannot work on some rows of them. context: keys and
-    values of clean frames, where the model is bound to keep them.
+    values of clean frames, where the model is bound to keep them. bands: the segments of a banded take, where it is bound to attend by them.
     """
 
     whole_frames: ClassVar[tuple[type[nn.Module], ...]]
@@ -55,6 +56,7 @@ class Family(ABC):
     vae: Any
     device: torch.device
     context: ContextStore | None = None
+    bands: Bands | None = None
     _rows: RowShards | None = None
     _bound: ExitStack | None = None
 
@@ -107,33 +109,35 @@ class Family(ABC):
         """Stream the frames of a take whose latents are all there, as `Decoding.frames` does."""
         return self.decoding().frames(latents, is_last=True)
 
-    def bind(self, mesh: Mesh, kernel: Kernel, *, by_frames: bool = False, keeps_context: bool = False) -> None:
+    def bind(self, mesh: Mesh, kernel: Kernel, *, by_frames: bool = False, keeps_context: bool = False, is_banded: bool = False) -> None:
         """Work as one rank of `mesh` until `unbind`: model calls share the tokens over its sequence axis, decoding shares the rows of every
         frame over all ranks. kernel: attention on this rank; by_frames: ranks hold whole frames of tokens; keeps_context: attention can write to and
-        read from `context`. Raises ValueError, with nothing bound, for degrees that do not fit the model.
+        read from `context`; is_banded: segments attend to bands, and are shared over the window axis, as `bands` says. Raises ValueError, with
+        nothing bound, for degrees that do not fit the model or its bands.
         """
         assert self._bound is None, "unbind() first"
+        shards = TokenShards(mesh, by_frames=by_frames)
+        context, bands = ContextStore() if keeps_context else None, Bands(mesh, shards) if is_banded else None
         with ExitStack() as bound:
-            self.context = ContextStore() if keeps_context else None
-            own_kernel = isinstance(kernel, NativeKernel) and not keeps_context  # diffusers' own attention, which a rank alone can do with
-            if mesh.sequence.size > 1 or not own_kernel:
-                bound.enter_context(self.shard(self.transformer, TokenShards(mesh, by_frames=by_frames), kernel, self.context))
+            # Diffusers' own attention is what a rank alone can do with.
+            if mesh.sequence.size > 1 or not isinstance(kernel, NativeKernel) or context is not None or bands is not None:
+                bound.enter_context(self.shard(self.transformer, shards, kernel, context, bands))
             if mesh.size > 1:
                 self._rows = RowShards(mesh.gang, self.vae.decoder, whole=self.whole_frames)
                 bound.callback(self._rows.release)
-            self._bound = bound.pop_all()
+            self._bound, self.context, self.bands = bound.pop_all(), context, bands
 
     def unbind(self) -> None:
         """Work alone again: the transformer and the VAE's decoder are what they were before `bind`, and hold no reference to the mesh."""
         if self._bound is not None:
             self._bound.close()
-        self._bound = self._rows = self.context = None
+        self._bound = self._rows = self.context = self.bands = None
 
     @staticmethod
     @abstractmethod
-    def shard(transformer: Any, shards: TokenShards, kernel: Kernel, context: ContextStore | None = None) -> ExitStack:
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel, context: ContextStore | None = None, bands: Bands | None = None) -> ExitStack:
         """Put the shard points of sequence parallelism on a transformer of this family; closing what is returned takes them off. context: what
-        attention writes to and reads from, for families that can (CLEAN_CONTEXT).
+        attention writes to and reads from, for families that can (CLEAN_CONTEXT). bands: what it attends to, for families that can (BANDED).
         """
 
     def scheduler(self, take: Take) -> Any:
@@ -171,7 +175,12 @@ def read_part(model_class: Any, folder: Path, **options: Any) -> Any:
 
 
 def attend_together(
-    transformer: Any, modules: Iterable[tuple[str, nn.Module]], shards: TokenShards, kernel: Kernel, context: ContextStore | None = None
+    transformer: Any,
+    modules: Iterable[tuple[str, nn.Module]],
+    shards: TokenShards,
+    kernel: Kernel,
+    context: ContextStore | None = None,
+    bands: Bands | None = None,
 ) -> ExitStack:
     """Give attention modules, by name, sequence-parallel attention; closing what is returned gives them their processors back. Raises
     ValueError, with all processors in place, if the degree does not divide the heads.
@@ -179,10 +188,17 @@ def attend_together(
     heads, degree = transformer.config.num_attention_heads, shards.mesh.ulysses.size
     if heads % degree:
         raise ValueError(f"ulysses_degree={degree} does not divide the model's {heads} heads.")
+    return replace_attention(
+        (module, SequenceAttention(shards, kernel, name, context) if bands is None else BandedAttention(bands, kernel, name))
+        for name, module in modules
+    )
+
+
+def replace_attention(modules: Iterable[tuple[nn.Module, Attention]]) -> ExitStack:
+    """Give attention modules another attention function; closing what is returned gives them their processors back."""
     with ExitStack() as replaced:
-        for name, module in modules:
+        for module, attend in modules:
             attention: Any = module
-            attend = torch.compiler.disable(SequenceAttention(shards, kernel, name, context))
             replaced.callback(attention.set_processor, attention.processor)
-            attention.set_processor(with_attention(attention.processor, attend))
+            attention.set_processor(with_attention(attention.processor, torch.compiler.disable(attend)))
         return replaced.pop_all()

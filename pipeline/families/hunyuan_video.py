@@ -11,6 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoMidBlock3D
 from torch import Tensor, nn
 
+from ...parallel.attention.bands import Bands
 from ...parallel.attention.context import ContextStore
 from ...parallel.attention.kernels import Kernel
 from ...parallel.tokens.shards import TokenShards
@@ -117,9 +118,10 @@ class HunyuanVideo(Family):
         return self._rows.gather(decoded) if self._rows else decoded
 
     @staticmethod
-    def shard(transformer: Any, shards: TokenShards, kernel: Kernel, context: ContextStore | None = None) -> ExitStack:
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel, context: ContextStore | None = None, bands: Bands | None = None) -> ExitStack:
         """Video tokens are sharded after the patch embedding and gathered after the output projection; every rank holds the text."""
         assert context is None, "no model of this family has an isolated context"
+        assert bands is None, "its text goes through the blocks with the video, and would see all segments"
         patch_frames = transformer.config.patch_size_t
 
         def shard_rotary(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

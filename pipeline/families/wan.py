@@ -9,16 +9,18 @@ from typing import Any, ClassVar
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, unpatchify
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ...cache.model.wrap import wrap
+from ...parallel.attention.bands import Bands, TextAttention
 from ...parallel.attention.context import ContextStore
 from ...parallel.attention.kernels import Kernel
 from ...parallel.tokens.shards import TokenShards
 from ..checkpoint.card import ModelCard
-from .family import Decoding, Family, Prompt, attend_together, read_part
+from .family import Decoding, Family, Prompt, attend_together, read_part, replace_attention
 
 
 class WanDecoding(Decoding):
@@ -47,6 +49,40 @@ class WanDecoding(Decoding):
             yield whole[0].clamp(-1, 1).add(1).div(2).permute(1, 2, 3, 0)
         if is_last:
             vae.clear_cache()
+
+
+class TakePositions:
+    """Rotary positions of latent frames in a take of any length: diffusers' tables end at 1,024, and are made anew, longer, where it has more."""
+
+    def __init__(self, rope: WanRotaryPosEmbed, bands: Bands) -> None:
+        self._rope = self._long = rope
+        self._bands = bands
+
+    def _in_time(self, positions: range) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the dims that turn with time, [positions, dims]."""
+        rope = self._rope
+        if positions.stop > self._long.max_seq_len:
+            self._long = WanRotaryPosEmbed(rope.attention_head_dim, rope.patch_size, 2 * positions.stop).to(rope.freqs_cos)
+        here = slice(positions.start, positions.stop)
+        return self._long.freqs_cos[here, : rope.t_dim], self._long.freqs_sin[here, : rope.t_dim]
+
+    def tables(self, original: Callable[[Tensor], tuple[Tensor, ...]], latents: Tensor) -> tuple[Tensor, ...]:
+        """What the model's own forward gives, [1, tokens, 1, head_dim] twice, for latents that are this rank's frames of the take."""
+        frame = original(latents[:, :, :1])
+        times, in_time = len(self._bands.frames), self._in_time(self._bands.frames)
+        tables = []
+        for table, turned in zip(frame, in_time, strict=True):
+            still = table[0, :, 0, self._rope.t_dim :].expand(times, -1, -1)
+            tables.append(torch.cat((turned[:, None].expand(-1, still.shape[1], -1), still), dim=-1).flatten(0, 1)[None, :, None])
+        return tuple(tables)
+
+    def move(self, keys: Tensor, frames: int) -> Tensor:
+        """Turn keys, [batch, tokens, heads, head_dim], on by so many frames."""
+        [cos], [sin] = self._in_time(range(frames, frames + 1))
+        turning, still = keys.split((len(cos), keys.shape[-1] - len(cos)), dim=-1)
+        first, second = turning.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((first * cos[0::2] - second * sin[1::2], first * sin[1::2] + second * cos[0::2]), dim=-1)
+        return torch.cat((turned.flatten(-2).type_as(keys), still), dim=-1)
 
 
 class Wan(Family):
@@ -103,10 +139,10 @@ class Wan(Family):
         return WanDecoding(self)
 
     @staticmethod
-    def shard(transformer: Any, shards: TokenShards, kernel: Kernel, context: ContextStore | None = None) -> ExitStack:
+    def shard(transformer: Any, shards: TokenShards, kernel: Kernel, context: ContextStore | None = None, bands: Bands | None = None) -> ExitStack:
         """Tokens are sharded after the patch embedding, with their rotary positions and timesteps a token, and gathered after the
         output projection, where a token has 64 channels instead of the model's width. Frames that follow on kept context have the positions
-        after it.
+        after it; those of a banded take have their positions in it, whose frames are called apart on the ranks of the window axis.
         """
         patch_frames = transformer.config.patch_size[0]
 
@@ -136,9 +172,15 @@ class Wan(Family):
             return shards.gather(output, dim=1)
 
         self_attention = [(name, module) for name, module in transformer.named_modules() if name.endswith(".attn1")]
-        placed = attend_together(transformer, self_attention, shards, kernel, context)
+        placed = attend_together(transformer, self_attention, shards, kernel, context, bands)
         if context is not None:
             placed.callback(wrap(transformer.rope, "forward", rotate_after_context))
+        if bands is not None:
+            to_text = (module for name, module in transformer.named_modules() if name.endswith(".attn2"))
+            placed.enter_context(replace_attention((module, TextAttention(bands, kernel)) for module in to_text))
+            positions = TakePositions(transformer.rope, bands)
+            placed.callback(wrap(transformer.rope, "forward", positions.tables))
+            bands.move = positions.move
         placed.callback(transformer.rope.register_forward_hook(shard_rotary).remove)
         placed.callback(transformer.patch_embedding.register_forward_hook(shard_tokens).remove)
         placed.callback(transformer.condition_embedder.register_forward_pre_hook(shard_timesteps, with_kwargs=True).remove)

@@ -18,7 +18,7 @@ from ..families import Family
 from ..families.family import Prompt
 from ..noise import NOISES
 from ..take import Take
-from ..timelines.timeline import Call, Round
+from ..timelines.timeline import Call, Round, centre
 from .fuse import fuse
 from .timing import clock
 
@@ -29,7 +29,8 @@ BRANCHES = ("cond", "uncond")
 class Step:
     """One finished step of a round, of as many as the scheduler has timesteps (a second-order one has two a step).
 
-    velocity: the guided and fused one, [1, channels, latent frames of the round, height, width]; clean: the clean latents that it points to.
+    velocity: the guided and fused one, [1, channels, latent frames of the round, height, width]; clean: the clean latents that it points to. Of a
+    banded take: those frames that this rank denoises.
     """
 
     index: int
@@ -39,13 +40,14 @@ class Step:
 
 
 class Denoising:
-    """Iterate to run a round's steps; `latents` [1, channels, latent frames of the round, height, width] (fp32) are then final, on every rank
-    alike. Raises FloatingPointError after the last step, on every rank, if they are not finite.
+    """Iterate to run a round's steps; `latents` [1, channels, latent frames, height, width] (fp32) are then final. They are those of the round, on
+    every rank alike; of a banded take, whose ranks denoise its segments apart, those of `frames`. Raises FloatingPointError after the last step, on
+    every rank, if they are not finite.
 
-    index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. encode_seconds: spent on encoding
-    the texts. cached: the cache on this family's transformer, with nothing of another round; None where there is none. mesh: the gang; calls
-    and guidance branches are spread over its axes here, tokens inside the family. of: the round, the take's only one if left out; done: the
-    latents of those frames that its calls show as context, each [1, channels, 1, height, width].
+    index: of the next step; a snapshot may set it, `latents` and `scheduler` to where another gang stopped. frames: of the take, whose latents these
+    are. encode_seconds: spent on encoding the texts. cached: the cache on this family's transformer, with nothing of another round; None where there
+    is none. mesh: the gang; calls and guidance branches are spread over its axes here, tokens inside the family. of: the round, the take's only one
+    if left out; done: the latents of those frames that its calls show as context, each [1, channels, 1, height, width].
     """
 
     def __init__(
@@ -54,14 +56,16 @@ class Denoising:
         card, stride = family.card, family.card.spatial_stride
         self.family, self.take, self.cached, self.mesh = family, take, cached, mesh
         self.round = of or _only_round(take, card)
+        self.frames = self._lay_out()
         began = clock(family.device)
-        self._texts = {call: take.prompt_at(call.centre, card) for call in self.round.calls}
-        self._prompts = {text: family.encode_prompt(text) for text in dict.fromkeys(self._texts.values())}
+        self._texts = {call: self._read(call) for call in self.round.calls}
+        self._prompts = {texts: self._encode(texts) for texts in dict.fromkeys(self._texts.values())}
         self._is_guided = take.is_guided(card)
         self._negative = family.encode_prompt(take.negative_prompt) if self._is_guided else {}
         self.encode_seconds = clock(family.device) - began
         self._both = {
-            text: {name: torch.cat((prompt[name], rest)) for name, rest in self._negative.items()} for text, prompt in self._prompts.items()
+            texts: {name: torch.cat((prompt[name], torch.cat([rest] * len(texts.distinct), dim=1))) for name, rest in self._negative.items()}
+            for texts, prompt in self._prompts.items()
         }
         self._context = {call: torch.cat([done[frame] for frame in call.context], dim=2) for call in self.round.calls if call.context and done}
         self.scheduler = family.scheduler(take)
@@ -69,9 +73,35 @@ class Denoising:
             cached.check_sampler(self.scheduler)
         self.write_context()
         draw = NOISES[take.noise]
-        noise = draw(take.seed, self.round.frames, card.latent_channels, take.height // stride, take.width // stride)
+        noise = draw(take.seed, self.frames, card.latent_channels, take.height // stride, take.width // stride)
         self.latents = noise.to(family.device)
         self.index = 0
+
+    def _lay_out(self) -> range:
+        """The frames that this rank denoises: all of the round, or those of its segments."""
+        banded = [call.bands for call in self.round.calls if call.bands]
+        if not banded:
+            return self.round.frames
+        assert self.family.bands is not None, "a banded take on a model that is not bound to attend by bands"
+        self.family.bands.lay_out(*banded)
+        return self.family.bands.frames
+
+    def _read(self, call: Call) -> _Texts:
+        """The texts of a call: of a banded one, those of this rank's segments."""
+        own = self.family.bands.own if call.bands and self.family.bands else ()
+        spans = [band.frames for band in own] or [call.frames]
+        texts = [self.take.prompt_at(centre(span), self.family.card) for span in spans]
+        distinct = tuple(dict.fromkeys(texts))
+        return _Texts(distinct, tuple(distinct.index(text) for text in texts) if len(distinct) > 1 else ())
+
+    def _encode(self, texts: _Texts) -> Prompt:
+        encoded = [self.family.encode_prompt(text) for text in texts.distinct]
+        return {name: torch.cat([prompt[name] for prompt in encoded], dim=1) for name in encoded[0]}
+
+    def whole(self) -> Tensor:
+        """The latents of all of the round, on every rank alike."""
+        bands = self.family.bands if self.round.is_banded else None
+        return self.latents if bands is None else bands.gather_frames(self.latents)
 
     @torch.no_grad()
     def write_context(self) -> None:
@@ -148,7 +178,11 @@ class Denoising:
 
         def predict(latents: Tensor, call: Call) -> Tensor:
             prompt, scale = self._prompt(branch, call), self.take.guidance_scale
-            with self.cached.step(index, timestep, branch, call.segment, call.frames) if self.cached else nullcontext():
+            reading = () if branch == "uncond" else self._texts[call].by_segment
+            with (
+                self.cached.step(index, timestep, branch, call.segment, call.frames) if self.cached else nullcontext(),
+                self.family.bands.reading(reading) if self.family.bands else nullcontext(),
+            ):
                 if not call.context:
                     return self.family.velocity(latents, timestep, prompt, scale)
                 if self.family.context is not None:
@@ -171,6 +205,16 @@ class Denoising:
         if branch == "both":
             return self._both[self._texts[call]]
         return self._prompts[self._texts[call]] if branch == "cond" else self._negative
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What calls are given to read. distinct: texts, one after the other. by_segment: where there are several, which of them each segment of this
+    rank attends to.
+    """
+
+    distinct: tuple[str, ...]
+    by_segment: tuple[int, ...] = ()
 
 
 def _only_round(take: Take, card: ModelCard) -> Round:

@@ -90,16 +90,18 @@ class Renderer:
         self.family.unbind()
         self._bind(mesh)
 
-    def _bind(self, mesh: Mesh, *, keeps_context: bool = False) -> None:
-        self.family.bind(mesh, self._kernel, by_frames=self.options.layout == "frames", keeps_context=keeps_context)
+    def _bind(self, mesh: Mesh, *, keeps_context: bool = False, is_banded: bool = False) -> None:
+        by_frames = self.options.layout == "frames"
+        self.family.bind(mesh, self._kernel, by_frames=by_frames, keeps_context=keeps_context, is_banded=is_banded)
         self.mesh = mesh
 
     def bind_for(self, take: Take) -> None:
-        """Let the model keep context for a take that needs it, and for no other; `steps` does it by itself."""
-        needs = take.timeline.name == "rollout" and take.timeline.context == "isolated"
-        if needs != (self.family.context is not None):
+        """Let the model keep context, or attend by bands, for a take that needs it, and for no other; `steps` does it by itself."""
+        keeps = take.timeline.name == "rollout" and take.timeline.context == "isolated"
+        is_banded = take.timeline_for(self.family.card).is_banded
+        if (keeps, is_banded) != (self.family.context is not None, self.family.bands is not None):
             self.family.unbind()
-            self._bind(self.mesh, keeps_context=needs)
+            self._bind(self.mesh, keeps_context=keeps, is_banded=is_banded)
 
     def _place_weights(self, device: torch.device, mesh: Mesh) -> None:
         if self.options.shard == "gang":
@@ -162,7 +164,7 @@ class Renderer:
     def _cached(self, take: Take, recipe: Recipe, replay: Replay | None, place: str) -> Cached:
         """The recipe on the model. Decisions are those of the ranks that run a window, or of all that run a branch where windows shift."""
         mesh, card, shifts = self.mesh, self.family.card, take.timeline_for(self.family.card).shifts
-        tokens, both = (mesh.one_branch, mesh.gang) if shifts else (mesh.sequence, mesh.branches)
+        tokens, both = (mesh.one_branch, mesh.gang) if shifts or self.family.bands else (mesh.sequence, mesh.branches)
         by_frame = ByFrame(mesh.sequence, self._tokens_a_frame(take), whole_frames=self.options.layout == "frames")
         return enable_cache(
             self.family.transformer,

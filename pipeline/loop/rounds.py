@@ -60,7 +60,7 @@ class Rounds:
                 yield from self.denoising
             except CollectiveError as error:
                 raise (error.at(f"round {self.number + 1}") if last else error) from error
-            yield Finished(self.timeline.rounds[self.number].frames, self.denoising.latents, is_last=self.number == last)
+            yield Finished(self.timeline.rounds[self.number].frames, self.denoising.whole(), is_last=self.number == last)
             if self.number == last:
                 return
             self.advance()

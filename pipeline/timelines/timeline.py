@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ...parallel.tokens.bands import Band
+
 
 @dataclass(frozen=True)
 class Call:
     """One model call of a step, or one of each guidance branch.
 
     segment: what caches and traces know it by. frames: the latent frames that it denoises. weights: how much each counts where calls overlap.
-    context: latent frames that are done, shown to the model before the others, without noise; those below 0 are of an earlier film.
+    context: latent frames that are done, shown to the model before the others, without noise; those below 0 are of an earlier film. bands: where not
+    all frames attend to all, what each segment of them attends to, in order.
     """
 
     segment: int
     frames: range
     weights: tuple[float, ...]
     context: tuple[int, ...] = ()
+    bands: tuple[Band, ...] = ()
 
     @classmethod
     def alone(cls, segment: int, frames: range, context: tuple[int, ...] = ()) -> Call:
@@ -27,6 +31,11 @@ class Call:
     @property
     def centre(self) -> float:
         return centre(self.frames)
+
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """The runs of its frames that have a text each, that of their middle."""
+        return tuple(band.frames for band in self.bands) or (self.frames,)
 
     @property
     def num_shown(self) -> int:
@@ -59,6 +68,10 @@ class Round:
         """Of the step that makes most."""
         return max(map(len, self.by_step)) if self.by_step else len(self.calls)
 
+    @property
+    def is_banded(self) -> bool:
+        return any(call.bands for call in self.calls)
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -83,6 +96,12 @@ class Timeline:
             yield from one.calls
 
     @property
+    def spans(self) -> Iterator[range]:
+        """Of the calls of a step of each round, those that have a text each."""
+        for call in self.calls:
+            yield from call.spans
+
+    @property
     def most_calls(self) -> int:
         """Of the step that makes most."""
         return max(one.most_calls for one in self.rounds)
@@ -93,9 +112,18 @@ class Timeline:
         return any(one.by_step for one in self.rounds)
 
     @property
+    def is_banded(self) -> bool:
+        return any(one.is_banded for one in self.rounds)
+
+    @property
+    def most_windows(self) -> int:
+        """How much of a step ranks can share out: its calls, or the segments of a banded one; of the round that has most."""
+        return max(sum(len(call.spans) for call in one.calls) if one.is_banded else one.most_calls for one in self.rounds)
+
+    @property
     def is_whole(self) -> bool:
-        """Whether one call shows the whole take, and nothing else."""
-        return [bool(call.context) for call in self.calls] == [False]
+        """Whether one call shows the whole take and nothing else, and all frames attend to all."""
+        return [bool(call.context) for call in self.calls] == [False] and not self.is_banded
 
     def needed_after(self, number: int) -> frozenset[int]:
         """Latent frames that are done once round `number` is, and that a later round shows as context."""

@@ -1,0 +1,133 @@
+"""Banded takes: against the whole take's attention and stock calls with attention by hand, on any gang, with every recipe, after a break."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from longtake.bench.pool import GlooPool
+from longtake.parallel.groups.degrees import Degrees
+from longtake.parallel.groups.mesh import Mesh
+from longtake.pipeline.checkpoint.card import ModelCard, read_card
+from longtake.pipeline.loop.render import Renderer, WholeTake
+from longtake.pipeline.noise import frame_noise
+from longtake.pipeline.take import Take, TimelineSettings
+from torch import Tensor
+from torch.nn import functional as F
+
+from same import assert_same, assert_same_film
+from takes import tiny_take
+
+pytestmark = pytest.mark.numerical
+
+ANCHORED = TimelineSettings("banded", window=7, overlap=0, anchors=1)
+TAKE = tiny_take(num_inference_steps=8, timeline=ANCHORED)  # 11 latent frames in segments of 2, each with a band of 6
+PLAIN = replace(TAKE, timeline=TimelineSettings("banded", window=5, overlap=0))  # in segments of 1, each with a band of 5
+# What each segment attends to, by hand: its own first frame, its band's, and the one that the anchor, frame 0, is shown as.
+BANDS = {
+    "anchored": [(0, 0, None), (2, 0, None), (4, 2, 1), (6, 4, 3), (8, 5, 4), (10, 5, 4)],
+    "plain": [(0, 0, None), (1, 0, None), *((frame, frame - 2, None) for frame in range(2, 9)), (9, 6, None), (10, 6, None)],
+}
+
+
+def _turn(tensor: Tensor, frames: list[int], side: int = 2) -> Tensor:
+    """Rotary positions by hand, as complex numbers: [1, tokens, heads, 12], 4 dims each for frame, row and column."""
+    grid = torch.cartesian_prod(torch.tensor(frames), torch.arange(side), torch.arange(side)).double()
+    angles = (grid[:, :, None] / torch.tensor([1.0, 100.0])).flatten(1)[:, None]  # 10000 ** (2 i / 4)
+    turned = torch.view_as_complex(tensor.double().unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angles), angles)
+    return torch.view_as_real(turned).flatten(-2).float()
+
+
+class _ByHand:
+    """Attention of a stock Wan block, segment by segment. texts: which of two each segment attends to."""
+
+    def __init__(self, bands: list[tuple[int, int, int | None]], width: int, texts: list[int]) -> None:
+        ends = [*(begin for begin, _, _ in bands[1:]), 11]
+        self.segments = [(list(range(begin, end)), seen, anchor) for (begin, seen, anchor), end in zip(bands, ends, strict=True)]
+        self.width, self.texts = width, texts
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        shown = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(shown)), attn.to_v(shown)
+        query, key, value = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (query, key, value))
+        out = []
+        for (frames, seen, anchor), text in zip(self.segments, self.texts, strict=True):
+            own = query[:, frames[0] * 4 : (frames[-1] + 1) * 4]
+            if encoder_hidden_states is None:
+                own = _turn(own, frames)
+                band = slice(seen * 4, (seen + self.width) * 4)
+                keys, values = _turn(key[:, band], list(range(seen, seen + self.width))), value[:, band]
+                if anchor is not None:
+                    keys, values = torch.cat((_turn(key[:, :4], [anchor]), keys), dim=1), torch.cat((value[:, :4], values), dim=1)
+            else:
+                keys, values = (tensor.chunk(2, dim=1)[text] for tensor in (key, value))
+            out.append(F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in (own, keys, values))).transpose(1, 2))
+        hidden: Tensor = attn.to_out[0](torch.cat(out, dim=1).flatten(2))
+        return hidden
+
+
+@torch.no_grad()
+def _by_hand(card: ModelCard, take: Take, name: str, texts: list[int]) -> Tensor:
+    """With diffusers' transformer and scheduler, and texts as our family encodes them."""
+    family, transformer = Renderer(card).family, WanTransformer3DModel.from_pretrained(card.path / "transformer")
+    branches = []
+    for prompts, which in (([prompt.text for prompt in take.prompts], texts), ([take.negative_prompt] * 2, [0] * len(texts))):
+        embeds = torch.cat([family.encode_prompt(text)["encoder_hidden_states"] for text in prompts], dim=1)
+        branches.append((embeds, _ByHand(BANDS[name], {"anchored": 6, "plain": 5}[name], which)))
+    latents = frame_noise(take.seed, range(11), card.latent_channels, 4, 4)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(take.num_inference_steps)
+    for timestep in scheduler.timesteps:
+        velocities = []
+        for embeds, processor in branches:
+            for block in transformer.blocks:
+                block.attn1.set_processor(processor)
+                block.attn2.set_processor(processor)
+            velocities.append(transformer(latents, timestep.expand(1), embeds, return_dict=False)[0])
+        cond, uncond = velocities
+        latents = scheduler.step(uncond + take.guidance_scale * (cond - uncond), timestep, latents, return_dict=False)[0]
+    return latents
+
+
+@pytest.mark.parametrize(
+    ("name", "take", "texts"), [("anchored", TAKE, [0, 0, 0, 1, 1, 1]), ("plain", PLAIN, [0] * 5 + [1] * 6)], ids=["anchored", "plain"]
+)
+def test_a_banded_take_is_what_stock_calls_make_of_it(tiny_wan: Path, name: str, take: Take, texts: list[int]) -> None:
+    """The prompt changes at frame 20, latent frame 5: segments whose middle is before it attend to the first text."""
+    card = read_card(str(tiny_wan))
+    assert_same(Renderer(card).render(take, None).latents, _by_hand(card, take, name, texts))
+
+
+@pytest.mark.parametrize("anchors", [0, 2])
+def test_a_band_as_long_as_the_take_is_full_attention(tiny_wan: Path, anchors: int) -> None:
+    """In segments that have the same keys each."""
+    renderer = Renderer(read_card(str(tiny_wan)))
+    full = tiny_take(num_frames=17, prompts=TAKE.prompts[:1], timeline=TimelineSettings("full", 0, 0))
+    banded = replace(full, timeline=TimelineSettings("banded", 5 + anchors, 0, anchors))
+    assert_same(renderer.render(banded, None).latents, renderer.render(full, None).latents)
+
+
+def _render(mesh: Mesh, card: ModelCard, take: Take, recipe: Any = None) -> WholeTake:
+    return Renderer(card, mesh=mesh).render(take, recipe)
+
+
+GANGS = (
+    Degrees(window_degree=2),
+    Degrees(window_degree=3),
+    Degrees(window_degree=2, ulysses_degree=2),
+    Degrees(cfg_degree=2, window_degree=2),
+    Degrees(ulysses_degree=3),
+)
+
+
+@pytest.mark.parametrize("take", [TAKE, PLAIN], ids=["anchored", "plain"])
+def test_the_same_film_on_any_gang(gloo_pool: GlooPool, tiny_wan: Path, take: Take) -> None:
+    card = read_card(str(tiny_wan))
+    alone = gloo_pool.run(_render, 1, card, take)[0]
+    for degrees in GANGS:
+        for rendered in gloo_pool.run(_render, degrees, card, take):
+            assert_same_film(rendered, alone, f"with {degrees}")
