@@ -39,9 +39,9 @@ class EarlierFilm:
 
 @dataclass(frozen=True)
 class TimelineSettings:
-    """name: `full`, `windows`, `rollout` or `banded`. window: the most that a call shows, or that a segment of a banded take attends to; overlap: what
-    a window shares with the next one, or a chunk's context with the one before; anchors: the take's first frames that a rollout's calls show as
-    well, or that all segments attend to. All in latent frames, 0 where unused.
+    """name: `full`, `windows`, `rollout` or `banded`. window: the most that a call shows, or that a segment of a banded take attends to; overlap:
+    what a window shares with the next one, or a chunk's context with the one before; anchors: the take's first frames that a rollout's calls show
+    as well, or that all segments attend to. All in latent frames, 0 where unused.
     context: of a rollout, `joint`, context and new frames attend to each other at every step, or `isolated`, context to context alone. on_prompt:
     what a rollout does with the context of a chunk that has another prompt than the one before: `recache` computes it with the new text, `flush`
     cuts it to one anchor and two frames as well. shift: of SHIFTS, how windows begin from step to step.

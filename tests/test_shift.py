@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_every_step_covers_the_take(length: int, window: int, num_steps: int, da
         starts = [call.frames.start for call in calls]
         assert starts == sorted(set(starts)) and starts[0] == 0, "the first latent frame, which is special, is in the first window alone"
         assert [call.segment for call in calls] == list(range(len(calls)))
-        assert all(after - before <= window - overlap for before, after in zip(starts, starts[1:], strict=False))
+        assert all(after - before <= window - overlap for before, after in pairwise(starts))
         assert set(calls) <= set(only.calls)
     assert only.calls_at(0) == plain
     assert only.most_calls == max(len(only.calls_at(step)) for step in range(num_steps))
