@@ -21,12 +21,13 @@ from ...pipeline.loop.denoise import Denoising, Step
 from ...pipeline.loop.render import Renderer
 from ...pipeline.loop.rounds import Finished, Rounds
 from ...pipeline.take import Take
-from .takes import ROLLOUT, WINDOW, WINDOWS, long_take, script
+from .takes import BANDED, ROLLOUT, WINDOW, WINDOWS, long_take, script
 
 EARLY, LATE = range(4, 15), range(30, 41)  # rounds of a long rollout, counted from 1
 _ROUND_STEPS = 6
 _FEW_WINDOWS, _TIMES_LONGER = 4, 10
 _WINDOW_STEPS, _KEPT_STEPS, _TURNS = 4, 12, 5
+_BANDED_FRAMES = 61  # latent ones: 14 windows
 
 
 def live_bytes() -> int:
@@ -81,6 +82,34 @@ def window_steps(mesh: Mesh) -> dict[str, list[float]]:
                     began = time.process_time()
             seconds.setdefault(name, []).append(median(spent[1:]) / num_windows)
     return seconds
+
+
+def banded_beside_windows(mesh: Mesh) -> dict[str, list[float]]:
+    """Seconds a step of the same film in bands and in windows that show as many frames, in turn."""
+    card = read_card("demo")
+    renderer = Renderer(card, mesh=mesh)
+    seconds: dict[str, list[float]] = {}
+    for _ in range(_TURNS):
+        for timeline in (BANDED, WINDOWS):
+            take = long_take(card, script(0, 1), timeline, card.frames(range(_BANDED_FRAMES)).stop, _WINDOW_STEPS)
+            began, spent = time.process_time(), list[float]()
+            for one in renderer.steps(take, None):
+                if isinstance(one, Step):
+                    spent.append(time.process_time() - began)
+                    began = time.process_time()
+            seconds.setdefault(timeline.name, []).append(median(spent[1:]))
+    return seconds
+
+
+def halo_bytes(mesh: Mesh, num_latent_frames: int) -> float:
+    """What a rank sends in a step of a banded take."""
+    card = read_card("demo")
+    take = long_take(card, script(0, 1), BANDED, card.frames(range(num_latent_frames)).stop, _WINDOW_STEPS)
+    sent = []
+    for one in Renderer(card, mesh=mesh).steps(take, None):
+        if isinstance(one, Step):
+            sent.append(mesh.traffic.sent_bytes)
+    return (sent[-1] - sent[0]) / (len(sent) - 1)
 
 
 def kept_context(overlap: int) -> dict[str, Any]:

@@ -8,25 +8,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import partial
+from operator import truediv
 from statistics import fmean, median
 from typing import Any
 
 import torch
 
+from ...parallel.groups.degrees import Degrees
 from ...parallel.groups.mesh import Mesh
 from ...pipeline.checkpoint.card import read_card
 from ...pipeline.checkpoint.model_hash import model_hash
 from ..journal import Journal
 from ..pool import GlooPool
 from ..results import RESULTS, Bar, commit, write_results
-from .costs import kept_context, late_over_early, rounds_of_a_long_rollout, window_steps
+from .costs import banded_beside_windows, halo_bytes, kept_context, late_over_early, rounds_of_a_long_rollout, window_steps
 from .films import fastest, films_of, plans_of
 from .holds import from_row, shares
 from .same_film import differences
 from .takes import TIMELINES
 
 _JOURNALS = RESULTS / "journals"
-_RANKS = 2
+_RANKS, _HALO_FRAMES = 2, 24
 
 
 def main() -> None:
@@ -62,6 +64,13 @@ def _rounds(journal: Journal) -> list[dict[str, list[float]]]:
         return pool.run(rounds_of_a_long_rollout, _RANKS)
 
 
+def _halo_bytes(journal: Journal) -> dict[str, float]:
+    """Of the rank that sends most."""
+    with GlooPool(_RANKS, timeout=900) as pool:
+        lengths = {"short": _HALO_FRAMES, "long": 10 * _HALO_FRAMES}
+        return {name: max(pool.run(halo_bytes, Degrees(window_degree=_RANKS), length)) for name, length in lengths.items()}
+
+
 def _same_film(journal: Journal) -> dict[str, float]:
     largest: dict[str, float] = {}
     with GlooPool(3, timeout=300) as pool:
@@ -73,6 +82,8 @@ def _same_film(journal: Journal) -> dict[str, float]:
 _PIECES: dict[str, Callable[[Journal], Any]] = {
     "rounds": _rounds,
     "windows": lambda journal: window_steps(Mesh()),
+    "banded beside windows": lambda journal: banded_beside_windows(Mesh()),
+    "halo bytes": _halo_bytes,
     "kept context of 3": lambda journal: kept_context(3),
     "kept context of 5": lambda journal: kept_context(5),
     "same film": _same_film,
@@ -84,13 +95,15 @@ _PIECES: dict[str, Callable[[Journal], Any]] = {
 def _bars(results: dict[str, Any]) -> dict[str, Bar]:
     ranks = results["rounds"]
     few, many = results["kept context of 3"], results["kept context of 5"]
-    windows = results["windows"]
+    windows, beside, halos = results["windows"], results["banded beside windows"], results["halo bytes"]
     films = {name: results[f"films of {name}"] for name in TIMELINES}
     held = {name: shares([from_row(take) for take in film["takes"]]) for name, film in films.items()}
     return {
         "round_seconds_late": _at_most(max(late_over_early(rank["seconds"]) for rank in ranks), "x", 1.05),
         "round_bytes_late": _at_most(max(late_over_early(rank["bytes"]) for rank in ranks), "x", 1.01),
         "window_step_10x": _at_most(median(windows["long"]) / median(windows["short"]), "x", 1.05),
+        "banded_vs_windows": _at_least(median(map(truediv, beside["windows"], beside["banded"])), "x", 1.6),
+        "halo_bytes_10x": _at_most(halos["long"] / halos["short"], "x", 1.01),
         "rollout_kv_speedup": _at_least(_kept_speedup(few), "x", 1.3),
         "rollout_kv_speedup_5": _at_least(_kept_speedup(many), "x", 1.6),
         "rollout_kv_diff": Bar(max(few["difference"], many["difference"]), "latent units", 1e-5, at_least=False),
@@ -104,8 +117,7 @@ def _bars(results: dict[str, Any]) -> dict[str, Bar]:
 
 
 def _kept_speedup(measured: dict[str, Any]) -> float:
-    seconds = measured["seconds"]
-    return median(anew / kept for anew, kept in zip(seconds["anew"], seconds["kept"], strict=True))
+    return median(map(truediv, measured["seconds"]["anew"], measured["seconds"]["kept"]))
 
 
 def _speedup(plans: list[dict[str, Any]]) -> float:

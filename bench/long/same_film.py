@@ -21,7 +21,8 @@ from ..pool import GlooPool
 from .takes import TIMELINES, long_take, script
 
 _STEPS, _CHANGE = 6, 40  # of denoising; the frame from which the second prompt holds
-_GANGS = (Degrees(ulysses_degree=2), Degrees(ring_degree=3))
+_TWO, _RING, _APART = Degrees(ulysses_degree=2), Degrees(ring_degree=3), Degrees(window_degree=3)
+_GANGS = {"windows": (_TWO, _RING, _APART), "banded": (_TWO, _APART), "rollout": (_TWO, _RING)}
 _LATENT_FRAMES = 21
 
 
@@ -36,13 +37,13 @@ def differences(pool: GlooPool) -> Iterator[tuple[str, float]]:
         take = long_take(card, acts, timeline, card.frames(range(_LATENT_FRAMES)).stop, _STEPS)
         take = replace(take, prompts=(acts.prompts[0], PromptAt(_CHANGE, acts.prompts[1].text)))
         alone: Tensor = pool.run(_whole, 1, take)[0]
-        for degrees in _GANGS:
+        for degrees in _GANGS[name]:
             for latents in pool.run(_rounds, degrees, take, alone):
                 yield f"{name}, {degrees}", float((latents - alone).abs().max())
         with TemporaryDirectory() as folder:
-            undisturbed = pool.run(_break, _GANGS[0], take, Path(folder))[0]
-            for latents in pool.run(_go_on, _GANGS[1], take, Path(folder)):
-                yield f"{name}, broken on {_GANGS[0]} and gone on with on {_GANGS[1]}", float((latents - undisturbed).abs().max())
+            undisturbed = pool.run(_break, _TWO, take, Path(folder))[0]
+            for latents in pool.run(_go_on, _GANGS[name][-1], take, Path(folder)):
+                yield f"{name}, broken on {_TWO} and gone on with on {_GANGS[name][-1]}", float((latents - undisturbed).abs().max())
 
 
 def _whole(mesh: Mesh, take: Take) -> Tensor:
@@ -59,7 +60,7 @@ def _rounds(mesh: Mesh, take: Take, reference: Tensor) -> Tensor:
     for number in range(len(rounds.timeline.rounds)):
         for _ in (denoising := rounds.go_to(number)):
             pass
-        latents.append(denoising.latents)
+        latents.append(denoising.whole())
     return torch.cat(latents, dim=2)
 
 
