@@ -10,17 +10,21 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from longtake.bench.pool import GlooPool
+from longtake.cache import Recipe, load_recipe
+from longtake.cache.recipe.read import recipe_names
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
-from longtake.pipeline.loop.render import Renderer, WholeTake
+from longtake.pipeline.families import Family
+from longtake.pipeline.loop.render import Renderer, WholeTake, whole_take
 from longtake.pipeline.noise import frame_noise
+from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.take import Take, TimelineSettings
 from torch import Tensor
 from torch.nn import functional as F
 
 from same import assert_same, assert_same_film
-from takes import tiny_take
+from takes import tiny_recipe, tiny_take
 
 pytestmark = pytest.mark.numerical
 
@@ -32,6 +36,12 @@ BANDS = {
     "anchored": [(0, 0, None), (2, 0, None), (4, 2, 1), (6, 4, 3), (8, 5, 4), (10, 5, 4)],
     "plain": [(0, 0, None), (1, 0, None), *((frame, frame - 2, None) for frame in range(2, 9)), (9, 6, None), (10, 6, None)],
 }
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_wan: Path) -> Renderer:
+    """One rank."""
+    return Renderer(read_card(str(tiny_wan)))
 
 
 def _turn(tensor: Tensor, frames: list[int], side: int = 2) -> Tensor:
@@ -71,9 +81,10 @@ class _ByHand:
 
 
 @torch.no_grad()
-def _by_hand(card: ModelCard, take: Take, name: str, texts: list[int]) -> Tensor:
+def _by_hand(family: Family, take: Take, name: str, texts: list[int]) -> Tensor:
     """With diffusers' transformer and scheduler, and texts as our family encodes them."""
-    family, transformer = Renderer(card).family, WanTransformer3DModel.from_pretrained(card.path / "transformer")
+    card = family.card
+    transformer = WanTransformer3DModel.from_pretrained(card.path / "transformer")
     branches = []
     for prompts, which in (([prompt.text for prompt in take.prompts], texts), ([take.negative_prompt] * 2, [0] * len(texts))):
         embeds = torch.cat([family.encode_prompt(text)["encoder_hidden_states"] for text in prompts], dim=1)
@@ -96,16 +107,14 @@ def _by_hand(card: ModelCard, take: Take, name: str, texts: list[int]) -> Tensor
 @pytest.mark.parametrize(
     ("name", "take", "texts"), [("anchored", TAKE, [0, 0, 0, 1, 1, 1]), ("plain", PLAIN, [0] * 5 + [1] * 6)], ids=["anchored", "plain"]
 )
-def test_a_banded_take_is_what_stock_calls_make_of_it(tiny_wan: Path, name: str, take: Take, texts: list[int]) -> None:
+def test_a_banded_take_is_what_stock_calls_make_of_it(renderer: Renderer, name: str, take: Take, texts: list[int]) -> None:
     """The prompt changes at frame 20, latent frame 5: segments whose middle is before it attend to the first text."""
-    card = read_card(str(tiny_wan))
-    assert_same(Renderer(card).render(take, None).latents, _by_hand(card, take, name, texts))
+    assert_same(renderer.render(take, None).latents, _by_hand(renderer.family, take, name, texts))
 
 
 @pytest.mark.parametrize("anchors", [0, 2])
-def test_a_band_as_long_as_the_take_is_full_attention(tiny_wan: Path, anchors: int) -> None:
+def test_a_band_as_long_as_the_take_is_full_attention(renderer: Renderer, anchors: int) -> None:
     """In segments that have the same keys each."""
-    renderer = Renderer(read_card(str(tiny_wan)))
     full = tiny_take(num_frames=17, prompts=TAKE.prompts[:1], timeline=TimelineSettings("full", 0, 0))
     banded = replace(full, timeline=TimelineSettings("banded", 5 + anchors, 0, anchors))
     assert_same(renderer.render(banded, None).latents, renderer.render(full, None).latents)
@@ -125,9 +134,67 @@ GANGS = (
 
 
 @pytest.mark.parametrize("take", [TAKE, PLAIN], ids=["anchored", "plain"])
-def test_the_same_film_on_any_gang(gloo_pool: GlooPool, tiny_wan: Path, take: Take) -> None:
-    card = read_card(str(tiny_wan))
-    alone = gloo_pool.run(_render, 1, card, take)[0]
+def test_the_same_film_on_any_gang(gloo_pool: GlooPool, renderer: Renderer, take: Take) -> None:
+    alone = renderer.render(take, None)
     for degrees in GANGS:
-        for rendered in gloo_pool.run(_render, degrees, card, take):
+        for rendered in gloo_pool.run(_render, degrees, renderer.family.card, take):
             assert_same_film(rendered, alone, f"with {degrees}")
+
+
+def _recipe(name: str, aggregate: str = "mean") -> Recipe:
+    return load_recipe({**tiny_recipe(name).to_dict(), "aggregate": aggregate})
+
+
+MEASURING = ("adacache", "fbcache", "foresight", "easycache", "planned", "ra_cfgcache", "seacache", "speca")
+
+
+@pytest.mark.parametrize(("recipe", "aggregate"), [*((name, "mean") for name in recipe_names()), *((name, "max") for name in MEASURING)])
+def test_every_recipe_decides_alike_on_any_gang(gloo_pool: GlooPool, renderer: Renderer, recipe: str, aggregate: str) -> None:
+    card, chosen = renderer.family.card, _recipe(recipe, aggregate)
+    alone = renderer.render(TAKE, chosen)
+    assert alone.trace is not None
+    assert {entry.segment for entry in alone.trace.entries} == {0}, "one decision a step for all segments"
+    gangs = [degrees for degrees in GANGS if recipe != "fastercache" or degrees.cfg_degree == 1]
+    for rendered in gloo_pool.run(_render, gangs[recipe_names().index(recipe) % len(gangs)], card, TAKE, chosen):
+        assert_same_film(rendered, alone)
+
+
+def _break(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None, folder: Path) -> None:
+    """Save after three steps."""
+    renderer = Renderer(card, mesh=mesh)
+    rendering = renderer.steps(take, recipe)
+    for _ in range(3):
+        next(rendering)
+    renderer.save(folder)
+    rendering.close()
+
+
+def _go_on(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe | None, folder: Path, layout: str = "even") -> WholeTake:
+    return whole_take(Renderer(card, ModelOptions(layout=layout), mesh=mesh).steps(take, recipe, snapshot=folder))
+
+
+SNAPSHOTS = [
+    ("none", "mean", "euler"),
+    ("none", "mean", "unipc"),
+    ("planned", "mean", "euler"),
+    ("fbcache", "max", "euler"),
+    ("easycache", "max", "euler"),
+    ("foresight", "max", "euler"),
+    ("seacache", "mean", "dpm++"),
+    ("ra_cfgcache", "max", "euler"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "aggregate", "scheduler"), SNAPSHOTS)
+def test_a_banded_take_goes_on_after_a_break(
+    gloo_pool: GlooPool, renderer: Renderer, tmp_path: Path, recipe: str, aggregate: str, scheduler: str
+) -> None:
+    """To the bit on as many ranks, and the same film on others."""
+    card, two, take = renderer.family.card, Degrees(window_degree=2), replace(TAKE, scheduler=scheduler)
+    chosen = None if recipe == "none" else _recipe(recipe, aggregate)
+    whole = gloo_pool.run(_render, two, card, take, chosen)[0]
+    gloo_pool.run(_break, two, card, take, chosen, tmp_path)
+    for degrees, layout in ((two, "even"), (Degrees(window_degree=3), "even"), (Degrees(window_degree=2, ulysses_degree=2), "frames")):
+        for rendered in gloo_pool.run(_go_on, degrees, card, take, chosen, tmp_path, layout):
+            assert_same_film(rendered, whole, f"on {degrees}")
+            assert degrees != two or torch.equal(rendered.latents, whole.latents)

@@ -51,7 +51,7 @@ class Recorder(Cached):
 class _Recording:
     """The SiteRun of a recorded call: computes everything and records it."""
 
-    reused_run = 0
+    reused_run, segments = 0, None
 
     def __init__(self, sights: dict[Key, Sight], cursor: Cursor, part: int, num_text: int) -> None:
         self.moment, self.branch, self.segment = cursor.moment, cursor.branch, cursor.segment
@@ -109,7 +109,7 @@ class Playback(Cached):
 class _Playing:
     """The SiteRun of a call whose output is noted, or given again."""
 
-    reused_run = 0
+    reused_run, segments = 0, None
 
     def __init__(self, cursor: Cursor, outputs: list[Tensor], again: Tensor | None) -> None:
         self.moment, self.branch, self.segment = cursor.moment, cursor.branch, cursor.segment

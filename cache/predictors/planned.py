@@ -14,7 +14,7 @@ seen what the forecasts did to the latents, and mends part of it by itself, so t
 c is of a take like those of the calibration. Where the model answers more strongly to latents that are off (textured scenes do), correcting by what
 it says there makes the next latents worse, and the film diverges. How strongly shows in the forecast of v_j itself: its error is as many times
 as large as calibration, which looks at undisturbed takes, has seen there. So of the correction only the share expected error / error is made,
-and all of it where the error is no larger than expected.
+and all of it where the error is no larger than expected. In a take of segments each has its own share.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from ...later import torch
 from ..state.holds import Holds
+from ..state.segments import cut_frames
 from ..state.storage import Kept
 from .predictor import WindowPredictor, damped_weights, difference_weights, weighted_sum
 
@@ -114,8 +115,15 @@ class Planned(WindowPredictor):
         return torch.lerp(feature, corrected, self._share(at, feature).to(feature)) if expected and expected[int(at)] else corrected
 
     def _share(self, at: float, feature: Tensor) -> Tensor:
-        """How much of the correction at a computed step is made."""
-        error = (feature - self.predict(at)).float().square().mean().sqrt()
+        """How much of the correction at a computed step is made: one share for all, or one a frame, [frames, 1, 1], that of its segment."""
+        forecast = self.predict(at)
+        shares = [self._share_of(at, *part) for part in zip(cut_frames(feature, self.segments), cut_frames(forecast, self.segments), strict=True)]
+        if self.segments is None:
+            return shares[0]
+        return torch.stack(shares).repeat_interleave(torch.tensor(self.segments.frames_of_segments(), device=feature.device)).view(-1, 1, 1)
+
+    def _share_of(self, at: float, feature: Tensor, forecast: Tensor) -> Tensor:
+        error = (feature - forecast).float().square().mean().sqrt()
         size = feature.float().square().mean().sqrt()
         return (self.config.expected_errors[int(at)] * size / error).clamp(max=1.0)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..sampler.linear_map import LinearMap
+    from ..state.segments import Segments
 
 _SAMPLED = 8  # one channel of so many is compared
 
@@ -24,8 +25,9 @@ class Predictor(ABC):
 
     `at` is where a feature lies on the recipe's abscissa: steps are not evenly spaced once a trigger picks them. holds: what its attributes
     hold; every class declares those that it adds, so that they can be saved. storage: how its features are kept. span: how long the abscissa
-    is, from noise to film. num_text: how many of the feature's last tokens are text, which every shard holds. risk: the relative error
-    that it expects of its forecast for the present step, for guards; None where it is not known. measures: whether `measure` gives sums.
+    is, from noise to film. segments: of a take whose latents shards hold apart. num_text: how many of the feature's last tokens are text, which
+    every shard holds. risk: the relative error that it expects of its forecast for the present step, for guards; None where it is not known.
+    measures: whether `measure` gives sums.
     measures_features: whether these are of its features, not of the probe. knows_risk: whether it ever sets `risk`. needs_velocity: whether it
     stands in for velocities alone, at the site `output`. needs_abscissa: the one that it works along; empty: any.
     """
@@ -35,11 +37,12 @@ class Predictor(ABC):
     knows_risk = False
     needs_velocity = False
     needs_abscissa = ""
-    holds = Holds(settings=("config", "storage", "span"), numbers=("num_text", "risk"))
+    holds = Holds(settings=("config", "storage", "span", "segments"), numbers=("num_text", "risk"))
 
     def __init__(self) -> None:
         self.storage = Storage()
         self.span = 1.0
+        self.segments: Segments | None = None
         self.num_text = 0
         self.risk: float | None = None
 

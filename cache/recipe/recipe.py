@@ -19,6 +19,7 @@ ABSCISSAE = ("step", "sigma")
 # Which branches decide:
 # each: every branch for itself; cond: the conditional one for both (EasyCache); joint: from the signals of both, before either runs.
 BRANCHES = ("each", "cond", "joint")
+AGGREGATES = ("mean", "max")  # of the segments of a take that one call shows: decide from the sums of all, or as the one that asks for most does
 CATEGORIES = ("static", "timestep-adaptive", "layer-adaptive", "predictive", "hybrid")  # survey arXiv 2510.19755, section 3
 
 
@@ -30,6 +31,7 @@ class Recipe:
     `step` or `sigma`. branches: of BRANCHES, which guidance branches decide. dtype: of DTYPES in state/storage.py, how features are kept.
     calibrated: whether the method needs numbers that are measured on the model. calibration: what they were measured on; a calibrated
     recipe without it can be shown and changed, but not rendered with. fits: published numbers for known models, which `fitted` puts in.
+    aggregate: of AGGREGATES, how a banded take's segments decide.
     """
 
     name: str
@@ -43,13 +45,19 @@ class Recipe:
     calibration: Calibration | None = None
     calibrated: bool = False
     fits: tuple[Fit, ...] = ()
+    aggregate: str = "mean"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Recipe:
         """Raises ValueError for unknown parts and settings, with the nearest known one."""
         raw = read_config(_RawRecipe, values, "The recipe")
         where = f"Recipe '{raw.name}'"
-        choices = (("abscissa", raw.abscissa, ABSCISSAE), ("branches", raw.branches, BRANCHES), ("dtype", raw.dtype, tuple(DTYPES)))
+        choices = (
+            ("abscissa", raw.abscissa, ABSCISSAE),
+            ("branches", raw.branches, BRANCHES),
+            ("dtype", raw.dtype, tuple(DTYPES)),
+            ("aggregate", raw.aggregate, AGGREGATES),
+        )
         for setting, value, known in choices:
             if value not in known:
                 raise ValueError(f"{where}: {setting} is '{value}'; it must be one of {', '.join(known)}.")
@@ -71,6 +79,7 @@ class Recipe:
             calibration=read_config(Calibration, raw.calibration, f"{where}, calibration") if raw.calibration else None,
             calibrated=raw.calibrated,
             fits=tuple(read_config(Fit, fit, f"{where}, fits") for fit in raw.fits),
+            aggregate=raw.aggregate,
         )
         try:
             recipe._check_together()
@@ -87,6 +96,9 @@ class Recipe:
                 raise ValueError(
                     f"sites '{one.name}' and '{other.name}' of two parts both keep {', '.join(sorted(shared))}; leave it to one of them."
                 )
+        if self.aggregate == "max" and not any(part.trigger.build().measures for part in self.parts):
+            names = ", ".join(part.trigger.name for part in self.parts)
+            raise ValueError(f"aggregate is max, but trigger {names} measures nothing that segments could differ in; leave it out.")
         if self.guards.max_risk and self.branches == "cond":
             raise ValueError("guards.max_risk doubts each branch's own forecast, but branches is cond; set branches to each or joint.")
         if self.guards.max_risk and not any(part.predictor.kind.knows_risk for part in self.parts):
@@ -141,6 +153,8 @@ class Recipe:
         parts = self.parts[0].to_dict() if len(self.parts) == 1 else {"parts": [part.to_dict() for part in self.parts]}
         calibration = {"calibration": self.calibration.to_dict()} if self.calibration else {}
         common = {"abscissa": self.abscissa, "branches": self.branches, "dtype": self.dtype}
+        if self.aggregate != "mean":  # which older recipes do not say, and are part of their films' keys
+            common["aggregate"] = self.aggregate
         return {**parts, "guards": asdict(self.guards), **common, **calibration}
 
 
@@ -157,6 +171,7 @@ class _RawRecipe(RawPart):
     calibration: dict[str, Any] = field(default_factory=dict)
     calibrated: bool = False
     fits: list[dict[str, Any]] = field(default_factory=list)
+    aggregate: str = "mean"
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..state.segments import Segments
+
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -44,13 +46,15 @@ class Shards:
     tokens: over the shards of one branch's tokens. branches: over those of both guidance branches, where each branch runs on shards of its
     own at the same time; None where the same shards run both. is_first: whether this is the first shard of a branch's tokens, whose sums of
     what all shards hold alike (latents) are used by all: on unlike machines the same input need not give the same sums. by_frame: how tokens are
-    dealt out frame by frame, for windows that shift.
+    dealt out frame by frame, for windows that shift. segments: where shards hold a take's latents apart as well, whole segments of them: the first
+    of those that hold the same ones is one of several that `is_first`.
     """
 
     tokens: Reduce = lambda sums: sums
     branches: Reduce | None = None
     is_first: bool = True
     by_frame: ByFrame = field(default_factory=Unsharded)
+    segments: Segments | None = None
 
 
 class Scope(Enum):

@@ -36,7 +36,7 @@ class Call:
         """part: which of the recipe's. units, num_text: as in `Begin`. Raises ValueError for a branch that the recipe cannot decide for."""
         mode, at_once = session.recipe.branches, session.shards.branches is not None
         _check_branch(session, cursor.branch)
-        self.moment, self.segment = cursor.moment, cursor.segment
+        self.moment, self.segment, self.segments = cursor.moment, cursor.segment, session.shards.segments
         self.branch = "both" if mode == "joint" else cursor.branch
         self._session, self._at, self._units = session, cursor.at, units
         self._part, self._site, self._num_text = part, site, num_text or 0

@@ -45,8 +45,9 @@ class Session:
     @classmethod
     def fresh(cls, recipe: Recipe, num_inference_steps: int, storage: Storage, shards: Shards | None = None, replay: Replay | None = None) -> Session:
         """A session with nothing kept and nothing decided. num_inference_steps: of the take. storage: how features are to be kept."""
-        state = CacheState(recipe, storage, span=float(num_inference_steps))
-        return cls(recipe, shards or Shards(), replay, state, Trace(recipe.name, num_inference_steps), ForecastErrors())
+        shards = shards or Shards()
+        state = CacheState(recipe, storage, span=float(num_inference_steps), segments=shards.segments)
+        return cls(recipe, shards, replay, state, Trace(recipe.name, num_inference_steps), ForecastErrors())
 
     def next_take(self, num_inference_steps: int) -> Session:
         """The same at work on another take, of so many steps."""

@@ -64,7 +64,7 @@ class Blocks(Site):
 
         def start(given: StackInput) -> BlockRunner:
             call = begin(runs, given.num_text)
-            probe = self._probe.read(given, given.hidden_states, call.moment.timestep)
+            probe = self._probe.read(given, given.hidden_states, call)
             return _BlocksRunner(runs, call.decide(probe).reused, call, adds=self.config.keep == "residual")
 
         release, unlisten = intercept(transformer, start), self._probe.attach(transformer)

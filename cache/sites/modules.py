@@ -91,7 +91,7 @@ class Modules(Site):
         return detach
 
     def _start(self, given: StackInput, call: SiteRun) -> None:
-        probe = self._probe.read(given, given.hidden_states, call.moment.timestep)
+        probe = self._probe.read(given, given.hidden_states, call)
         verdict = call.decide(probe)
         self._call = call
         self._reused = frozenset() if verdict.decision is Decision.COMPUTE else verdict.reused

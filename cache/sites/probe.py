@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...later import torch
 from ..model.block_calls import StackInput, has_timestep_a_token, modulated, without_text
-from .site import ModelShape
+from ..state.segments import cut_frames, join_frames
+from .site import ModelShape, SiteRun
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +27,8 @@ class Probe:
 
     residual: of the first blocks (FBCache); hidden_states: after the first blocks (DiCache); modulated: the first block's modulated
     input (TeaCache); timestep: its embedding (TeaCache on Wan); latents: the model's input; evolution: the latents through a filter that
-    passes what the model already knows of the film at this noise level (SeaCache, arXiv 2602.18993, eq. 5 to 7).
+    passes what the model already knows of the film at this noise level (SeaCache, arXiv 2602.18993, eq. 5 to 7), segment by segment where a take
+    has segments.
     """
 
     def __init__(self, kind: str) -> None:
@@ -46,9 +48,9 @@ class Probe:
 
         return transformer.register_forward_pre_hook(Listener(listen), with_kwargs=True).remove
 
-    def read(self, given: StackInput, after_first: Tensor, timestep: float) -> Tensor:
-        """The probe without the text. after_first: the hidden states after the first blocks, [batch, tokens, dim]; where there are no first blocks,
-        those of `given`, which then stand for the residual as well. Raises ValueError for the probe `timestep` of a call that has one a
+    def read(self, given: StackInput, after_first: Tensor, call: SiteRun) -> Tensor:
+        """The probe of a call, without the text. after_first: the hidden states after the first blocks, [batch, tokens, dim]; where there are no
+        first blocks, those of `given`, which then stand for the residual as well. Raises ValueError for the probe `timestep` of a call that has one a
         token: shards of the tokens would see different ones, and decide apart.
         """
         if self.kind in ("residual", "hidden_states"):
@@ -62,7 +64,9 @@ class Probe:
                 raise ValueError("This call has a timestep a token, which probe 'timestep' cannot tell as one; use probe modulated.")
             return given.temb.flatten(1)
         assert self._latents is not None, "the model was called without its input being seen"
-        return self._latents if self.kind == "latents" else evolved(self._latents, timestep / 1000)
+        if self.kind == "latents":
+            return self._latents
+        return join_frames([evolved(part, call.moment.timestep / 1000) for part in cut_frames(self._latents, call.segments)])
 
     def num_values(self, shape: ModelShape) -> int:
         if self.kind in ("latents", "evolution"):

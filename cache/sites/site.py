@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..decision import Verdict
 from ..predictors import Predictor
+from ..state.segments import Segments
 from ..triggers import Moment, Trigger
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class SiteRun(Protocol):
 
     @property
     def segment(self) -> int: ...
+
+    @property
+    def segments(self) -> Segments | None:
+        """Those that the call shows, of a take whose latents shards hold apart."""
 
     @property
     def reused_run(self) -> int:

@@ -97,8 +97,8 @@ class Stack(Site):
 
     def decides_reuse(self, given: StackInput, before: Tensor, call: SiteRun) -> bool:
         """Whether this call reuses the blocks that are kept. before: the hidden states that go into them."""
-        residual = self._residual.read(given, before, call.moment.timestep)
-        probe = residual if self.config.probe == "residual" else self._probe.read(given, before, call.moment.timestep)
+        residual = self._residual.read(given, before, call)
+        probe = residual if self.config.probe == "residual" else self._probe.read(given, before, call)
         return call.decide(probe, residual).decision is Decision.REUSE
 
     def feature_values(self, shape: ModelShape) -> Iterator[int]:

@@ -23,25 +23,42 @@ from .state import CacheState, Slot
 from .storage import Kept, Storage
 from .values import Plain, pack, restore, unpack
 
-_VERSION = "3"
+_VERSION = "4"
+_LATENTS = 5  # dims of latents; what is no tokens and has others is of no frame
 
 Packed = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 class Relay(Protocol):
-    """How shards of a model call's tokens are joined and shared out again. All shards call each of its methods, in the same order."""
+    """How shards of a model call's tokens are joined and shared out again. All shards call each of its methods, in the same order.
+
+    Where shards hold the latents of a take's segments apart as well, `segment` is the number of the one that all of a tensor is of, None for the
+    whole take.
+    """
 
     def gather(self, local: Tensor) -> Tensor:
         """[batch, local tokens, dim] -> [batch, all tokens, dim], in the order of the shards."""
 
-    def share(self, whole: Tensor) -> Tensor:
+    def share(self, whole: Tensor, segment: int | None) -> Tensor:
         """The inverse, maybe over another number of shards."""
+
+    def gather_frames(self, local: Tensor) -> Tensor:
+        """[batch, channels, frames, height, width] of what shards hold apart -> the same of all; as it is where all hold the same."""
+
+    def share_frames(self, whole: Tensor, segment: int | None) -> Tensor:
+        """The inverse."""
 
     def sum(self, sums: Tensor) -> Tensor:
         """Partial sums, added up over all shards."""
 
     def is_first(self) -> bool:
         """Whether this is the first shard, which then holds what was summed."""
+
+    def sum_frames(self, sums: Tensor) -> Tensor:
+        """Partial sums of latents, added up over the shards that hold them apart; as they are where all hold the same."""
+
+    def is_first_of_frames(self) -> bool:
+        """Whether this shard then holds what was summed."""
 
     def collect(self, packed: Packed) -> list[Packed]:
         """What was packed wherever model calls run: here, and by the shards that run those of other branches or segments."""
@@ -59,13 +76,25 @@ class Alone:
     def gather(self, local: Tensor) -> Tensor:
         return local
 
-    def share(self, whole: Tensor) -> Tensor:
+    def share(self, whole: Tensor, segment: int | None) -> Tensor:
+        return whole
+
+    def gather_frames(self, local: Tensor) -> Tensor:
+        return local
+
+    def share_frames(self, whole: Tensor, segment: int | None) -> Tensor:
         return whole
 
     def sum(self, sums: Tensor) -> Tensor:
         return sums
 
     def is_first(self) -> bool:
+        return True
+
+    def sum_frames(self, sums: Tensor) -> Tensor:
+        return sums
+
+    def is_first_of_frames(self) -> bool:
         return True
 
     def collect(self, packed: Packed) -> list[Packed]:
@@ -123,20 +152,27 @@ def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device
 
 class _Saver:
     """Collects the tensors of a slot's trigger and predictors, gathered from all shards. How a tensor is sharded follows from its owner's
-    declaration and the site: `tokens` and `sums` (partial ones) are spread over the shards, `whole` ones are the same on all. A tensor's name
-    ends with that word and with how many of its last tokens are text.
+    declaration and the site: `tokens` and `sums` (partial ones) are spread over the shards; `whole` and `whole_sums` are the same on all that hold
+    the same latents. A tensor's name ends with that word, with how many of its last tokens are text, and with the segment that all of it is of.
     """
 
     def __init__(self, tensors: dict[str, Tensor], slot: str, site: Site, relay: Relay) -> None:
         self._tensors, self._slot, self._site, self._relay = tensors, slot, site, relay
+        self._segment = ""
 
     def pack_trigger(self, trigger: Trigger) -> Plain:
+        """The triggers that it decides by, of a segment each where there are several."""
         probes = "tokens" if self._site.watches_tokens else "whole"
-        return self._pack(trigger, probes, "sums" if self._site.shards_signal(trigger) else "whole", 0)
+        packed = []
+        for segment, part in enumerate(trigger.parts):
+            self._segment = str(segment) if len(trigger.parts) > 1 else ""
+            packed.append(self._pack(part, probes, "sums" if self._site.shards_signal(trigger) else "whole_sums", 0))
+        self._segment = ""
+        return packed
 
     def pack_predictor(self, predictor: Predictor) -> Plain:
         probes = "tokens" if self._site.measures_tokens else "whole"
-        return self._pack(predictor, probes, "sums" if self._site.shards_measure(predictor) else "whole", predictor.num_text)
+        return self._pack(predictor, probes, "sums" if self._site.shards_measure(predictor) else "whole_sums", predictor.num_text)
 
     def _pack(self, owner: Trigger | Predictor, probes: str, sums: str, num_text: int) -> Plain:
         holds = declared(type(owner))
@@ -159,9 +195,13 @@ class _Saver:
     def _put(self, scope: str, num_text: int, tensor: Tensor) -> str:
         if scope == "sums":
             tensor = self._relay.sum(tensor)
+        elif scope == "whole_sums":
+            tensor = self._relay.sum_frames(tensor)
         elif scope == "tokens":
             tensor = _without_text(tensor, num_text, self._relay.gather)
-        name = f"{self._slot}:{len(self._tensors)}:{scope}:{num_text}"
+        elif tensor.ndim == _LATENTS:
+            tensor = self._relay.gather_frames(tensor)
+        name = f"{self._slot}:{len(self._tensors)}:{scope}:{num_text}:{self._segment}"
         self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
 
@@ -183,10 +223,13 @@ class _Loader:
         restore(owner, {name: unpack(value, get_feature if name in features else self._tensor) for name, value in plain.items()})
 
     def _tensor(self, name: str) -> Tensor:
-        tensor, (scope, num_text) = self._find(name), name.split(":")[2:]
-        if scope == "sums" and not self._relay.is_first():
+        tensor, (scope, num_text, number) = self._find(name), name.split(":")[2:]
+        segment = int(number) if number else None
+        if (scope == "sums" and not self._relay.is_first()) or (scope == "whole_sums" and not self._relay.is_first_of_frames()):
             return torch.zeros_like(tensor)
-        return _without_text(tensor, int(num_text), self._relay.share) if scope == "tokens" else tensor
+        if scope == "tokens":
+            return _without_text(tensor, int(num_text), partial(self._relay.share, segment=segment))
+        return self._relay.share_frames(tensor, segment) if tensor.ndim == _LATENTS else tensor
 
     def _feature(self, storage: Storage, said: Plain) -> Kept:
         """The feature as it was stored, bit for bit."""
@@ -198,19 +241,23 @@ class _Loader:
 def _without_text(tensor: Tensor, num_text: int, move: Callable[[Tensor], Tensor]) -> Tensor:
     """`move` the tokens of [batch, tokens, dim] but for the text, and put that after them again; a tensor of text alone stays as it is."""
     num_tokens = tensor.shape[1] - num_text
-    return torch.cat((move(tensor[:, :num_tokens].contiguous()), tensor[:, num_tokens:]), dim=1) if num_tokens else tensor
+    has_tokens = num_tokens or not num_text  # a shard may hold none of them where others do
+    return torch.cat((move(tensor[:, :num_tokens].contiguous()), tensor[:, num_tokens:]), dim=1) if has_tokens else tensor
 
 
 def _pack_slot(slot: Slot, saver: _Saver) -> Plain:
     predictors = {name: saver.pack_predictor(predictor) for name, predictor in slot.predictors.items()}
     frames = None if slot.frames is None else [slot.frames.start, slot.frames.stop]
-    return {"frames": frames, "trigger": saver.pack_trigger(slot.trigger), "predictors": predictors, "counts": [slot.reused_run, slot.owed]}
+    triggers, num_units = saver.pack_trigger(slot.trigger), slot.trigger.num_units
+    counts = [slot.reused_run, slot.owed]
+    return {"frames": frames, "num_units": num_units, "triggers": triggers, "predictors": predictors, "counts": counts}
 
 
 def _unpack_slot(state: CacheState, key: tuple[int, int, str], plain: Plain, loader: _Loader) -> None:
     frames = None if plain["frames"] is None else range(*plain["frames"])
-    slot = state.slot(*key, plain["trigger"]["num_units"], frames)
-    loader.restore(slot.trigger, plain["trigger"], state.storage)
+    slot = state.slot(*key, plain["num_units"], frames)
+    for trigger, packed in zip(slot.trigger.parts, plain["triggers"], strict=True):
+        loader.restore(trigger, packed, state.storage)
     for name, packed in plain["predictors"].items():
         slot.predictors[name] = predictor = state.predictor(key[0])
         loader.restore(predictor, packed, state.storage)

@@ -11,8 +11,10 @@ from ..decision import Verdict
 from ..predictors import Predictor
 from ..recipe.recipe import Recipe
 from ..triggers import Trigger
+from ..triggers.foremost import Foremost
 from .frames import Frame, Frames
 from .holds import declared
+from .segments import Segments
 from .storage import Kept, Storage
 from .values import leaves
 
@@ -40,17 +42,18 @@ class Slot:
     @property
     def num_bytes(self) -> int:
         """Bytes of its tensors. One that several of its owners hold (a probe, as a rule) counts once."""
-        return _num_bytes([self.trigger, *self.predictors.values()])
+        return _num_bytes([*self.trigger.parts, *self.predictors.values()])
 
 
 class CacheState:
     """Slots are made on first use and dropped by `reset`; a take starts with none. verdicts: the last one of each part and segment, for the
     unconditional branch where the conditional one decides for both. frames: by part and branch, what is kept of latent frames where windows
-    shift; the slots then hold what is a window's own. span: how long the recipe's abscissa is, from noise to film.
+    shift; the slots then hold what is a window's own. span: how long the recipe's abscissa is, from noise to film. segments: those of a take whose
+    latents shards hold apart.
     """
 
-    def __init__(self, recipe: Recipe, storage: Storage, span: float) -> None:
-        self.recipe, self.storage, self._span = recipe, storage, span
+    def __init__(self, recipe: Recipe, storage: Storage, span: float, segments: Segments | None = None) -> None:
+        self.recipe, self.storage, self._span, self._segments = recipe, storage, span, segments
         self.slots: dict[Key, Slot] = {}
         self.verdicts: dict[tuple[int, int], Verdict] = {}
         self.frames: dict[tuple[int, str], Frames] = {}
@@ -59,7 +62,7 @@ class CacheState:
         """num_units, frames: of a new one. What is there must be of the same frames (`check_frames`)."""
         key = (part, segment, branch)
         if key not in self.slots:
-            self.slots[key] = Slot(self.trigger(part, num_units), frames)
+            self.slots[key] = Slot(self._deciding(part, num_units), frames)
         return self.slots[key]
 
     def frames_of(self, part: int, branch: str) -> Frames:
@@ -71,6 +74,13 @@ class CacheState:
         trigger = self.recipe.parts[part].trigger.build()
         trigger.num_units = num_units
         return trigger
+
+    def _deciding(self, part: int, num_units: int) -> Trigger:
+        """A fresh trigger, or one a segment where the one that asks for most decides."""
+        segments, trigger = self._segments, self.trigger(part, num_units)
+        if segments is None or segments.num_segments == 1 or self.recipe.aggregate != "max" or not trigger.measures:
+            return trigger
+        return Foremost([trigger, *(self.trigger(part, num_units) for _ in range(segments.num_segments - 1))], segments)
 
     def check_frames(self, segment: int, frames: range | None) -> None:
         """Raise ValueError, with the mend, if what is kept of a segment is of other latent frames: a feature stands in for its own alone."""
@@ -86,7 +96,7 @@ class CacheState:
     def predictor(self, part: int) -> Predictor:
         """A fresh one, of the recipe's part of that number."""
         predictor = self.recipe.parts[part].predictor.build()
-        predictor.storage, predictor.span = self.storage, self._span
+        predictor.storage, predictor.span, predictor.segments = self.storage, self._span, self._segments
         return predictor
 
     def reset(self) -> None:

@@ -35,8 +35,8 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Kept:
-    """A feature as it is stored. scale: what its values were divided by, fp32: one a token, [batch, tokens, 1], or one a sample of latents; None
-    where they were not. dtype, device: the feature's own. Where storage changed nothing, `stored` is the feature itself.
+    """A feature as it is stored. scale: what its values were divided by, fp32: one a token, [batch, tokens, 1], or one a sample or frame of
+    latents; None where they were not. dtype, device: the feature's own. Where storage changed nothing, `stored` is the feature itself.
     """
 
     stored: Tensor
@@ -62,11 +62,12 @@ class Kept:
 class Storage:
     """dtype: of DTYPES; float16 and float8 are scaled, each token by a scale of its own, so that nothing overflows and any sharding of the
     tokens keeps the same bits. place: of PLACES; `host` copies to pinned memory on CUDA while the model goes on computing, and back when the
-    feature is needed.
+    feature is needed. by_frame: whether latents have a scale a frame instead of one a sample, as where shards hold frames of them apart.
     """
 
     dtype: str = "model"
     place: str = "device"
+    by_frame: bool = False
 
     def put(self, feature: Tensor) -> Kept:
         """feature: [batch, tokens, dim], or latents [batch, channels, frames, height, width]. Values that are not finite stay so: they are
@@ -76,7 +77,7 @@ class Storage:
         dtype = feature.dtype if stored is None else getattr(torch, stored.name)
         if stored is None or not stored.scaled or dtype is feature.dtype:
             return self.adopt(feature.to(dtype), None, feature.dtype)
-        scale = (_largest(feature) / torch.finfo(dtype).max).clamp_min(torch.finfo(torch.float32).tiny)
+        scale = (_largest(feature, by_frame=self.by_frame) / torch.finfo(dtype).max).clamp_min(torch.finfo(torch.float32).tiny)
         return self.adopt((feature.float() / scale).to(dtype), scale, feature.dtype)
 
     def adopt(self, stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Kept:
@@ -85,9 +86,9 @@ class Storage:
         return Kept(_to_host(stored) if on_host else stored, scale, dtype, stored.device)
 
 
-def _largest(feature: Tensor) -> Tensor:
-    """The largest size of each token's values, or of each sample's latents, in fp32; the dimensions stay."""
-    over = -1 if feature.ndim == 3 else tuple(range(1, feature.ndim))
+def _largest(feature: Tensor, *, by_frame: bool) -> Tensor:
+    """The largest size of each token's values, or of each sample's latents, or frames of latents, in fp32; the dimensions stay."""
+    over = -1 if feature.ndim == 3 else tuple(dim for dim in range(1, feature.ndim) if not (by_frame and dim == 2))
     return feature.abs().amax(dim=over, keepdim=True).float()
 
 

@@ -52,6 +52,11 @@ class Trigger(ABC):
         self.value: float | None = None
         self.num_units = 1
 
+    @property
+    def parts(self) -> Sequence[Trigger]:
+        """Itself, or those that it decides by."""
+        return (self,)
+
     def check_steps(self, num_inference_steps: int) -> None:  # noqa: B027 - most work for any number
         """Raise ValueError if its config was made for takes of another number of steps."""
 

@@ -61,7 +61,7 @@ class Bands:
 
     def gather_frames(self, latents: Tensor) -> Tensor:
         """[batch, channels, this rank's frames, height, width] -> the same of all of the take's."""
-        return self.mesh.window.all_gather(latents, tuple(self._counts), dim=2)
+        return self.mesh.window.all_gather(latents, tuple(self._counts), dim=2).contiguous()
 
     @contextmanager
     def reading(self, texts: Sequence[int]) -> Iterator[None]:
@@ -92,8 +92,22 @@ class Bands:
             attended.append(kernel(query[:, begin * tokens : (begin + count) * tokens], keys, values, None, scale))
         return torch.cat(attended, dim=1)
 
+    @property
+    def num_segments(self) -> int:
+        """Of the take."""
+        return len(self.halos.bands)
+
+    @property
+    def first_segment(self) -> int:
+        """The number of this rank's first one."""
+        return self.halos.first
+
+    def frames_of_segments(self) -> list[int]:
+        """How many latent frames each of this rank's has."""
+        return [len(band.frames) for band in self.own]
+
     def tokens_of_segments(self) -> list[int]:
-        """How many tokens of each of this rank's segments it holds itself: its share of them on the sequence axis."""
+        """How many tokens of each of this rank's segments it holds itself in the running call: its share of them on the sequence axis."""
         layout, rank = self.shards.layout, self.mesh.sequence.rank
         tokens = layout.num_tokens // len(self.frames)
         start, stop = layout.offsets[rank], layout.offsets[rank] + layout.counts[rank]

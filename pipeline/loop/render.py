@@ -22,7 +22,7 @@ from ..options import ModelOptions
 from ..take import Take
 from .denoise import Step
 from .rounds import Finished, Rounds
-from .snapshot import MeshRelay, load_snapshot, save_snapshot
+from .snapshot import BandsRelay, MeshRelay, load_snapshot, save_snapshot
 from .timing import Timed, cache_speedup, clock
 
 
@@ -162,15 +162,18 @@ class Renderer:
                 cached.disable()
 
     def _cached(self, take: Take, recipe: Recipe, replay: Replay | None, place: str) -> Cached:
-        """The recipe on the model. Decisions are those of the ranks that run a window, or of all that run a branch where windows shift."""
-        mesh, card, shifts = self.mesh, self.family.card, take.timeline_for(self.family.card).shifts
-        tokens, both = (mesh.one_branch, mesh.gang) if shifts or self.family.bands else (mesh.sequence, mesh.branches)
+        """The recipe on the model. Decisions are those of the ranks that run a window, or of all that run a branch where windows shift or one call
+        is spread over all of them.
+        """
+        mesh, card, bands, shifts = self.mesh, self.family.card, self.family.bands, take.timeline_for(self.family.card).shifts
+        tokens, both = (mesh.one_branch, mesh.gang) if shifts or bands else (mesh.sequence, mesh.branches)
+        first = (mesh.sequence if bands else tokens).rank == 0
         by_frame = ByFrame(mesh.sequence, self._tokens_a_frame(take), whole_frames=self.options.layout == "frames")
         return enable_cache(
             self.family.transformer,
             recipe,
             num_inference_steps=card.sampled_by(take.scheduler).num_calls(take.num_inference_steps),
-            shards=Shards(tokens.sum, both.sum if mesh.cfg.size == 2 else None, is_first=tokens.rank == 0, by_frame=by_frame),
+            shards=Shards(tokens.sum, both.sum if mesh.cfg.size == 2 else None, is_first=first, by_frame=by_frame, segments=bands),
             replay=replay,
             place=place,
             overlap=take.timeline.overlap if shifts else None,
@@ -186,7 +189,9 @@ class Renderer:
         save_snapshot(folder, rounds, self.cached, self._relay(rounds.take), film_key)
 
     def _relay(self, take: Take) -> MeshRelay:
-        card, by_frames = self.family.card, self.options.layout == "frames"
+        card, by_frames, bands = self.family.card, self.options.layout == "frames", self.family.bands
+        if bands is not None:
+            return BandsRelay(self.mesh, bands, self._tokens_a_frame(take), by_frames=by_frames)
         return MeshRelay(self.mesh, self._tokens_a_frame(take) if by_frames else 0, windows_shift=take.timeline_for(card).shifts)
 
     def _tokens_a_frame(self, take: Take) -> int:
