@@ -22,7 +22,7 @@ from ..pipeline.take import Take
 from ..pipeline.versions import package_versions
 from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from .folder.access import JobRefused, locked
-from .folder.folder import FILM, PREVIEW, Todo, deliver_again, make_room, publish, stage, sweep
+from .folder.folder import FILM, GROWING, PREVIEW, Todo, deliver_again, make_room, publish, stage, sweep
 from .folder.journal import Journal
 from .folder.manifest import Manifest
 from .gang.failures import GangError
@@ -265,6 +265,7 @@ class Driver:
             model=plan.model,
             folder=staging,
             preview=planned.folder / PREVIEW,
+            growing=planned.folder / GROWING,
             fps=plan.fps,
             preview_every=plan.job.preview_every,
             save_latents=plan.job.save_latents,

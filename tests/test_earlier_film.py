@@ -13,6 +13,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from longtake.bench.pool import GlooPool
+from longtake.jobs.events import Event, Stepped
+from longtake.jobs.folder.folder import GROWING
 from longtake.jobs.rendering import render
 from longtake.jobs.settings.config import load_job, resolve_takes
 from longtake.parallel.groups.degrees import Degrees
@@ -142,8 +144,17 @@ def _job(model: Path, output: Path, film: Path, **changes: Any) -> dict[str, Any
 
 
 def test_a_job_goes_on_from_a_film(ray_cluster: str, tiny_wan: Path, film: Path, tmp_path: Path) -> None:
-    """What is delivered is the film's continuation: as one decoding of the film's end and the new latents has it."""
-    result = render(_job(tiny_wan, tmp_path / "out", film, save_latents=True, parallel={"ulysses_degree": 2, "threads": 1}))["one"]
+    """What is delivered is the film's continuation: as one decoding of the film's end and the new latents has it. It can be watched meanwhile."""
+    growing, watched = tmp_path / "out" / "one" / GROWING, []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Stepped) and growing.exists():
+            watched.append((event.step, read_film(growing)))
+
+    job = _job(tiny_wan, tmp_path / "out", film, save_latents=True, parallel={"ulysses_degree": 2, "threads": 1})
+    result = render(job, on_event=watch)["one"]
+    assert [(step, len(frames)) for step, frames in watched[-2:]] == [(8, 15), (9, 15)], "two rounds of three"
+    assert not growing.exists()
     assert result.film is not None
     assert result.manifest is not None
     assert result.manifest.config["take"]["continue_from"] == {"path": str(film), "sha256": find_film("one", str(film)).sha256}
@@ -157,6 +168,7 @@ def test_a_job_goes_on_from_a_film(ray_cluster: str, tiny_wan: Path, film: Path,
         frames = read_film(write_film(tmp_path / "other.mp4", other.mul(255).round().byte().numpy(), fps=8))
         errors.append(np.abs(delivered[: len(frames)] - frames).mean())
     print(f"delivered frames are {errors[0]:.3f} grey levels from the film's continuation, {errors[1]:.3f} from what the latents alone decode to")
+    assert np.abs(watched[-1][1].astype(float) - delivered[:15]).mean() < 5, "the same pictures"
     assert errors[0] < 0.5
     assert errors[1] > 10
 

@@ -22,7 +22,7 @@ from longtake.pipeline.film.encoder import check_encoder
 from longtake.pipeline.film.read import probe, read_frames, read_last
 from longtake.pipeline.film.retime import retime
 from longtake.pipeline.film.stills import SHORT_SIDE, ContactSheet
-from longtake.pipeline.film.write import EncodingError, FilmWriter
+from longtake.pipeline.film.write import EncodingError, FilmWriter, GrowingFilm
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -184,6 +184,31 @@ def test_earlier_film_survives_a_failed_rewrite(tmp_path: Path) -> None:
     write_film(path, smooth_clip(3, 130, 66))
     assert probe(path).num_frames == 3
     assert os.listdir(tmp_path) == ["film.mp4"]
+
+
+def test_a_growing_film_is_played_while_it_is_written_and_after_a_kill(tmp_path: Path) -> None:
+    clip, path = smooth_clip(75, 90, 50), tmp_path / "film.mp4"
+    with pytest.raises(EncodingError), GrowingFilm(path, width=90, height=50, fps=16) as film:
+        for end in (25, 50, 75):
+            film.write(clip[end - 25 : end])
+            until = time.monotonic() + 20  # ffmpeg needs a moment
+            while (not path.exists() or len(_playable(path)) < end - 1) and time.monotonic() < until:
+                time.sleep(0.05)
+            assert compare_frames([clip[: end - 1]], [_playable(path)]).psnr > 38
+        (pid,) = ffmpeg_pids(tmp_path)
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(600):
+            film.write(clip)
+            time.sleep(0.01)
+    assert compare_frames([clip[:74]], [_playable(path)[:74]]).psnr > 38
+
+
+def _playable(path: Path) -> NDArray[np.uint8]:
+    """The frames of a film that is being written; none while its head is not there."""
+    try:
+        return read_film(path)
+    except ValueError:
+        return np.zeros((0, 50, 90, 3), np.uint8)
 
 
 def test_two_writers_of_one_film_do_not_disturb_each_other(tmp_path: Path) -> None:

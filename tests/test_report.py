@@ -263,7 +263,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(output / "harbour", output / name)
         deliver(output / name, with_film=False)
     (output / "tram").mkdir()
-    (output / "tram" / "preview.jpg").write_bytes((output / "harbour" / "contact_sheet.jpg").read_bytes())
+    for name, like in (("preview.jpg", "contact_sheet.jpg"), ("film.partial.mp4", "film.mp4")):
+        (output / "tram" / name).write_bytes((output / "harbour" / like).read_bytes())
     record(
         output, started("0", ["ships"], -9), changed("0", "ships", TakeState.RUNNING, -8), JobEnded(job="0", state=JobState.STOPPED, time=minute(-7))
     )
@@ -313,7 +314,7 @@ def test_all_that_the_page_links_to_lies_there(browser: Browser, rendered: Path)
         links = tab.evaluate("[...document.querySelectorAll('[href], [src], [poster]')].flatMap(e => [e.href, e.src, e.poster].filter(Boolean))")
         files = {Path(unquote(urlsplit(link).path)).relative_to(rendered) for link in links if not link.startswith("data:")}
         beside = {Path("harbour", name) for name in ("film.mp4", "thumbnail.jpg", "contact_sheet.jpg", "decisions.png", "manifest.json")}
-        assert files > {*beside, Path("harbour@8f8f8f8f", "film.mp4"), Path("tram", "preview.jpg")}
+        assert files > {*beside, Path("harbour@8f8f8f8f", "film.mp4"), Path("tram", "preview.jpg"), Path("tram", "film.partial.mp4")}
         assert [file for file in files if not (rendered / file).is_file()] == []
         assert tab.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].filter(a => !document.getElementById(a.hash.slice(1))).length") == 0
 

@@ -16,6 +16,7 @@ from ...files import partial_files, partial_name, remove
 from .manifest import Manifest, read_manifest
 
 FILM, LATENTS, PREVIEW = "film.mp4", "latents.safetensors", "preview.jpg"
+GROWING = "film.partial.mp4"  # what is done of a take of several rounds, to be played before the take is done, or after it was killed
 
 
 class Todo(Enum):
@@ -42,12 +43,15 @@ def look(folder: Path, film_key: str, delivery_key: str, save_latents: bool, for
 
 
 def make_room(folder: Path) -> Path | None:
-    """Make an empty folder for a take. Moves aside what lay in it and returns where that is now; None if there was nothing but a preview."""
+    """Make an empty folder for a take. Moves aside what lay in it and returns where that is now; None if there was nothing but what shows a take
+    that was not finished.
+    """
     sweep(folder)
     aside = None
-    if folder.exists() and any(path.name != PREVIEW for path in folder.iterdir()):
+    if folder.exists() and any(path.name not in (PREVIEW, GROWING) for path in folder.iterdir()):
         aside = _free_name(folder)
         folder.rename(aside)
+    remove(folder / GROWING)
     folder.mkdir(parents=True, exist_ok=True)
     return aside
 
@@ -67,10 +71,11 @@ def stage(folder: Path) -> Path:
 
 
 def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
-    """Move a whole take's files from the hidden folder into the take's, and write the manifest last."""
+    """Move a whole take's files from the hidden folder into the take's, remove the growing film, and write the manifest last."""
     for path in sorted(staging.iterdir()):
         path.replace(folder / path.name)
     staging.rmdir()
+    remove(folder / GROWING)
     manifest.write(folder)
 
 

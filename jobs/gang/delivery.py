@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -18,7 +18,7 @@ from torch import Tensor
 from ...cache import Trace
 from ...pipeline.families import Family
 from ...pipeline.film.stills import ContactSheet
-from ...pipeline.film.write import FilmWriter
+from ...pipeline.film.write import FilmWriter, GrowingFilm
 from ...pipeline.loop.render import Rendered
 from ...pipeline.loop.rounds import Finished
 from ...pipeline.loop.timing import Timed, clock
@@ -27,9 +27,11 @@ from .memory import peak_bytes
 from .orders import Order
 from .reports import DecodeReport, TakeReport
 
+AnyWriter = TypeVar("AnyWriter", bound=FilmWriter)
+
 
 class Delivery:
-    """A context manager: leaving it by an exception leaves no film. files: writes what is small, in the background."""
+    """A context manager: leaving it by an exception leaves no film but the growing one. files: writes what is small, in the background."""
 
     def __init__(self, order: Order, family: Family, files: BackgroundFiles) -> None:
         self._order, self._device, self._files = order, family.device, files
@@ -37,6 +39,7 @@ class Delivery:
         self._latents: list[Tensor] = []  # only where they are to be saved
         self._seconds = {"decode": 0.0, "write": 0.0}
         self._film: FilmWriter | None = None
+        self._growing: GrowingFilm | None = None  # where there is something to play before the take is done
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -55,10 +58,15 @@ class Delivery:
             self._latents.append(finished.latents.cpu())
             if finished.is_last:
                 self._files.write(self._order.folder / "latents.safetensors", self._saved_latents)
-        film = self._film = self._film or self._open()
+        if self._film is None:
+            self._film = self._open(FilmWriter, self._order.folder / "film.mp4")
+            self._growing = None if finished.is_last else self._open(GrowingFilm, self._order.growing)
+        film = self._film
         for chunk in chunks:
             pictures = chunk.mul(255).round().byte().cpu().numpy()
             film.write(pictures)
+            if self._growing is not None:
+                self._growing.write(pictures)
             self._sheet.add(pictures)
             if finished.is_last:  # until then steps tell how far the take is
                 yield DecodeReport(film.num_frames, self._order.take.num_frames)
@@ -66,11 +74,11 @@ class Delivery:
         self._seconds["decode"] += decode
         self._seconds["write"] += clock(self._device) - began - decode
 
-    def _open(self) -> FilmWriter:
+    def _open(self, kind: type[AnyWriter], path: Path) -> AnyWriter:
         order = self._order
-        return self._opened.enter_context(
-            FilmWriter(order.folder / "film.mp4", width=order.take.width, height=order.take.height, fps=order.fps, metadata=order.metadata)
-        )
+        film = kind(path, width=order.take.width, height=order.take.height, fps=order.fps, metadata=order.metadata)
+        self._opened.enter_context(film)
+        return film
 
     def _saved_latents(self) -> bytes:
         return save({"latents": torch.cat(self._latents, dim=2).contiguous()})

@@ -12,9 +12,9 @@ from ...pipeline.take import Take
 
 @dataclass(frozen=True)
 class Order:
-    """One take to render, as every rank gets it. place: where the cache keeps features, `device` or `host`; model: its hash; folder: where
-    rank 0 writes, hidden until the take is whole; preview: the picture file that rank 0 rewrites every `preview_every` steps, 0 for no
-    previews; metadata: what goes into the film's container.
+    """One take to render, as every rank gets it. place: where the cache keeps features, `device` or `host`; model: its hash; folder: where rank 0
+    writes, hidden until the take is whole; preview: the picture file that rank 0 rewrites every `preview_every` steps, 0 for no previews; growing:
+    the film file of a take of several rounds that can be played before the take is done; metadata: what goes into the film's container.
     """
 
     take: Take
@@ -24,6 +24,7 @@ class Order:
     model: str
     folder: Path
     preview: Path
+    growing: Path
     fps: Fraction
     preview_every: int
     save_latents: bool

@@ -82,6 +82,7 @@ class Shown:
     thumbnail: str
     sheet: str
     preview: str
+    growing: str
     picture: str
     manifest: str
     decisions: Decisions | None
@@ -204,6 +205,7 @@ def _take(output: Path, name: str, folder: TakeFolder | None, history: TakeHisto
         thumbnail=link("thumbnail.jpg"),
         sheet=link("contact_sheet.jpg"),
         preview="" if film else link("preview.jpg"),
+        growing="" if film else link("film.partial.mp4"),
         picture=link("decisions.png"),
         manifest=link("manifest.json") if manifest else "",
         decisions=decisions,

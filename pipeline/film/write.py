@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, ClassVar, Self
 
 import numpy as np
 from imageio_ffmpeg import write_frames
@@ -53,6 +53,8 @@ class FilmWriter:
                 film.write(frames)
     """
 
+    _encoding: ClassVar[tuple[str, ...]] = ("-movflags", MOVFLAGS)
+
     def __init__(self, path: Path, *, width: int, height: int, fps: float | Fraction, metadata: Mapping[str, str] | None = None) -> None:
         """width, height: pixels, even. fps: frames a second. metadata: short texts for the container; keys are free, without "=".
 
@@ -76,8 +78,8 @@ class FilmWriter:
 
     def __enter__(self) -> Self:
         self.num_frames = 0
-        self._partial = partial_name(self.path)
-        options = ["-crf", str(CRF), "-vf", _TO_BT709, "-movflags", MOVFLAGS]
+        self._partial = self._name_while_written()
+        options = ["-crf", str(CRF), "-vf", _TO_BT709, *self._encoding]
         for key, value in self.metadata.items():
             options += ["-metadata", f"{key}={value}"]
         self._log = tempfile.TemporaryFile()
@@ -129,6 +131,9 @@ class FilmWriter:
             self._partial.unlink(missing_ok=True)
             self._log.close()
 
+    def _name_while_written(self) -> Path:
+        return partial_name(self.path)
+
     def _verify(self) -> None:
         # imageio-ffmpeg does not tell ffmpeg's exit status: the file itself is the evidence.
         if self.num_frames == 0:
@@ -149,6 +154,30 @@ class FilmWriter:
         size = os.fstat(self._log.fileno()).st_size
         text = os.pread(self._log.fileno(), 8192, max(0, size - 8192)).decode(errors="replace")
         return "\n".join(text.strip().splitlines()[-_LAST_LINES:])
+
+
+class GrowingFilm(FilmWriter):
+    """A film that can be played while it is written, and after its writer was killed: all frames but the last are in the file.
+
+    It is larger than a FilmWriter's, as each frame is encoded at once, into a fragment of its own, which is written when the next one comes.
+    Leaving the block keeps it, by an exception too.
+    """
+
+    _encoding: ClassVar[tuple[str, ...]] = (
+        *("-preset", "veryfast", "-tune", "zerolatency", "-g", "48", "-flush_packets", "1"),
+        *("-movflags", "+frag_every_frame+empty_moov+default_base_moof+use_metadata_tags"),
+    )
+
+    def _name_while_written(self) -> Path:
+        return self.path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        assert self._ffmpeg is not None
+        try:
+            self._ffmpeg.close()
+        finally:
+            self._ffmpeg = None
+            self._log.close()
 
 
 @contextmanager
