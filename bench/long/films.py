@@ -16,7 +16,7 @@ from ...pipeline.loop.render import Renderer, whole_take
 from ...pipeline.take import Take
 from ..journal import Journal
 from .holds import as_row, background_shift, held
-from .plans import chunks_with_a_plan, decode, film_with_a_plan
+from .plans import Uncached, decode
 from .takes import ACT_SECONDS, TIMELINES, frames_in, long_take, script
 
 _SECONDS, _STEPS = 30.0, 50
@@ -29,19 +29,22 @@ LEAST_PSNR = 35.0  # dB to the take without a cache, at which a plan's speed-up 
 def plans_of(name: str, journal: Journal) -> list[dict[str, Any]]:
     """A timeline's films with each plan, beside those without a cache. A plan of the model's own clips serves all timelines."""
     renderer = Renderer(read_card("demo"))
+    recipes = _recipes(renderer, journal)
+    for number in range(_COMPARED):
+        missing = [recipe for recipe in recipes if _compared(name, recipe, number) not in journal]
+        if missing:
+            uncached = Uncached(renderer, _take(renderer.family.card, name, number))
+            for recipe in missing:
+                journal.note(_compared(name, recipe, number), uncached.beside(recipe))
     rows = []
-    for recipe in _recipes(renderer, journal):
-        films = []
-        for number in range(_COMPARED):
-            entry = f"{name}, {recipe.name}, film {number}"
-            if entry not in journal:
-                take = _take(renderer.family.card, name, number)
-                measure = chunks_with_a_plan if name == "rollout" else film_with_a_plan
-                journal.note(entry, measure(renderer, take, recipe))
-            films.append(journal[entry])
-        row: dict[str, Any] = {"recipe": recipe.name, **{key: [film[key] for film in films] for key in films[0]}}
-        rows.append(row)
+    for recipe in recipes:
+        films = [journal[_compared(name, recipe, number)] for number in range(_COMPARED)]
+        rows.append({"recipe": recipe.name, **{key: [film[key] for film in films] for key in films[0]}})
     return rows
+
+
+def _compared(name: str, recipe: Recipe, number: int) -> str:
+    return f"{name}, {recipe.name}, film {number}"
 
 
 def films_of(name: str, journal: Journal) -> dict[str, Any]:
