@@ -99,7 +99,7 @@ def run_here(*arguments: str) -> Result:
         (["takes.0.name=report"], "name is 'report', which the job uses for files of its own"),
         (["takes.0.name=Report"], "name is 'Report', which the job uses for files of its own"),
         (["takes.0.name=events.jsonl"], "name is 'events.jsonl', which the job uses for files of its own"),
-        (["timeline=bands"], "timeline is 'bands'; it must be full, windows or rollout"),
+        (["timeline=bands"], "timeline is 'bands'; it must be full, windows, rollout or banded"),
         (["timeline.overlap=20"], "timeline.overlap"),
         (["model.dtype=float8"], "model.dtype is 'float8'"),
         (["model.shard=gnag"], "model.shard is 'gnag'; it must be one of none, gang"),

@@ -224,7 +224,7 @@ def test_refused(tiny_wan: Path, changes: dict[str, Any], match: str) -> None:
         ({"window": 17, "anchors": 1, "overlap": 16}, "timeline.overlap is 16; with this window and anchors it must be from 4 to 12 frames"),
         ({"overlap": -4}, "timeline.overlap is -4; with this window and anchors it must be from 4 to 32 frames"),
         ({"anchors": -1}, "timeline.anchors is -1; it must be a number of latent frames, 0 for none"),
-        ({"name": "windows", "anchors": 1}, "timeline.anchors belongs to timeline rollout, not windows"),
+        ({"name": "windows", "anchors": 1}, "timeline.anchors belongs to timeline rollout or banded, not windows"),
         ({"name": "full", "overlap": 4}, "timeline.overlap belongs to timeline windows or rollout, not full"),
     ],
 )

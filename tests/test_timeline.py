@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from longtake.parallel.tokens.bands import frames_needed, frames_of, share_out
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.loop.fuse import fuse
+from longtake.pipeline.timelines.banded import banded
 from longtake.pipeline.timelines.rollout import rollout
 from longtake.pipeline.timelines.windows import windows
 
@@ -50,6 +52,43 @@ def test_a_rollout_goes_over_a_take_once(length: int, window: int, data: st.Data
         assert list(call.context) == sorted(wanted)
         shown_later = {frame for later in timeline.rounds[number + 1 :] for frame in later.calls[0].context}
         assert timeline.needed_after(number) == {frame for frame in shown_later if frame < one.frames.stop}
+
+
+@given(length=st.integers(1, 200), window=st.integers(1, 30), data=st.data())
+def test_segments_cover_a_take_once(length: int, window: int, data: st.DataObject) -> None:
+    """Each attends to frames around itself, as many for all, and to the anchors that are not among them, no more than a window in all; bands lie so
+    that as much of them is before a segment as behind, but at the take's ends.
+    """
+    anchors = data.draw(st.integers(0, window - 1))
+    [only] = banded(length, window, anchors).rounds
+    [call] = only.calls
+    assert [frame for band in call.bands for frame in band.frames] == list(range(length)) == list(only.frames)
+    assert {len(band.frames) for band in call.bands[:-1]} <= {max(1, (window - anchors) // 3)}
+    for band in call.bands:
+        assert len(band.seen) == min(window - anchors, length) and set(band.frames) <= set(band.seen) <= set(range(length))
+        before, after = band.frames.start - band.seen.start, band.seen.stop - band.frames.stop
+        assert 0 <= after - before <= 1 or band.seen.start == 0 or band.seen.stop == length
+        assert list(band.anchors) == [frame for frame in range(min(anchors, length)) if frame < band.seen.start]
+
+
+@given(length=st.integers(1, 200), window=st.integers(1, 30), num_ranks=st.integers(1, 9), data=st.data())
+def test_ranks_need_the_halos_around_their_segments(length: int, window: int, num_ranks: int, data: st.DataObject) -> None:
+    [only] = banded(length, window, data.draw(st.integers(0, window - 1))).rounds
+    bands = only.calls[0].bands
+    if len(bands) < num_ranks:
+        with pytest.raises(ValueError, match="segments cannot be shared by"):
+            share_out(bands, num_ranks)
+        return
+    shares = share_out(bands, num_ranks)
+    assert [band for share in shares for band in share] == list(bands)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    for share in shares:
+        assert set(frames_needed(share)) == {frame for band in share for frame in (*band.seen, *band.anchors)} >= set(frames_of(share))
+
+
+def test_anchors_leave_room_for_a_band() -> None:
+    with pytest.raises(ValueError, match=r"timeline.anchors is 5 latent frames; it must be at least 0 and below the window of 5"):
+        banded(20, 5, 5)
 
 
 def test_a_cut_leaves_one_anchor_and_two_frames() -> None:

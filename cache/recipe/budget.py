@@ -26,7 +26,7 @@ def _part_bytes(recipe: Recipe, part: Part, shape: ModelShape, num_branches: int
     values = list(site.feature_values(shape))
     features = sum(values) * (dtype.itemsize if dtype is not None else itemsize)
     if dtype is not None and dtype.scaled:
-        features += SCALE_BYTES * sum(feature // shape.dim if site.sharded else shape.batch for feature in values)
+        features += SCALE_BYTES * sum(feature // shape.dim if site.sharded else shape.batch * shape.scales for feature in values)
     watched, beside = site.probe_values(shape)
     keeping = 1 if part.site.name == "guidance" else num_branches
     deciding = 1 if recipe.branches == "cond" else keeping

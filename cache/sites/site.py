@@ -22,7 +22,7 @@ class ModelShape:
 
     tokens: of one model call, this shard's; text_tokens: those that joint blocks carry beside them. dim: width of the hidden states.
     latents: values of the model's input. num_joint: of the `num_blocks`, how many keep the text apart (HunyuanVideo's first list); all
-    others of a text-carrying model join it. batch: samples of a call.
+    others of a text-carrying model join it. batch: samples of a call. scales: of a sample's latents, where they are kept in fewer bits.
     """
 
     tokens: int
@@ -32,6 +32,7 @@ class ModelShape:
     num_blocks: int
     num_joint: int
     batch: int = 1
+    scales: int = 1
 
 
 class SiteRun(Protocol):

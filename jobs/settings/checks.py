@@ -112,14 +112,15 @@ def check_replay(job: JobConfig, card: ModelCard, takes: Sequence[Take], recipe:
 
 
 def demand(card: ModelCard, takes: Sequence[Take], recipe: Recipe | None) -> Demand:
-    """How many heads, tokens, branches and windows can be shared out over ranks. One gang renders all takes, so the smallest take counts."""
+    """How many heads, tokens, branches, and windows or segments can be shared out over ranks. One gang renders all takes, so the smallest counts."""
     timelines = [take.timeline_for(card) for take in takes]
     tokens = [card.num_tokens(take.fewest_shown(card), take.height, take.width) for take in takes]
     is_derived = recipe is not None and derives_branch(recipe)
     branches = 2 if all(take.is_guided(card) for take in takes) and not is_derived else 1
     hands_on = recipe is not None and hands_on_tokens(recipe, takes, card)
-    num_windows = 1 if hands_on else min(timeline.most_calls for timeline in timelines)
-    return Demand(card.num_heads, min(tokens), branches, num_windows)
+    num_windows = 1 if hands_on else min(timeline.most_windows for timeline in timelines)
+    has_ring = not any(timeline.is_banded for timeline in timelines)
+    return Demand(card.num_heads, min(tokens), branches, num_windows, has_ring=has_ring)
 
 
 def check_degrees(degrees: Degrees, card: ModelCard, takes: Sequence[Take], recipe: Recipe | None) -> None:
@@ -130,13 +131,19 @@ def check_degrees(degrees: Degrees, card: ModelCard, takes: Sequence[Take], reci
         fitting = [n for n in range(1, card.num_heads + 1) if card.num_heads % n == 0]
         raise ValueError(
             f"parallel.ulysses_degree is {ulysses}; it must divide the model's {card.num_heads} heads: {', '.join(map(str, fitting))}. "
-            f"parallel.ring_degree may be any number."
+            + ("parallel.ring_degree may be any number." if shared.has_ring else "parallel.window_degree may be any number of segments.")
+        )
+    if degrees.ring_degree > 1 and not shared.has_ring:
+        raise ValueError(
+            f"parallel.ring_degree is {degrees.ring_degree}, and timeline banded has no ring; set it to 1, and spread the take's segments over "
+            f"parallel.window_degree."
         )
     if degrees.cfg_degree > shared.num_branches:
         why = "there are two branches at most" if shared.num_branches == 2 else "not every take has a second branch (guidance_scale 1, or embedded)"
         raise ValueError(f"parallel.cfg_degree is {degrees.cfg_degree}, but {why}; set it to {shared.num_branches}.")
     if degrees.window_degree > shared.num_windows:
-        raise ValueError(f"parallel.window_degree is {degrees.window_degree}, but a take has only {shared.num_windows} window(s); lower it.")
+        what = "window(s)" if shared.has_ring else "window(s) or segment(s)"
+        raise ValueError(f"parallel.window_degree is {degrees.window_degree}, but a take has only {shared.num_windows} {what}; lower it.")
     if shared.num_tokens < degrees.sequence_degree:
         raise ValueError(
             f"A take has {shared.num_tokens} tokens, too few for {degrees.sequence_degree} ranks; lower parallel.ulysses_degree or ring_degree."

@@ -26,9 +26,10 @@ from .values import SHORTHANDS, field_types, override, parse_file
 class TimelineConfig:
     """How a take's frames are shown to the model.
 
-    name: `full`, `windows` or `rollout`. window: the frames of a call, the model's own clip length if left out. overlap: how many frames a window
-    shares with the next one, or a chunk of a rollout is shown of those before it, a third of the window if left out. anchors: how many of the
-    take's first latent frames each chunk of a rollout is shown as well, none if left out. context: of a rollout, `joint`, as if left out, or
+    name: `full`, `windows`, `rollout` or `banded`. window: the frames of a call, or those that a segment of a banded take attends to, the model's own
+    clip length if left out. overlap: how many frames a window shares with the next one, or a chunk of a rollout is shown of those before it, a third
+    of the window if left out. anchors: how many of the take's first latent frames each chunk of a rollout is shown as well, or each segment of a
+    banded take attends to as well, which are part of its window; none if left out. context: of a rollout, `joint`, as if left out, or
     `isolated`, for models that were trained so: the context attends to itself alone, and is computed once a chunk instead of at every step.
     on_prompt: of a rollout whose prompt changes, `recache`, as if left out, shows the next chunk the same frames with the new text, `flush` cuts
     them to the last two and one anchor. shift: of windows, `none`, as if left out, or `bit_reversed`: they begin elsewhere at each step, so that
@@ -171,7 +172,12 @@ class JobConfig(TakeSettings):
 RESERVED_NAMES = ("events.jsonl", "report")  # the job's own, beside the takes' folders
 _LONGEST_NAME = 200  # characters; file systems take 255, and other films of the take are kept beside it under longer names
 _LONGEST_SHOWN = 60  # characters of a value in a message
-_TIMELINE_SETTINGS = {"full": (), "windows": ("window", "overlap", "shift"), "rollout": ("window", "overlap", "anchors", "context", "on_prompt")}
+_TIMELINE_SETTINGS = {
+    "full": (),
+    "windows": ("window", "overlap", "shift"),
+    "rollout": ("window", "overlap", "anchors", "context", "on_prompt"),
+    "banded": ("window", "anchors"),
+}
 _FALLBACKS = TakeSettings(seed=0, num_inference_steps=50, negative_prompt="", noise="frame", timeline=TimelineConfig())
 
 
@@ -394,21 +400,23 @@ def resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> Ti
     if window < 1 or (window - 1) % stride:
         raise ValueError(f"Take '{take}': timeline.window is {window}; it must be 1 more than a multiple of {stride}.")
     shown, anchors = card.latent_frames(window), timeline.anchors or 0
+    if anchors < 0:
+        raise ValueError(f"Take '{take}': timeline.anchors is {timeline.anchors}; it must be a number of latent frames, 0 for none.")
+    others = 2 if timeline.name == "rollout" else 1  # that a window must have room for beside its anchors: a new frame, and one before it
+    if shown < others:
+        raise ValueError(f"Take '{take}': timeline.window is {window}; a rollout shows clean frames and new ones, {stride + 1} at least.")
+    if anchors > shown - others:
+        raise ValueError(
+            f"Take '{take}': timeline.anchors is {anchors}; in a window of {shown} latent frames there is room for {shown - others} at most."
+        )
+    if timeline.name == "banded":
+        return TimelineSettings("banded", shown, 0, anchors)
     least = 1 if timeline.name == "rollout" else 0
     overlap = max(least, shown // 3) * stride if timeline.overlap is None else timeline.overlap
     if overlap % stride:
         raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; it must be a multiple of {stride} frames.")
-    if timeline.anchors is not None and timeline.anchors < 0:
-        raise ValueError(f"Take '{take}': timeline.anchors is {timeline.anchors}; it must be a number of latent frames, 0 for none.")
-    if timeline.name == "rollout":
-        if shown < 2:
-            raise ValueError(f"Take '{take}': timeline.window is {window}; a rollout shows clean frames and new ones, {stride + 1} at least.")
-        if anchors > shown - 2:
-            raise ValueError(
-                f"Take '{take}': timeline.anchors is {anchors}; in a window of {shown} latent frames there is room for {shown - 2} at most."
-            )
-        if not 1 <= overlap // stride < shown - anchors:
-            most = (shown - anchors - 1) * stride
-            raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; with this window and anchors it must be from {stride} to {most} frames.")
+    if timeline.name == "rollout" and not 1 <= overlap // stride < shown - anchors:
+        most = (shown - anchors - 1) * stride
+        raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; with this window and anchors it must be from {stride} to {most} frames.")
     how = {name: value for name in ("context", "on_prompt", "shift") if (value := getattr(timeline, name)) is not None}
     return TimelineSettings(timeline.name, shown, overlap // stride, anchors, **how)

@@ -125,7 +125,7 @@ takes:
 # scheduler: {card.sampler or "":<17}# the sampler, one of {", ".join(card.samplers)}; the model's own if left out
 # schedule: none             # or planned: the steps that `longtake calibrate --recipe schedule` chose, a YAML path for others
 # negative_prompt: ""
-# timeline: full             # or windows, or rollout
+# timeline: full             # or windows, rollout, banded
 
 # fps: {card.fps:g}                  # of the film file
 # cache: default             # planned where it was calibrated on the model; none, or one of `longtake recipes`

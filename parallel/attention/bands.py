@@ -29,12 +29,8 @@ class Bands:
     move: Move
 
     def __init__(self, mesh: Mesh, shards: TokenShards) -> None:
-        """Raises ValueError, with the mend, for a mesh with a ring: bands need no keys to go round."""
-        if mesh.ring.size > 1:
-            raise ValueError(
-                f"ring_degree is {mesh.ring.size}, and timeline banded has no ring: its segments are spread over window_degree, their heads over "
-                f"ulysses_degree. Set ring_degree to 1."
-            )
+        """Raises ValueError as `check_mesh` does."""
+        check_mesh(mesh)
         self.mesh, self.shards = mesh, shards
         self._halos: Halos | None = None
         self._texts: tuple[int, ...] = ()
@@ -42,7 +38,6 @@ class Bands:
     def lay_out(self, bands: Sequence[Band]) -> None:
         """The calls that follow are of a take with these segments. Raises ValueError where there are fewer of them than ranks to hold them."""
         self._halos = Halos(self.mesh.window, bands)
-        self._counts = self.mesh.window.gather_objects(len(self.frames))
 
     @property
     def halos(self) -> Halos:
@@ -61,7 +56,7 @@ class Bands:
 
     def gather_frames(self, latents: Tensor) -> Tensor:
         """[batch, channels, this rank's frames, height, width] -> the same of all of the take's."""
-        return self.mesh.window.all_gather(latents, tuple(self._counts), dim=2).contiguous()
+        return self.mesh.window.all_gather(latents, self.halos.counts, dim=2).contiguous()
 
     @contextmanager
     def reading(self, texts: Sequence[int]) -> Iterator[None]:
@@ -122,6 +117,15 @@ class Bands:
         keys, values = key.chunk(count, dim=1), value.chunk(count, dim=1)
         runs = query.split(self.tokens_of_segments(), dim=1)
         return torch.cat([kernel(run, keys[text], values[text], None, scale) for run, text in zip(runs, self._texts, strict=True)], dim=1)
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """Raise ValueError, with the mend, for a mesh with a ring: keys of bands do not go round."""
+    if mesh.ring.size > 1:
+        raise ValueError(
+            f"ring_degree is {mesh.ring.size}, and timeline banded has no ring: its segments are spread over window_degree, their heads over "
+            f"ulysses_degree. Set ring_degree to 1."
+        )
 
 
 class BandedAttention(SequenceAttention):

@@ -40,13 +40,17 @@ class Degrees:
 
 @dataclass(frozen=True)
 class Demand:
-    """What can be shared out over ranks in every take of a job: attention heads, tokens a model call, guidance branches, windows."""
+    """What can be shared out over ranks in every take of a job: attention heads, tokens a model call, guidance branches, windows or segments.
+
+    min_sequence: ranks that must share a call's tokens. has_ring: whether these can lie on a ring, which banded takes have none of.
+    """
 
     num_heads: int
     num_tokens: int
     num_branches: int
     num_windows: int
-    min_sequence: int = 1  # ranks that must share a call's tokens
+    min_sequence: int = 1
+    has_ring: bool = True
 
 
 def choose_degrees(num_ranks: int, demand: Demand, ranks_per_node: int) -> tuple[Degrees, str]:
@@ -54,7 +58,7 @@ def choose_degrees(num_ranks: int, demand: Demand, ranks_per_node: int) -> tuple
 
     What exchanges least comes first: guidance branches, then windows (one exchange of latents a step each), then Ulysses inside a
     node up to a divisor of the heads, then a ring for the rest and across nodes. Raises ValueError if there are fewer tokens than
-    ranks to share them.
+    ranks to share them, or where none of the shapes without a ring has that many.
     """
     rest, reasons = num_ranks, []
     cfg = 2 if demand.num_branches == 2 and rest % 2 == 0 and rest // 2 >= demand.min_sequence else 1
@@ -62,20 +66,34 @@ def choose_degrees(num_ranks: int, demand: Demand, ranks_per_node: int) -> tuple
     if cfg == 2:
         reasons.append("cfg 2 for the two guidance branches")
     spread = [w for w in _divisors(rest) if rest // w >= demand.min_sequence and _window_use(demand.num_windows, w) >= _MIN_WINDOW_USE]
-    window = max(spread, default=1)
+    window = max(spread, default=1) if demand.has_ring else _window_without_ring(rest, demand)
     rest //= window
     if window > 1:
-        reasons.append(f"window {window} for {demand.num_windows} windows")
-    inside = [u for u in _divisors(rest) if u <= ranks_per_node and (rest <= ranks_per_node or ranks_per_node % u == 0)]
+        reasons.append(f"window {window} for {demand.num_windows} {'windows' if demand.has_ring else 'segments'}")
+    inside = [u for u in _divisors(rest) if not demand.has_ring or (u <= ranks_per_node and (rest <= ranks_per_node or ranks_per_node % u == 0))]
     ulysses = max(u for u in inside if demand.num_heads % u == 0)
     ring = rest // ulysses
     if ulysses > 1:
-        reasons.append(f"ulysses {ulysses}, which divides {demand.num_heads} heads and stays inside a node of {ranks_per_node}")
+        inside_node = f" and stays inside a node of {ranks_per_node}" if ulysses <= ranks_per_node else ""
+        reasons.append(f"ulysses {ulysses}, which divides {demand.num_heads} heads{inside_node}")
     if ring > 1:
         reasons.append(f"ring {ring} for the rest")
     if rest > demand.num_tokens:
         raise ValueError(f"{demand.num_tokens} tokens cannot be shared by {rest} ranks; render larger takes or use fewer ranks.")
     return Degrees(cfg, window, ring, ulysses), f"{num_ranks} rank(s): " + ("; ".join(reasons) or "nothing to share out")
+
+
+def _window_without_ring(num_ranks: int, demand: Demand) -> int:
+    """The window degree, where Ulysses must take the rest: the largest of those that keep all ranks busy most of the time, or else the best."""
+    fitting = [w for w in _divisors(num_ranks) if w <= demand.num_windows and demand.num_heads % (num_ranks // w) == 0]
+    fitting = [w for w in fitting if num_ranks // w >= demand.min_sequence]
+    if not fitting:
+        raise ValueError(
+            f"{num_ranks} ranks cannot share {demand.num_windows} segments and {demand.num_heads} heads without a ring, which timeline banded has "
+            f"none of; use fewer ranks, or a number of them that divides the heads."
+        )
+    use = {w: _window_use(demand.num_windows, w) for w in fitting}
+    return max(fitting, key=lambda w: (min(use[w], _MIN_WINDOW_USE), w))
 
 
 def _window_use(num_windows: int, degree: int) -> float:

@@ -14,7 +14,8 @@ from .bands import Band, frames_needed, frames_of, share_out
 class Halos:
     """What the ranks of an axis, which share out the segments of a take, send each other before each attention.
 
-    bands: all segments. own: those of this rank; first: the number of the first of them; frames: theirs. needed: the frames that they attend to, in
+    bands: all segments. own: those of this rank; first: the number of the first of them; frames: theirs. counts: of frames, on each rank. needed:
+    the frames that they attend to, in
     order. The bytes that a rank sends depend on the bands that reach over its borders and on the anchors, not on how long the take is.
     """
 
@@ -22,6 +23,7 @@ class Halos:
         """Called on every rank with all segments of the take. Raises ValueError where there are fewer of them than ranks."""
         shares = share_out(bands, axis.size)
         held, needed = [frames_of(share) for share in shares], [frames_needed(share) for share in shares]
+        self.counts = tuple(map(len, held))
         self._axis, self.bands, self.own = axis, tuple(bands), shares[axis.rank]
         self.first = self.bands.index(self.own[0])
         self.frames, self.needed = held[axis.rank], needed[axis.rank]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...cache import Cached, Recipe, Replay, Shards, Trace, enable_cache
+from ...parallel.attention.bands import check_mesh
 from ...parallel.attention.kernels import Kernel, NativeKernel, XfuserKernel
 from ...parallel.groups.mesh import Mesh
 from ...parallel.tokens.by_frame import ByFrame
@@ -100,6 +101,8 @@ class Renderer:
         keeps = take.timeline.name == "rollout" and take.timeline.context == "isolated"
         is_banded = take.timeline_for(self.family.card).is_banded
         if (keeps, is_banded) != (self.family.context is not None, self.family.bands is not None):
+            if is_banded:
+                check_mesh(self.mesh)  # while the model is still bound
             self.family.unbind()
             self._bind(self.mesh, keeps_context=keeps, is_banded=is_banded)
 

@@ -8,6 +8,7 @@ from ...cache import Recipe
 from ...cache.recipe.budget import predict_bytes
 from ...cache.sites import ModelShape
 from ...parallel.groups.degrees import Degrees
+from ...parallel.tokens.bands import frames_of, share_out
 from ...parallel.tokens.layout import Layout
 from ..checkpoint.card import ModelCard
 from ..options import ModelOptions
@@ -22,9 +23,13 @@ class Budget:
     over: str = "refuse"
 
 
-def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, by_frames: bool = False) -> ModelShape:
-    """The sizes of a model call that shows most of a take, on one rank. ranks: how many share the tokens; rank: which of them it is."""
-    frames = max(call.num_shown for call in take.timeline_for(card).calls)
+def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, by_frames: bool = False, places: int = 1) -> ModelShape:
+    """The sizes of a model call that shows most of a take, on one rank. ranks: how many share the tokens; rank: which of them it is. places: on the
+    window axis, which share the segments of a banded take.
+    """
+    timeline = take.timeline_for(card)
+    shares = [share for call in timeline.calls if call.bands for share in share_out(call.bands, places)]
+    frames = max([len(frames_of(share)) for share in shares] or [call.num_shown for call in timeline.calls])
     tokens = card.num_tokens(frames, take.height, take.width)
     steps = frames // card.patch_size[0]
     layout = Layout.frames(steps, tokens // steps, ranks) if by_frames and steps > 1 else Layout.even(tokens, ranks)
@@ -35,6 +40,7 @@ def model_shape(card: ModelCard, take: Take, ranks: int = 1, rank: int = 0, *, b
         latents=_latents(card, take, frames),
         num_blocks=card.num_layers,
         num_joint=card.num_joint_layers,
+        scales=frames if timeline.is_banded else 1,
     )
 
 
@@ -53,7 +59,7 @@ def choose_place(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, 
 
 def cache_bytes(recipe: Recipe, card: ModelCard, take: Take, degrees: Degrees, options: ModelOptions) -> int:
     """The most bytes that one rank's cache will hold during a take: rank 0's, which has as many tokens and windows as any."""
-    shape = model_shape(card, take, degrees.sequence_degree, by_frames=options.layout == "frames")
+    shape = model_shape(card, take, degrees.sequence_degree, by_frames=options.layout == "frames", places=degrees.window_degree)
     timeline = take.timeline_for(card)
     calls = -(-timeline.most_calls // degrees.window_degree)
     branches = 2 if take.is_guided(card) and degrees.cfg_degree == 1 else 1
