@@ -49,6 +49,7 @@ FILM = {
     "timeline.name": ["takes.0.prompts=[{frame: 0, text: a}]", "timeline=full"],
     "timeline.window": ["timeline.window=21"],
     "timeline.overlap": ["timeline.overlap=4"],
+    "timeline.shift": ["timeline.shift=bit_reversed"],
     "timeline.anchors": ["timeline=rollout", "timeline.anchors=1"],
     "timeline.context": ["timeline=rollout", "timeline.context=isolated"],
     "timeline.on_prompt": ["timeline=rollout", "timeline.on_prompt=flush"],

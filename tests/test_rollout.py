@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
-from longtake.cache import Recipe
+from longtake.cache import Recipe, load_recipe
 from longtake.cache.recipe.read import recipe_names
 from longtake.jobs.settings.config import load_job, resolve_takes
 from longtake.parallel.groups.degrees import Degrees
@@ -162,6 +162,34 @@ def test_a_rollout_goes_on_after_a_break(gloo_pool: GlooPool, tiny_wan: Path, tm
         assert_same_film(replace(rendered, latents=latents), whole, f"on {degrees}")
         if degrees == two:
             assert torch.equal(latents, whole.latents)
+
+
+LONG_WARM_UP = {
+    **tiny_recipe("foresight").to_dict(),
+    "trigger": {"name": "layerwise", "measure": "mse", "aggregate": "each", "relative": True, "warmup": 0.5, "codebook": [[1000.0, 2]]},
+    "guards": {"first_steps": 2, "last_steps": 1},
+}
+
+
+def test_what_a_trigger_has_learnt_crosses_a_border_if_the_recipe_says_so(gloo_pool: GlooPool, tiny_wan: Path, tmp_path: Path) -> None:
+    """Only the first chunk warms up; all else begins anew in each. So it does on any gang, and after a break just before and behind a border."""
+    card = read_card(str(tiny_wan))
+    reset, keep = (load_recipe({**LONG_WARM_UP, "border": border}) for border in ("reset", "keep"))
+    assert reset == load_recipe(LONG_WARM_UP) and film_key(card, "", TAKE, reset, ModelOptions()) != film_key(card, "", TAKE, keep, ModelOptions())
+    forgets, two = Renderer(card).render(TAKE, reset), Degrees(ulysses_degree=2)
+    films = gloo_pool.run(_render, two, card, TAKE, keep)
+    assert_same_film(films[0], Renderer(card).render(TAKE, keep))
+    assert forgets.trace is not None and films[0].trace is not None
+    computed = [
+        [{entry.step for entry in trace.entries if entry.segment == chunk and entry.decision == "compute"} for chunk in range(4)]
+        for trace in (forgets.trace, films[0].trace)
+    ]
+    assert computed[0] == [{0, 1, 2, 3, 5, 7}] * 4, "four steps of warm-up, and then every second one, and the last"
+    assert computed[1] == [{0, 1, 2, 3, 5, 7}, *[{0, 1, 3, 5, 7}] * 3], "two steps that the guards compute"
+    for num_steps in (8, 9):
+        before = gloo_pool.run(_break, two, card, TAKE, keep, tmp_path, num_steps)[0]
+        rendered = gloo_pool.run(_go_on, two, card, TAKE, keep, tmp_path)[0]
+        assert torch.equal(torch.cat([*before, rendered.latents], dim=2), films[0].latents)
 
 
 def test_texts_of_later_rounds_are_timed_once(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:

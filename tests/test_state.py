@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from longtake.cache import Cached, enable_cache
+from longtake.cache import Cached, enable_cache, load_recipe
 from longtake.cache.predictors import PREDICTORS
 from longtake.cache.recipe.read import recipe_names
 from longtake.cache.state.holds import declared
@@ -115,6 +115,34 @@ def test_a_cache_that_goes_on_knows_whose_features_it_has(tiny_wan: Path, tmp_pa
             cached.save(tmp_path / "cache.safetensors")
         assert call(cached, 3, 1) == "reuse"
         cached.disable()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("border", ["reset", "keep"])
+def test_a_border_keeps_what_triggers_carry_and_nothing_else(tiny_wan: Path, tmp_path: Path, border: str) -> None:
+    """Also in a file that is written between two rounds."""
+    transformer = Renderer(read_card(str(tiny_wan))).family.transformer
+    recipe = load_recipe({**tiny_recipe("planned").to_dict(), "border": border})
+
+    def call(cached: Cached, segment: int) -> Any:
+        with cached.step(0, 900.0, "cond", segment):
+            transformer(torch.ones(1, 4, 1, 4, 4), torch.tensor([900.0]), torch.zeros(1, 2, 128))
+        return cached.state.slots[(0, segment, "cond")]
+
+    cached = enable_cache(transformer, recipe, num_inference_steps=8)
+    call(cached, 0).trigger._inserted = [2]
+    cached.next_round()
+    assert not cached.state.slots and not cached.state.num_bytes
+    cached.save(tmp_path / "cache.safetensors")
+    for _ in range(2):
+        slot = call(cached, 1)
+        assert (slot.trigger._inserted, slot.trigger._step) == ([2] if border == "keep" else [], 0)
+        assert [predictor.places for predictor in slot.predictors.values()] == [[0.0]]
+        slot.trigger._inserted.append(3)
+        cached.load(tmp_path / "cache.safetensors")
+    cached.reset()
+    assert call(cached, 2).trigger._inserted == []
+    cached.disable()
 
 
 def test_a_window_s_features_know_its_frames(tiny_wan: Path) -> None:

@@ -20,6 +20,9 @@ ABSCISSAE = ("step", "sigma")
 # each: every branch for itself; cond: the conditional one for both (EasyCache); joint: from the signals of both, before either runs.
 BRANCHES = ("each", "cond", "joint")
 AGGREGATES = ("mean", "max")  # of the segments of a take that one call shows: decide from the sums of all, or as the one that asks for most does
+# What becomes of the state at a border, where a rollout goes from one chunk to the next:
+# reset: all of it is forgotten; keep: what triggers have learnt that holds for the next chunk as well goes on, and all else is forgotten.
+BORDERS = ("reset", "keep")
 CATEGORIES = ("static", "timestep-adaptive", "layer-adaptive", "predictive", "hybrid")  # survey arXiv 2510.19755, section 3
 
 
@@ -32,6 +35,7 @@ class Recipe:
     calibrated: whether the method needs numbers that are measured on the model. calibration: what they were measured on; a calibrated
     recipe without it can be shown and changed, but not rendered with. fits: published numbers for known models, which `fitted` puts in.
     aggregate: of AGGREGATES, how a banded take's segments decide.
+    border: of BORDERS, what becomes of the state where a rollout goes on to the next chunk.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Recipe:
     calibrated: bool = False
     fits: tuple[Fit, ...] = ()
     aggregate: str = "mean"
+    border: str = "reset"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Recipe:
@@ -57,6 +62,7 @@ class Recipe:
             ("branches", raw.branches, BRANCHES),
             ("dtype", raw.dtype, tuple(DTYPES)),
             ("aggregate", raw.aggregate, AGGREGATES),
+            ("border", raw.border, BORDERS),
         )
         for setting, value, known in choices:
             if value not in known:
@@ -80,6 +86,7 @@ class Recipe:
             calibrated=raw.calibrated,
             fits=tuple(read_config(Fit, fit, f"{where}, fits") for fit in raw.fits),
             aggregate=raw.aggregate,
+            border=raw.border,
         )
         try:
             recipe._check_together()
@@ -91,6 +98,13 @@ class Recipe:
         """Raise ValueError, with the mend, for parts, guards and branches that do not go together."""
         for part in self.parts:
             part.check(self.abscissa, self.branches)
+        for part in self.parts if self.border == "keep" else ():
+            if not part.trigger.build().carries:
+                raise ValueError(
+                    f"border is keep, and trigger '{part.trigger.name}', as it is set, learns nothing that would hold for the next chunk (features "
+                    f"and forecasts are never kept: a chunk begins with noise); set border to reset, or use trigger plan with max_surprise, or "
+                    f"layerwise with relative: true."
+                )
         for one, other in combinations([part.site for part in self.parts], 2):
             if shared := one.build().covers & other.build().covers:
                 raise ValueError(
@@ -153,9 +167,9 @@ class Recipe:
         parts = self.parts[0].to_dict() if len(self.parts) == 1 else {"parts": [part.to_dict() for part in self.parts]}
         calibration = {"calibration": self.calibration.to_dict()} if self.calibration else {}
         common = {"abscissa": self.abscissa, "branches": self.branches, "dtype": self.dtype}
-        if self.aggregate != "mean":  # which older recipes do not say, and are part of their films' keys
-            common["aggregate"] = self.aggregate
-        return {**parts, "guards": asdict(self.guards), **common, **calibration}
+        # Left out where nobody set them: older films have keys without them.
+        rare = {name: value for name, value, usual in (("aggregate", self.aggregate, "mean"), ("border", self.border, "reset")) if value != usual}
+        return {**parts, "guards": asdict(self.guards), **common, **rare, **calibration}
 
 
 @dataclass(frozen=True)
@@ -168,6 +182,7 @@ class _RawRecipe(RawPart):
     abscissa: str = "step"
     branches: str = "each"
     dtype: str = "model"
+    border: str = "reset"
     calibration: dict[str, Any] = field(default_factory=dict)
     calibrated: bool = False
     fits: list[dict[str, Any]] = field(default_factory=list)

@@ -157,11 +157,11 @@ class Cached:
         self._begin_take(self.session.num_inference_steps)
 
     def next_round(self) -> None:
-        """The latent frames that follow are other ones, from their noise on: forget what is kept of those before, and go on with the same trace.
-        Called on every shard, between two steps.
+        """The latent frames that follow are other ones, from their noise on: forget what is kept of those before, but for what the recipe keeps at a
+        border, and go on with the same trace. Called on every shard, between two steps.
         """
         self.finish()
-        self.state.reset()
+        self.state.next_round()
 
     def check_sampler(self, scheduler: Any) -> None:
         """Raise ValueError, with the mend, for a diffusers scheduler that the recipe's forecasts do not fit."""

@@ -117,6 +117,7 @@ def save_state(state: CacheState, path: Path, relay: Relay, about: dict[str, str
     for (part, branch), frames in state.frames.items():
         site, name = state.recipe.parts[part].site.build(), f"{part}/{branch}"
         slots[name] = _pack_frames(frames, _Saver(tensors, name, site, relay))
+    slots.update({f"{part}/{branch}/": pack(carried, _refuse) for (part, branch), carried in state.carried.items()})
     packed = relay.collect((slots, tensors))
     if relay.writes():
         metadata = {"version": _VERSION, "slots": json.dumps({name: plain for part, _ in packed for name, plain in part.items()}), **about}
@@ -142,12 +143,14 @@ def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device
     """Fill an empty state from `save_state`'s file."""
     with safe_open(path, "pt", str(device)) as file:
         for name, plain in json.loads(file.metadata()["slots"]).items():
-            part, *segment, branch = name.split("/")
-            loader = _Loader(file.get_tensor, relay)
-            if segment and relay.runs_here(int(segment[0]), branch):
-                _unpack_slot(state, (int(part), int(segment[0]), branch), plain, loader)
-            elif not segment and relay.runs_here(0, branch):
-                _unpack_frames(state, (int(part), branch), plain, loader)
+            loader, names = _Loader(file.get_tensor, relay), name.split("/")
+            part, branch = int(names[0]), names[1] if names[-1] == "" else names[-1]
+            if len(names) == 3 and names[-1] and relay.runs_here(int(names[1]), branch):
+                _unpack_slot(state, (part, int(names[1]), branch), plain, loader)
+            elif len(names) == 2 and relay.runs_here(0, branch):
+                _unpack_frames(state, (part, branch), plain, loader)
+            elif names[-1] == "":
+                state.carried[(part, branch)] = unpack(plain, _refuse)
 
 
 class _Saver:

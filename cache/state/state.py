@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from .frames import Frame, Frames
 from .holds import declared
 from .segments import Segments
 from .storage import Kept, Storage
-from .values import leaves
+from .values import leaves, restore
 
 Key = tuple[int, int, str]
 
@@ -48,8 +50,8 @@ class Slot:
 class CacheState:
     """Slots are made on first use and dropped by `reset`; a take starts with none. verdicts: the last one of each part and segment, for the
     unconditional branch where the conditional one decides for both. frames: by part and branch, what is kept of latent frames where windows
-    shift; the slots then hold what is a window's own. span: how long the recipe's abscissa is, from noise to film. segments: those of a take whose
-    latents shards hold apart.
+    shift; the slots then hold what is a window's own. carried: by part and branch, what triggers of the round before hand on to those of this one.
+    span: how long the recipe's abscissa is, from noise to film. segments: those of a take whose latents shards hold apart.
     """
 
     def __init__(self, recipe: Recipe, storage: Storage, span: float, segments: Segments | None = None) -> None:
@@ -57,12 +59,14 @@ class CacheState:
         self.slots: dict[Key, Slot] = {}
         self.verdicts: dict[tuple[int, int], Verdict] = {}
         self.frames: dict[tuple[int, str], Frames] = {}
+        self.carried: dict[tuple[int, str], dict[str, Any]] = {}
 
     def slot(self, part: int, segment: int, branch: str, num_units: int, frames: range | None) -> Slot:
         """num_units, frames: of a new one. What is there must be of the same frames (`check_frames`)."""
         key = (part, segment, branch)
         if key not in self.slots:
             self.slots[key] = Slot(self._deciding(part, num_units), frames)
+            restore(self.slots[key].trigger, deepcopy(self.carried.get((part, branch), {})))
         return self.slots[key]
 
     def frames_of(self, part: int, branch: str) -> Frames:
@@ -99,11 +103,21 @@ class CacheState:
         predictor.storage, predictor.span, predictor.segments = self.storage, self._span, self._segments
         return predictor
 
+    def next_round(self) -> None:
+        """Drop all that is kept, but for what the recipe keeps at a border: numbers that triggers carry. Features, forecasts and probes go in any
+        case: they are of other latents than those that come, and of the end of a way that begins anew.
+        """
+        keeps, slots = self.recipe.border == "keep", self.slots.items()
+        carried = {(part, branch): {name: getattr(slot.trigger, name) for name in slot.trigger.carries} for (part, _, branch), slot in slots if keeps}
+        self.reset()
+        self.carried = carried
+
     def reset(self) -> None:
         """Drop all that is kept."""
         self.slots.clear()
         self.verdicts.clear()
         self.frames.clear()
+        self.carried.clear()
 
     @property
     def num_bytes(self) -> int:

@@ -57,10 +57,14 @@ class LayerwiseConfig:
 
 
 class Layerwise(Trigger):
+    """It carries what bounds are multiples of, the change in the warm-up: frames that are given it have no warm-up of their own."""
+
     measures = True
     measures_features = True
     learns = True
-    holds = Holds(numbers=("_change", "_usual", "_computed", "_gap", "_reused", "_step", "_tail_from"), sums=("_pending",))
+    holds = Holds(
+        settings=("carries",), numbers=("_change", "_usual", "_computed", "_gap", "_reused", "_step", "_tail_from", "_is_warm"), sums=("_pending",)
+    )
 
     def __init__(self, config: LayerwiseConfig) -> None:
         super().__init__()
@@ -72,6 +76,8 @@ class Layerwise(Trigger):
         self._gap: dict[int, int] = {}
         self._reused: list[int] = []
         self._step, self._tail_from = 0, -1
+        self._is_warm = False
+        self.carries = ("_usual", "_is_warm") if config.relative else ()
 
     def signal(self, probe: Tensor) -> Tensor:
         nothing = torch.zeros(2, dtype=torch.float64, device=probe.device)
@@ -88,6 +94,7 @@ class Layerwise(Trigger):
                 self._usual[unit] = self._usual.get(unit, 0.0) / 10 + change if self._warms_up(moment, 1) else self._usual.get(unit, 0.0)
                 self._change[unit] = change / self._gap[unit] if self.config.per_gap else change
         self.value, self.threshold = None, None
+        self._is_warm = self._is_warm or not self._warms_up(moment, 1)
         if self._warms_up(moment, 0) or 0 <= self._tail_from <= moment.step:
             return Decision.COMPUTE
         self._reused = [unit for unit in range(self.num_units) if moment.step < self._due(unit)]
@@ -101,7 +108,7 @@ class Layerwise(Trigger):
     def _warms_up(self, moment: Moment, steps_ago: int) -> bool:
         """Whether the step so many before this one belongs to the warm-up, of at least three where bounds are multiples of the change in it."""
         steps = max(int(self.config.warmup * moment.num_inference_steps), 3 if self.config.relative else 0)
-        return moment.step - steps_ago < steps
+        return not self._is_warm and moment.step - steps_ago < steps
 
     def _due(self, unit: int) -> int:
         """The step at which a unit must be computed again."""
@@ -123,11 +130,13 @@ class Layerwise(Trigger):
         return frozenset(self._reused)
 
     def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:
-        """Called for each feature that the unit keeps; the gap is counted at the first of them."""
+        """Called for each feature that the unit keeps; the gap is counted at the first of them. There is none the first time, though a window that
+        shifts may have been handed what others kept.
+        """
         if self._computed.get(unit) != self._step:
             self._gap[unit] = self._step - self._computed.get(unit, self._step)
             self._computed[unit] = self._step
-        if before is None:
+        if before is None or not self._gap[unit]:
             return
         if self.config.measure == "l1":
             sums = l1_sums(now, before)

@@ -43,15 +43,19 @@ class PlanConfig(MaskConfig):
 
 
 class Plan(Trigger):
-    """Errors are of what is computed here, one branch of guidance; they are summed up with those of other shards where there are any."""
+    """Errors are of what is computed here, one branch of guidance; they are summed up with those of other shards where there are any.
+
+    It carries the steps that it put in: frames that go on from those of a take that is harder to forecast are taken to be as hard.
+    """
 
     measures_features = True
-    holds = Holds(settings=("measures", "learns"), numbers=("_inserted", "_step"), sums=("_pending",))
+    holds = Holds(settings=("measures", "learns", "carries"), numbers=("_inserted", "_step"), sums=("_pending",))
 
     def __init__(self, config: PlanConfig) -> None:
         super().__init__()
         self.config = config
         self.measures = self.learns = config.max_surprise > 0
+        self.carries = ("_inserted",) if self.measures else ()
         self._inserted: list[int] = []
         self._pending: Tensor | None = None
         self._step = 0
@@ -73,7 +77,8 @@ class Plan(Trigger):
         if sums and sums[1] > 0 and self.config.expected_errors[before] > 0:
             self.value = sqrt(sums[0] / sums[1]) / self.config.expected_errors[before]
             if self.value > self.config.max_surprise:
-                self._inserted.append((before + min((step for step in computed if step > before), default=before)) // 2)
+                between = (before + min((step for step in computed if step > before), default=before)) // 2
+                self._inserted = sorted({*self._inserted, between})
         return Decision.COMPUTE if moment.step in computed or moment.step in self._inserted else Decision.REUSE
 
     def learn(self, unit: int, now: Tensor, before: Tensor | None) -> None:

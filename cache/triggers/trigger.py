@@ -30,7 +30,8 @@ class Trigger(ABC):
     threshold, value: what the last decision compared, for the trace; None where nothing was judged, as by schedules. num_units: how many
     parts of the model the site keeps apart. measures: whether `signal` gives sums. measures_features: whether these are of what it learnt,
     not of the probe. num_probes: the most probes that it holds at once. learns: whether it wants `learn` called for all that is computed.
-    by_branch: whether a joint decision hands it each branch's sums in turn (cond first) instead of their total.
+    by_branch: whether a joint decision hands it each branch's sums in turn (cond first) instead of their total. carries: which of its numbers hold
+    for other latent frames of the same take as well, from their noise on, so that a recipe may keep them at a border; none for most.
 
     What it needs of a recipe: needs_latents: a site that shows it the model's input and, where it learns, the output. needs_checks: one that
     checks forecasts. needs_units: one that keeps units apart. needs_branches: who decides, one of BRANCHES; empty: any.
@@ -41,6 +42,7 @@ class Trigger(ABC):
     num_probes = 0
     learns = False
     by_branch = False
+    carries: tuple[str, ...] = ()
     holds = Holds(settings=("config",), numbers=("threshold", "value", "num_units"))
     needs_latents = False
     needs_checks = False
