@@ -284,8 +284,9 @@ def _unpack_frames(state: CacheState, key: tuple[int, str], plain: Plain, loader
     for segment, number, packed, predictors, places in plain["frames"]:
         frame = frames.now.setdefault(segment, {})[number] = Frame(places=places)
         if packed is not None:
-            frame.trigger = state.trigger(key[0], packed["num_units"])
-            loader.restore(frame.trigger, packed, state.storage)
+            [probes] = packed
+            frame.trigger = state.trigger(key[0], probes["num_units"])
+            loader.restore(frame.trigger, probes, state.storage)
         for name, predictor in predictors.items():
             frame.predictors[name] = state.predictor(key[0])
             loader.restore(frame.predictors[name], predictor, state.storage)
