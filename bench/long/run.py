@@ -107,6 +107,7 @@ def _bars(results: dict[str, Any]) -> dict[str, Bar]:
         "rollout_kv_speedup": _at_least(_kept_speedup(few), "x", 1.3),
         "rollout_kv_speedup_5": _at_least(_kept_speedup(many), "x", 1.6),
         "rollout_kv_diff": Bar(max(few["difference"], many["difference"]), "latent units", 1e-5, at_least=False),
+        "shifted_hit_rate": _at_least(_hit_rate(results), "x", 0.95),
         **{f"plan_{name}": _at_least(_speedup(results[f"plans of {name}"]), "x", 3.0) for name in TIMELINES},
         "seam_ratio_off": _at_most(max(abs(film["seam_ratio"] - 1) for film in films.values()), "", 0.15),
         "identity_30s": _at_least(held["rollout"]["identity"], "share", 0.9),
@@ -124,6 +125,13 @@ def _speedup(plans: list[dict[str, Any]]) -> float:
     """Of the fastest plan whose films are near enough; 1 where none is."""
     chosen = fastest(plans)
     return fmean(chosen["speedup"]) if chosen else 1.0
+
+
+def _hit_rate(results: dict[str, Any]) -> float:
+    """How much a plan reuses of windows that shift over what it does of others: by the fastest plan that is near enough on those that shift."""
+    chosen = fastest(results["plans of shifted"])
+    beside = {plan["recipe"]: fmean(plan["reused"]) for plan in results["plans of windows"]}
+    return fmean(chosen["reused"]) / beside[chosen["recipe"]] if chosen else 0.0
 
 
 def _at_least(value: float, unit: str, bar: float) -> Bar:

@@ -22,7 +22,7 @@ from .takes import TIMELINES, long_take, script
 
 _STEPS, _CHANGE = 6, 40  # of denoising; the frame from which the second prompt holds
 _TWO, _RING, _APART = Degrees(ulysses_degree=2), Degrees(ring_degree=3), Degrees(window_degree=3)
-_GANGS = {"windows": (_TWO, _RING, _APART), "banded": (_TWO, _APART), "rollout": (_TWO, _RING)}
+_GANGS = {"windows": (_TWO, _RING, _APART), "shifted": (_TWO, _RING, _APART), "banded": (_TWO, _APART), "rollout": (_TWO, _RING)}
 _LATENT_FRAMES = 21
 
 

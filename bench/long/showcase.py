@@ -16,6 +16,7 @@ from ...files import write_atomic
 _PAGE = "side_by_side.html"
 _HOW = {
     "windows": "Overlapping windows, fused at every step. Frames that two windows share are computed twice.",
+    "banded": "One sequence of all frames, each of which attends to those around it, no more than the model was trained on.",
     "rollout": "Chunk after chunk, each shown the last frames that are done; those and the new ones attend to each other.",
     "rollout-isolated": "Chunk after chunk; the frames that are done attend to themselves alone, and are computed once a chunk.",
 }

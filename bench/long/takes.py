@@ -15,8 +15,9 @@ ACT_SECONDS = 10.0  # after which the motion changes
 WINDOW = 9  # latent frames: the demo's own clips
 ROLLOUT = TimelineSettings("rollout", WINDOW, overlap=3, context="isolated")
 WINDOWS = TimelineSettings("windows", WINDOW, overlap=5)
+SHIFTED = replace(WINDOWS, shift="bit_reversed")
 BANDED = TimelineSettings("banded", WINDOW, overlap=0)
-TIMELINES = {"windows": WINDOWS, "banded": BANDED, "rollout": ROLLOUT}
+TIMELINES = {"windows": WINDOWS, "shifted": SHIFTED, "banded": BANDED, "rollout": ROLLOUT}
 _STREAM, _FIRST_SEED = 37, 9000
 
 
