@@ -21,6 +21,10 @@ _LARGEST_SIDE = 16384  # pixels; what H.264 and its players can hold
 _MOST_FRAMES, _MOST_STEPS = 1_000_000, 10_000  # far beyond use: larger numbers are typing errors
 
 
+class PromptError(ValueError):
+    """A take's prompts lie where they cannot; the message names their frames."""
+
+
 @dataclass(frozen=True)
 class PromptAt:
     """A prompt and the first frame that it holds for."""
@@ -119,12 +123,15 @@ class Take:
         self._check_schedule(where, card)
         self._check_timeline(where, card)
         self._check_prompts(where)
+        self._check_heard(where, card)
+
+    def _check_heard(self, where: str, card: ModelCard) -> None:
         heard = {self._prompt_holding(centre(span), card) for span in self.timeline_for(card).spans}
         part = _PARTS.get(self.timeline.name, "window")
         mend = "set timeline=windows with " if part == "window" else "set "
         for prompt in self.prompts:
             if prompt not in heard:
-                raise ValueError(
+                raise PromptError(
                     f"{where}: the prompt from frame {prompt.frame} ('{prompt.text}') is used by no {part}, as each uses the prompt at its "
                     f"middle; {mend}a shorter timeline.window, or let the prompt hold for longer."
                 )
@@ -242,9 +249,9 @@ class Take:
             raise ValueError(f"{where} lacks a prompt; set `prompt: ...` or `prompts: [{{frame: 0, text: ...}}]`.")
         frames = [prompt.frame for prompt in self.prompts]
         if frames[0] != 0 or frames != sorted(set(frames)):
-            raise ValueError(f"{where}: prompts start at frames {frames}; they must start at 0 and ascend.")
+            raise PromptError(f"{where}: prompts start at frames {frames}; they must start at 0 and ascend.")
         if frames[-1] >= self.num_frames:
-            raise ValueError(f"{where}: a prompt starts at frame {frames[-1]}, but the take has {self.num_frames} frames; make it longer.")
+            raise PromptError(f"{where}: a prompt starts at frame {frames[-1]}, but the take has {self.num_frames} frames; make it longer.")
 
     def timeline_for(self, card: ModelCard) -> Timeline:
         """Raises ValueError for an unknown timeline or windows that do not fit."""

@@ -65,3 +65,11 @@ def test_what_a_time_was_moved_to_is_said() -> None:
 def test_refused(prompts: list[dict[str, object]], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         resolve_takes(job(*prompts), read_card("demo"), FPS)
+
+
+def test_other_faults_of_a_take_say_nothing_of_its_prompts() -> None:
+    wanted = job({"text": "fog"}, {"at": "3s", "text": "rain"})
+    wanted.height = 90
+    with pytest.raises(ValueError, match="height is 90") as refused:
+        resolve_takes(wanted, read_card("demo"), FPS)
+    assert "is frame" not in str(refused.value)

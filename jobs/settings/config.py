@@ -17,7 +17,7 @@ from ...cache.recipe.config import suggestion
 from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.earlier_film import check_film, find_film
 from ...pipeline.recipes.schedules import find_schedule
-from ...pipeline.take import Take, TimelineSettings
+from ...pipeline.take import PromptError, Take, TimelineSettings
 from .prompts import PromptConfig, resolve_prompts, timed_prompts
 from .values import SHORTHANDS, field_types, override, parse_file
 
@@ -362,7 +362,7 @@ def resolve_takes(job: JobConfig, card: ModelCard, fps: Fraction) -> list[Take]:
         try:
             resolved.check(card)
             check_film(resolved, card, fps)
-        except ValueError as error:
+        except PromptError as error:
             raise ValueError(f"{error}{timed_prompts(resolved, take.all_prompts)}") from None
     return takes
 
