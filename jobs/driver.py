@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..parallel.groups.degrees import Degrees
 from ..pipeline.checkpoint.card import ModelCard
+from ..pipeline.kept_rounds import KeptRounds
 from ..pipeline.take import Take
 from ..pipeline.versions import package_versions
 from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from .folder.access import JobRefused, locked
-from .folder.folder import FILM, GROWING, PREVIEW, Todo, deliver_again, make_room, publish, stage, sweep
+from .folder.folder import FILM, GROWING, PREVIEW, ROUNDS, Todo, deliver_again, make_room, publish, stage, sweep
 from .folder.journal import Journal
 from .folder.manifest import Manifest
 from .gang.failures import GangError
@@ -221,6 +222,9 @@ class Driver:
         aside = make_room(folder)
         if aside is not None:
             yield self._tell(Note, take=take.name, text=f"take '{take.name}': what lay in its folder is now in {aside}")
+        if planned.rounds:
+            text = self._kept(planned, aside)
+            yield from [self._tell(Note, take=take.name, text=text)] if text else []
         staging = stage(folder)
         for report in gang.render(self._order(planned, gang, loaded, staging)):
             if isinstance(report, TakeReport):
@@ -235,6 +239,23 @@ class Driver:
             publish(staging, folder, manifest)
             event = self._tell(TakeChanged, take=take.name, state=TakeState.DONE, **done)
         yield event
+
+    def _kept(self, planned: PlannedTake, aside: Path | None) -> str:
+        """Leave of the rounds that are kept, here or in the folder that was moved aside, those that the take begins with; returns what to say."""
+        kept = KeptRounds(planned.folder / ROUNDS, planned.rounds)
+        if self.plan.force:
+            kept.drop_after(0)
+        elif aside is not None:
+            kept.take_over(aside / ROUNDS)
+        count = kept.count()
+        kept.drop_after(count)
+        if not count:
+            return ""
+        frames = planned.take.frames(planned.take.timeline_for(self.plan.card).rounds[count].frames, self.plan.card).start
+        return (
+            f"take '{planned.take.name}': its first {frames} frames ({float(frames / self.plan.fps):.2f} s, {count} of {len(planned.rounds)} chunks) "
+            f"were rendered before and are kept"
+        )
 
     def _fail(self, planned: PlannedTake, gang: Gang, error: GangError | OSError) -> Iterator[Event]:
         """A take that failed. The job goes on with the next one if its ranks live: they form their group anew, unless they were done already
@@ -266,6 +287,7 @@ class Driver:
             folder=staging,
             preview=planned.folder / PREVIEW,
             growing=planned.folder / GROWING,
+            kept=KeptRounds(planned.folder / ROUNDS, planned.rounds) if planned.rounds else None,
             fps=plan.fps,
             preview_every=plan.job.preview_every,
             save_latents=plan.job.save_latents,

@@ -24,10 +24,35 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
     A take's name is not in it: it is where the film is kept, not what it shows; nor is the timeline where one call shows the whole take, nor
     a sampler that is the checkpoint's own. Of a schedule its sigmas are, of a film that is gone on from what its file holds.
     """
+    return _hashed(_all_of(card, model, take, recipe, options, replayed))
+
+
+def round_keys(
+    card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None = None
+) -> tuple[str, ...]:
+    """Of each round, the hash of all that may change its latents or those of a round before it: of the prompts and seeds those that the rounds
+    are given, of the take's length nothing that lies behind them.
+    """
+    shared = _all_of(card, model, take, recipe, options, replayed)
+    content: dict[str, Any] = shared["take"]
+    for name in ("num_frames", "prompts", "seed"):
+        del content[name]
+    content.pop("reseeds", None)
+    content["timeline"] = [take.timeline.name, take.timeline.context]
+    keys = [_hashed(shared)]
+    for one in take.timeline_for(card).rounds:
+        calls = [[call.segment, list(call.frames), call.weights, call.context, take.prompt_at(call.centre, card)] for call in one.calls]
+        keys.append(_hashed({"before": keys[-1], "frames": list(one.frames), "calls": calls, "seed": take.seed_of(one.frames, card)}))
+    return tuple(keys[1:])
+
+
+def _all_of(card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None) -> dict[str, Any]:
     content = asdict(take)
     del content["name"]
     if take.scheduler in (None, card.sampler):
         del content["scheduler"]
+    if not take.reseeds:
+        del content["reseeds"]
     if take.continue_from is None:
         del content["continue_from"]
     else:
@@ -53,7 +78,7 @@ def film_key(card: ModelCard, model: str, take: Take, recipe: Recipe | None, opt
     }
     if replayed is not None:
         key["replayed"] = replayed.choices
-    return _hashed(key)
+    return key
 
 
 def delivery_key(fps: Fraction) -> str:

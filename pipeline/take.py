@@ -34,6 +34,14 @@ class PromptAt:
 
 
 @dataclass(frozen=True)
+class SeedAt:
+    """A seed, and the frame from whose chunk on it holds."""
+
+    frame: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class EarlierFilm:
     """A film that a take goes on from. sha256: of its file, 64 hex digits."""
 
@@ -72,7 +80,7 @@ class Take:
 
     scheduler: the sampler, by its name in checkpoint.support.SAMPLERS; None for the checkpoint's own. schedule: the sigmas that it steps at;
     None for those that it makes itself. continue_from: the film whose end is the context of a rollout's first chunk; the take's frames are those
-    after it.
+    after it. reseeds: seeds of a rollout's later chunks.
     """
 
     name: str
@@ -90,6 +98,7 @@ class Take:
     scheduler: str | None = None
     schedule: Schedule | None = None
     continue_from: EarlierFilm | None = None
+    reseeds: tuple[SeedAt, ...] = ()
 
     @classmethod
     def clip(cls, card: ModelCard, name: str, prompt: str, *, seed: int, num_inference_steps: int, guidance_scale: float) -> Take:
@@ -113,7 +122,7 @@ class Take:
         """The start of the take as one clip with its first prompt, no longer than a window, or than the model's own clips without windows."""
         window = card.latent_frames(card.trained_frames) if self.timeline.name == "full" else self.timeline.window
         num_frames = (min(self.num_latent_frames(card), window) - 1) * card.temporal_stride + 1
-        return replace(self, prompts=self.prompts[:1], num_frames=num_frames, timeline=TimelineSettings("full", 0, 0), continue_from=None)
+        return replace(self, prompts=self.prompts[:1], num_frames=num_frames, timeline=TimelineSettings("full", 0, 0), continue_from=None, reseeds=())
 
     def check(self, card: ModelCard) -> None:
         """Raise ValueError, with the value and the mend, for what this model cannot render."""
@@ -122,6 +131,7 @@ class Take:
         self._check_sampling(where, card)
         self._check_schedule(where, card)
         self._check_timeline(where, card)
+        self._check_reseeds(where, card)
         self._check_prompts(where)
         self._check_heard(where, card)
 
@@ -230,6 +240,33 @@ class Take:
             )
         if self.noise == "diffusers":
             raise ValueError(f"{where}: noise is diffusers, which stock pipelines draw for a whole take at once; set noise=frame for a banded one.")
+
+    def _check_reseeds(self, where: str, card: ModelCard) -> None:
+        if not self.reseeds:
+            return
+        if self.timeline.name != "rollout":
+            raise ValueError(
+                f"{where}: reseed is given, and with timeline {self.timeline.name} all frames depend on each other, so that none can be kept; set "
+                f"timeline=rollout, or set seed."
+            )
+        chunks = [self.frames(one.frames, card) for one in self.timeline_for(card).rounds]
+        begins = []
+        for one in self.reseeds:
+            if not 0 <= one.seed < 2**63:
+                raise ValueError(f"{where}: reseed has seed {one.seed}; it must be from 0 to {2**63 - 1}.")
+            if one.frame >= self.num_frames:
+                raise ValueError(f"{where}: reseed is at frame {one.frame}, but the take has {self.num_frames} frames; make it longer.")
+            if one.frame < chunks[0].stop:
+                raise ValueError(
+                    f"{where}: reseed is at frame {one.frame}, in the first chunk, which ends at frame {chunks[0].stop - 1}; set seed instead."
+                )
+            begins.append(next(chunk.start for chunk in chunks if one.frame in chunk))
+        if begins != sorted(set(begins)):
+            raise ValueError(f"{where}: reseeds fall into the chunks that begin at frames {begins}; they must ascend, one a chunk at most.")
+
+    def seed_of(self, latent_frames: range, card: ModelCard) -> int:
+        """The seed of a round: that of the last reseed that begins in it, or before it."""
+        return [self.seed, *(one.seed for one in self.reseeds if one.frame < self.frames(latent_frames, card).stop)][-1]
 
     def scheduled_sampler(self, card: ModelCard) -> str:
         """The class of the take's sampler in diffusers. Raises ValueError, with the mend, for one that takes no schedule."""

@@ -24,12 +24,13 @@ from longtake.pipeline.demo.scene import draw, sample_scene
 from longtake.pipeline.earlier_film import Encoded, encode_film, find_film
 from longtake.pipeline.families import FAMILIES
 from longtake.pipeline.film.read import probe
-from longtake.pipeline.film_key import film_key
+from longtake.pipeline.film_key import film_key, round_keys
+from longtake.pipeline.kept_rounds import KeptRounds
 from longtake.pipeline.loop.denoise import Step
 from longtake.pipeline.loop.render import Renderer, WholeTake, whole_take
 from longtake.pipeline.loop.rounds import Finished
 from longtake.pipeline.options import ModelOptions
-from longtake.pipeline.take import Take
+from longtake.pipeline.take import SeedAt, Take
 from safetensors.torch import load_file
 from test_film import read_film, smooth_clip, write_film
 from test_rollout import ISOLATED, TAKE, rollout_by_hand
@@ -135,6 +136,19 @@ def test_a_take_after_a_film_goes_on_after_a_break(tiny_wan: Path, film: Path, t
     copy.unlink()
     rest = whole_take(renderer.steps(take, None, snapshot=tmp_path / "snapshot")).latents
     assert torch.equal(torch.cat([*before, rest], dim=2), whole)
+
+
+def test_rounds_of_a_take_after_a_film_are_kept(tiny_wan: Path, film: Path, tmp_path: Path) -> None:
+    card = read_card(str(tiny_wan))
+    renderer, take = Renderer(card), _after(film)
+    changed = replace(take, reseeds=(SeedAt(16, 7),))
+    whole = renderer.render(changed, None).latents
+    for one in (take, changed):
+        kept = KeptRounds(tmp_path, round_keys(card, "", one, None, ModelOptions()))
+        before, items = kept.count(), list(renderer.steps(one, None, kept=kept))
+    assert before == 2
+    assert sum(isinstance(one, Step) for one in items) == take.num_inference_steps
+    assert torch.equal(whole_take(items).latents, whole)
 
 
 def _job(model: Path, output: Path, film: Path, **changes: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from longtake.files import partial_files, write_atomic
 from longtake.jobs.folder.access import JobRefused, locked
-from longtake.jobs.folder.folder import FILM, GROWING, Todo, deliver_again, look, make_room, publish, stage, sweep
+from longtake.jobs.folder.folder import FILM, GROWING, ROUNDS, Todo, deliver_again, look, make_room, publish, stage, sweep
 from longtake.jobs.folder.manifest import Manifest, read_manifest
 from longtake.pipeline.film.read import probe
 from longtake.pipeline.film.write import FilmWriter
@@ -148,8 +148,9 @@ def test_what_lay_in_a_folder_is_kept_under_a_free_name(tmp_path: Path) -> None:
     assert (aside / FILM).read_text() == "k" * 40
     for name in ("preview.jpg", GROWING):
         (folder / name).write_text("of a take that was stopped")
+    (folder / ROUNDS).mkdir()
     assert make_room(folder) is None
-    assert [path.name for path in folder.iterdir()] == ["preview.jpg"]
+    assert sorted(path.name for path in folder.iterdir()) == ["preview.jpg", ROUNDS]
 
 
 def test_a_folder_tells_what_is_left_to_do(tmp_path: Path) -> None:

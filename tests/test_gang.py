@@ -104,7 +104,7 @@ def test_a_signal_while_ray_starts_leaves_nothing(stage: str) -> None:
 def _order(folder: Path, **changes: Any) -> Order:
     whole = {"num_frames": 17, "guidance_scale": 1.0, "prompts": tiny_take().prompts[:1], "timeline": TimelineSettings("full", 0, 0)}
     take = tiny_take(**{**whole, **changes})
-    return Order(take, None, None, "device", "", folder, folder / "preview.jpg", folder / "film.partial.mp4", Fraction(8), 1, True, {})
+    return Order(take, None, None, "device", "", folder, folder / "preview.jpg", folder / "film.partial.mp4", None, Fraction(8), 1, True, {})
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ...files import partial_files, partial_name, remove
 from .manifest import Manifest, read_manifest
 
 FILM, LATENTS, PREVIEW = "film.mp4", "latents.safetensors", "preview.jpg"
+ROUNDS = "rounds"  # a folder of what is kept of each round of a take of several
 GROWING = "film.partial.mp4"  # what is done of a take of several rounds, to be played before the take is done, or after it was killed
 
 
@@ -48,7 +49,7 @@ def make_room(folder: Path) -> Path | None:
     """
     sweep(folder)
     aside = None
-    if folder.exists() and any(path.name not in (PREVIEW, GROWING) for path in folder.iterdir()):
+    if folder.exists() and any(path.name not in (PREVIEW, GROWING, ROUNDS) for path in folder.iterdir()):
         aside = _free_name(folder)
         folder.rename(aside)
     remove(folder / GROWING)

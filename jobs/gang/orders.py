@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ...cache import Recipe, Replay
+from ...pipeline.kept_rounds import KeptRounds
 from ...pipeline.take import Take
 
 
@@ -14,7 +15,8 @@ from ...pipeline.take import Take
 class Order:
     """One take to render, as every rank gets it. place: where the cache keeps features, `device` or `host`; model: its hash; folder: where rank 0
     writes, hidden until the take is whole; preview: the picture file that rank 0 rewrites every `preview_every` steps, 0 for no previews; growing:
-    the film file of a take of several rounds that can be played before the take is done; metadata: what goes into the film's container.
+    the film file of a take of several rounds that can be played before the take is done; kept: where its rounds are kept, None for one of a single
+    round; metadata: what goes into the film's container.
     """
 
     take: Take
@@ -25,6 +27,7 @@ class Order:
     folder: Path
     preview: Path
     growing: Path
+    kept: KeptRounds | None
     fps: Fraction
     preview_every: int
     save_latents: bool

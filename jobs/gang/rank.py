@@ -140,7 +140,8 @@ class Rank:
             delivery = opened.enter_context(Delivery(order, self._renderer.family, self._files)) if self.rank == 0 else None
             decoding = self._renderer.family.decoding()
             steps, num_steps = 0, order.take.num_steps(self._renderer.family.card)
-            for one in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place):
+            num_rounds = len(order.take.timeline_for(self._renderer.family.card).rounds)
+            for one in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place, kept=order.kept):
                 if isinstance(one, Step):
                     steps += 1
                     if self.rank == 0:
@@ -149,6 +150,7 @@ class Rank:
                 elif isinstance(one, Encoded):
                     _exhaust(decoding.frames(one.end, is_last=False))  # the take's frames then follow on the earlier film's
                 elif isinstance(one, Finished):
+                    steps += num_steps // num_rounds if one.was_kept else 0
                     frames = decoding.frames(one.latents, is_last=one.is_last)
                     if delivery is None:
                         _exhaust(frames)

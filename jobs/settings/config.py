@@ -18,7 +18,7 @@ from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.earlier_film import check_film, find_film
 from ...pipeline.recipes.schedules import find_schedule
 from ...pipeline.take import PromptError, Take, TimelineSettings
-from .prompts import PromptConfig, resolve_prompts, timed_prompts
+from .prompts import PromptConfig, SeedConfig, resolve_prompts, resolve_reseeds, timed_prompts
 from .values import SHORTHANDS, field_types, override, parse_file
 
 
@@ -134,12 +134,15 @@ class TakeSettings:
 
 @dataclass
 class TakeConfig(TakeSettings):
-    """One take. name: of its folder. prompt, or prompts for one that changes: one of the two. continue_from: path of a film that it goes on from."""
+    """One take. name: of its folder. prompt, or prompts for one that changes: one of the two. continue_from: path of a film that it goes on from.
+    reseed: of a rollout, other seeds from a frame or a time on.
+    """
 
     name: str = ""
     prompt: str | None = None
     prompts: list[PromptConfig] = field(default_factory=list)
     continue_from: str | None = None
+    reseed: list[SeedConfig] = field(default_factory=list)
 
     @property
     def all_prompts(self) -> list[PromptConfig]:
@@ -309,13 +312,14 @@ _NESTED = {
     "model": ModelConfig,
     "takes": TakeConfig,
     "prompts": PromptConfig,
+    "reseed": SeedConfig,
     "timeline": TimelineConfig,
     "cache": CacheConfig,
     "parallel": ParallelConfig,
 }
 
 
-_ENTRIES = {"takes": "{name: one, prompt: fog}", "prompts": "{frame: 0, text: fog}"}
+_ENTRIES = {"takes": "{name: one, prompt: fog}", "prompts": "{frame: 0, text: fog}", "reseed": "{at: 12s, seed: 7}"}
 _LISTS = tuple(_ENTRIES)
 
 
@@ -382,7 +386,8 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fracti
     values["timeline"] = resolve_timeline(values["timeline"], card, take.name)
     schedule = values.pop("schedule")
     film = None if take.continue_from is None else find_film(take.name, take.continue_from)
-    resolved = Take(name=take.name, prompts=prompts, continue_from=film, **values)
+    reseeds = resolve_reseeds(take.name, take.reseed, fps)
+    resolved = Take(name=take.name, prompts=prompts, continue_from=film, reseeds=reseeds, **values)
     return resolved if schedule is None else replace(resolved, schedule=find_schedule(schedule, card, resolved))
 
 

@@ -23,12 +23,13 @@ from .values import field_types
 
 @dataclass(frozen=True)
 class PlannedTake:
-    """A take and its folder. todo: what was left to do for it when the plan was made."""
+    """A take and its folder. todo: what was left to do for it when the plan was made. rounds: the key of each, none for a take of a single round."""
 
     take: Take
     folder: Path
     film_key: str
     todo: Todo
+    rounds: tuple[str, ...] = ()
 
     @property
     def is_done(self) -> bool:

@@ -11,7 +11,7 @@ from ...pipeline.checkpoint.card import ModelCard, read_card
 from ...pipeline.checkpoint.model_hash import model_hash
 from ...pipeline.film.encoder import check_encoder
 from ...pipeline.film.frame_rate import frame_rate
-from ...pipeline.film_key import film_key
+from ...pipeline.film_key import film_key, round_keys
 from ...pipeline.recipes.check import check_beside_schedule, check_recipe
 from ...pipeline.recipes.choose import default_recipe, find_recipe
 from ...pipeline.take import Take
@@ -20,7 +20,7 @@ from ..folder.folder import Todo
 from .checks import check_degrees, check_device, check_options, check_parallel, check_replay
 from .config import JobConfig, resolve_takes
 from .plan import Plan, PlannedTake
-from .prompts import where_prompts_begin
+from .prompts import where_prompts_begin, where_reseeds_begin
 
 
 def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] = lambda line: None) -> Plan:
@@ -36,7 +36,7 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     fps = frame_rate(card.fps if job.fps is None else job.fps)
     takes = resolve_takes(job, card, fps)
     for take, written in zip(takes, job.takes, strict=True):
-        for line in where_prompts_begin(take, written.all_prompts, card, fps):
+        for line in (*where_prompts_begin(take, written.all_prompts, card, fps), *where_reseeds_begin(take, card, fps)):
             say(line)
     # Checks that do not need the model's hash come first: computing it may take minutes the first time.
     if degrees is not None:
@@ -55,7 +55,11 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     recipe, why = _choose_recipe(job, card, takes, named, model)
     replay = None if trace is None else check_replay(job, card, takes, recipe, trace, model)
     keys = [film_key(card, model, take, recipe, options, trace) for take in takes]
-    planned = [PlannedTake(take, folder, key, Todo.RENDER) for take, folder, key in zip(takes, folders, keys, strict=True)]
+    rounds = [round_keys(card, model, take, recipe, options, trace) for take in takes]
+    planned = [
+        PlannedTake(take, folder, key, Todo.RENDER, each if len(each) > 1 else ())
+        for take, folder, key, each in zip(takes, folders, keys, rounds, strict=True)
+    ]
     plan = Plan(job, card, recipe, why, fps, tuple(planned), degrees, options, model, replay, force)
     if degrees is not None:
         plan.check(degrees, job.device)

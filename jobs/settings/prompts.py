@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ...pipeline.checkpoint.card import ModelCard
-from ...pipeline.take import PromptAt, Take
+from ...pipeline.take import PromptAt, SeedAt, Take
 
 
 @dataclass
@@ -20,23 +20,46 @@ class PromptConfig:
     text: str = ""
 
 
+@dataclass
+class SeedConfig:
+    """A seed, and the frame or the time, 2.5s or 1m30s, from whose chunk on it holds."""
+
+    frame: int | None = None
+    at: str | None = None
+    seed: int = 0
+
+
+def resolve_reseeds(take: str, reseeds: Sequence[SeedConfig], fps: Fraction) -> tuple[SeedAt, ...]:
+    """As `resolve_prompts`."""
+    return tuple(SeedAt(_first_frame(take, one, fps, "reseed"), one.seed) for one in reseeds)
+
+
+def where_reseeds_begin(take: Take, card: ModelCard, fps: Fraction) -> Iterator[str]:
+    """A line for each: the border that it was moved to."""
+    chunks = [take.frames(one.frames, card) for one in take.timeline_for(card).rounds]
+    for one in take.reseeds:
+        begin = next(chunk.start for chunk in chunks if one.frame in chunk)
+        where = f"frame {begin} ({float(begin / fps):.2f} s)"
+        yield f"take '{take.name}': seed {one.seed} holds from {where} on, where the chunk of frame {one.frame} begins"
+
+
 def resolve_prompts(take: str, prompts: Sequence[PromptConfig], fps: Fraction) -> tuple[PromptAt, ...]:
     """take: its name. fps: the film's frames a second. Raises ValueError for a prompt with both a frame and a time, and for what is no time."""
-    return tuple(PromptAt(_first_frame(take, prompt, fps), prompt.text) for prompt in prompts)
+    return tuple(PromptAt(_first_frame(take, prompt, fps, "a prompt"), prompt.text) for prompt in prompts)
 
 
-def _first_frame(take: str, prompt: PromptConfig, fps: Fraction) -> int:
-    if prompt.at is None:
-        return prompt.frame or 0
-    if prompt.frame is not None:
-        raise ValueError(f"Take '{take}': a prompt has frame {prompt.frame} and at {prompt.at}; keep one of the two.")
-    return round(_seconds(take, prompt.at) * fps)
+def _first_frame(take: str, placed: PromptConfig | SeedConfig, fps: Fraction, what: str) -> int:
+    if placed.at is None:
+        return placed.frame or 0
+    if placed.frame is not None:
+        raise ValueError(f"Take '{take}': {what} has frame {placed.frame} and at {placed.at}; keep one of the two.")
+    return round(_seconds(take, placed.at, what) * fps)
 
 
-def _seconds(take: str, at: str) -> Fraction:
+def _seconds(take: str, at: str, what: str) -> Fraction:
     found = re.fullmatch(r"(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?", at.strip())
     if not found or found[0] == "":
-        raise ValueError(f"Take '{take}': a prompt is at '{at}'; write a time as 2.5s, 90s or 1m30s, or give its frame instead.")
+        raise ValueError(f"Take '{take}': {what} is at '{at}'; write a time as 2.5s, 90s or 1m30s, or give its frame instead.")
     minutes, seconds = found.groups(default="0")
     return 60 * Fraction(minutes) + Fraction(seconds)
 

@@ -157,7 +157,8 @@ class FilmWriter:
 
 
 class GrowingFilm(FilmWriter):
-    """A film that can be played while it is written, and after its writer was killed: all frames but the last are in the file.
+    """A film that can be played while it is written, and after its writer was killed: all frames but those of the last moment are in the
+    file.
 
     It is larger than a FilmWriter's, as each frame is encoded at once, into a fragment of its own, which is written when the next one comes.
     Leaving the block keeps it, by an exception too.

@@ -73,7 +73,7 @@ class Denoising:
             cached.check_sampler(self.scheduler)
         self.write_context()
         draw = NOISES[take.noise]
-        noise = draw(take.seed, self.frames, card.latent_channels, take.height // stride, take.width // stride)
+        noise = draw(take.seed_of(self.round.frames, card), self.frames, card.latent_channels, take.height // stride, take.width // stride)
         self.latents = noise.to(family.device)
         self.index = 0
 

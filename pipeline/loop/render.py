@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from ..earlier_film import Encoded, encode_film
 from ..families import FAMILIES
 from ..families.weights import offload_weights, shard_weights
 from ..film_key import film_key as key_of
+from ..kept_rounds import KeptRounds
 from ..options import ModelOptions
 from ..take import Take
 from .denoise import Step
@@ -121,14 +123,16 @@ class Renderer:
         place: str = "device",
         snapshot: Path | None = None,
         film_key: str = "",
+        kept: KeptRounds | None = None,
     ) -> Iterator[Encoded | Step | Finished | Rendered]:
         """Denoise a take: a Step after each step, Finished after each round, then one Rendered; before all these, Encoded, where it goes on from an
         earlier film and from no snapshot. Every rank of the gang must exhaust it.
 
         replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
         or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
-        another key is refused; if left out, a key without the model and the recipe. Raises ValueError for a snapshot that cannot be gone on
-        from, and FloatingPointError, on every rank, for a take whose latents are not finite.
+        another key is refused; if left out, a key without the model and the recipe. kept: where the take's rounds are kept as they finish; those
+        that are there already are not rendered, and come first; a snapshot goes before them. Raises ValueError for a snapshot that cannot be
+        gone on from, and FloatingPointError, on every rank, for a take whose latents are not finite.
         """
         film_key = film_key or key_of(self.family.card, "", take, None, self.options)
         self.bind_for(take)
@@ -143,6 +147,8 @@ class Renderer:
             rounds = Rounds(self.family, take, cached, self.mesh, earlier.context if earlier else None)
             if snapshot is not None:
                 load_snapshot(snapshot, rounds, cached, self._relay(take), film_key)
+            elif kept is not None:
+                yield from self._pass_over(rounds, cached, kept)
             self._running = (rounds, film_key)
             first, encoded, before = rounds.steps_done, rounds.encode_seconds, 0.0
             timed, seconds = Timed(iter(rounds), self.family.device), list[float]()
@@ -150,6 +156,8 @@ class Renderer:
                 if isinstance(one, Step):
                     in_texts, before = rounds.encode_seconds - encoded - before, rounds.encode_seconds - encoded
                     seconds.append(timed.seconds[-1] - in_texts)
+                elif kept is not None:
+                    self._keep(one, rounds, cached, kept)
                 yield one
             decisions = cached.trace.numbered(len(rounds.denoising.scheduler.timesteps)) if cached else ()
             yield Rendered(
@@ -181,6 +189,28 @@ class Renderer:
             place=place,
             overlap=take.timeline.overlap if shifts else None,
         )
+
+    def _pass_over(self, rounds: Rounds, cached: Cached | None, kept: KeptRounds) -> Iterator[Finished]:
+        """The rounds that are kept, as rank 0 finds them, one after the other: they may be more than fit into memory."""
+        relay = self._relay(rounds.take)
+        count = relay.from_writer(kept.count)
+        for number in range(count):
+            latents, trace = relay.from_writer(partial(kept.read, number))
+            if cached is not None:
+                cached.trace.entries.extend(Trace.from_json(trace).entries)
+            yield rounds.pass_over(latents.to(self.family.device))
+        if count:
+            rounds.go_to(count)
+
+    def _keep(self, finished: Finished, rounds: Rounds, cached: Cached | None, kept: KeptRounds) -> None:
+        """Write the round that has finished, and what was decided in it. Called on every rank; rank 0 writes."""
+        trace, segments = None, {call.segment for call in rounds.denoising.round.calls}
+        if cached is not None:
+            own = cached.finish()
+            of_round = replace(own, entries=[entry for entry in own.entries if entry.segment in segments])
+            trace = Trace.joined(self.mesh.calls.gather_objects(of_round))
+        if self.mesh.rank == 0:
+            kept.write(rounds.number, finished.latents, trace)
 
     def save(self, folder: Path) -> None:
         """Write a snapshot of the running take, between two of its steps; called on every rank. Raises ValueError if no take is running: a

@@ -19,12 +19,13 @@ from .denoise import Denoising, Step
 class Finished:
     """A round has ended: its latents [1, channels, latent frames, height, width] (fp32) are final, on every rank alike.
 
-    frames: which ones of the take; is_last: whether the take is done with them.
+    frames: which ones of the take; is_last: whether the take is done with them; was_kept: whether they were rendered before this run.
     """
 
     frames: range
     latents: Tensor
     is_last: bool
+    was_kept: bool = False
 
 
 class Rounds:
@@ -48,6 +49,13 @@ class Rounds:
         self.denoising = Denoising(self._family, self.take, self._cached, self._mesh, self.timeline.rounds[number], self.done)
         self.encode_seconds += self.denoising.encode_seconds
         return self.denoising
+
+    def pass_over(self, latents: Tensor) -> Finished:
+        """The next round, none of whose steps was made, is done already, with these latents. `go_to(number)` then begins the one behind it."""
+        frames = self.timeline.rounds[self.number].frames
+        self._keep(frames, latents)
+        self.number += 1
+        return Finished(frames, latents, is_last=False, was_kept=True)
 
     @property
     def steps_done(self) -> int:
