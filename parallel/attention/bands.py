@@ -70,12 +70,13 @@ class Bands:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, scale: float | None) -> Tensor:
         """query, key, value: [batch, tokens of this rank's frames, heads, head_dim]; the result has the query's shape."""
         halos, frames = self.halos, self.halos.frames
-        fetched = halos.fetch(torch.stack((key, value)).unflatten(2, (len(frames), -1)))
-        tokens = fetched.shape[3]
+        tokens = key.shape[1] // len(frames)
+        pair = [tensor.unflatten(1, (len(frames), tokens)) for tensor in (key, value)]
+        fetched = pair if halos.is_needless else list(halos.fetch(torch.stack(pair)))
 
-        def of(shown: range) -> Tensor:
+        def of(shown: range) -> list[Tensor]:
             begin = halos.needed.index(shown.start)
-            return fetched[:, :, begin : begin + len(shown)].flatten(2, 3)
+            return [tensor[:, begin : begin + len(shown)].flatten(1, 2) for tensor in fetched]
 
         attended = []
         for band in halos.own:

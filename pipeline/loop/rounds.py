@@ -75,9 +75,12 @@ class Rounds:
 
     def advance(self) -> None:
         """Begin the next round, once the steps of the running one are done."""
-        frames, needed = self.timeline.rounds[self.number].frames, self.timeline.needed_after(self.number)
-        self.done.update({frame: latent.clone() for frame, latent in zip(frames, self.denoising.latents.split(1, dim=2), strict=True)})
-        self.done = {frame: latent for frame, latent in self.done.items() if frame in needed}
+        self._keep(self.timeline.rounds[self.number].frames, self.denoising.whole())
         if self._cached is not None:
             self._cached.next_round()
         self.go_to(self.number + 1)
+
+    def _keep(self, frames: range, latents: Tensor) -> None:
+        needed = self.timeline.needed_after(self.number)
+        self.done.update({frame: latent.clone() for frame, latent in zip(frames, latents.split(1, dim=2), strict=True)})
+        self.done = {frame: latent for frame, latent in self.done.items() if frame in needed}
