@@ -25,7 +25,7 @@ from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, 
 from .folder.access import JobRefused, locked
 from .folder.folder import FILM, GROWING, PREVIEW, ROUNDS, Todo, deliver_again, make_room, publish, stage, sweep
 from .folder.journal import Journal
-from .folder.manifest import Manifest
+from .folder.manifest import Manifest, read_manifest
 from .gang.failures import GangError
 from .gang.orders import Order
 from .gang.reports import Loaded, StepReport, TakeReport
@@ -120,13 +120,13 @@ class Driver:
         plan, todo = self.plan, []
         for planned in plan.takes:
             name = planned.take.name
-            needs_rendering, why = self._needs_rendering(planned)
-            if why:
+            state, why = self._before(planned)
+            if why and state is not TakeState.FAILED:
                 yield self._tell(Note, take=name, text=f"take '{name}' {why}")
-            state = TakeState.WAITING if needs_rendering else TakeState.DONE
-            film = "" if needs_rendering else str(planned.folder / FILM)
-            yield self._tell(TakeChanged, take=name, state=state, cause=why if needs_rendering else "was done before", film=film)
-            todo += [planned] if needs_rendering else []
+            is_done = state is TakeState.DONE
+            film = str(planned.folder / FILM) if is_done else ""
+            yield self._tell(TakeChanged, take=name, state=state, cause="was done before" if is_done else why, film=film)
+            todo += [] if state.is_final else [planned]
         if not todo:
             return
 
@@ -152,23 +152,28 @@ class Driver:
             for planned in todo:
                 yield from self._take(planned, gang, loaded[0])
 
-    def _needs_rendering(self, planned: PlannedTake) -> tuple[bool, str]:
-        """Whether a take must be rendered, and what to say of it. A new frame rate, which needs no model, is given here and now.
+    def _before(self, planned: PlannedTake) -> tuple[TakeState, str]:
+        """How a take stands before anything is rendered, and what to say of it. A new frame rate, which needs no model, is given here and now.
 
         Looks again at what was not done when the job was planned: another job may have rendered it since.
         """
         plan, film = self.plan, planned.folder / FILM
         todo = planned.todo if planned.is_done else plan.look(planned)
         if todo is Todo.NOTHING:
-            return False, f"is done already ({film}); --force renders it again"
+            return TakeState.DONE, f"is done already ({film}); --force renders it again"
+        if todo is Todo.STOPPED:
+            manifest = read_manifest(planned.folder)
+            assert manifest is not None, "what was stopped has a manifest"
+            return TakeState.FAILED, f"{manifest.why_stopped}; another seed or prompt may do, on_drift=mark or --force render it again"
         if todo is Todo.DELIVER:
             try:
                 with uninterrupted():
                     deliver_again(planned.folder, plan.fps, plan.delivery_key)
             except ValueError as error:
-                return True, f"is rendered again: its film cannot get another frame rate ({error})"
-            return False, f"is done already; its film has {float(plan.fps):g} frames a second now ({film})"
-        return True, "is done, but its latents were not kept; it is rendered again for them" if todo is Todo.KEEP_LATENTS else ""
+                return TakeState.WAITING, f"is rendered again: its film cannot get another frame rate ({error})"
+            return TakeState.DONE, f"is done already; its film has {float(plan.fps):g} frames a second now ({film})"
+        why = "is done, but its latents were not kept; it is rendered again for them" if todo is Todo.KEEP_LATENTS else ""
+        return TakeState.WAITING, why
 
     def _shape(self, *, can_grow: bool) -> tuple[str, Degrees, str]:
         """The device, the degrees, and why these; the reason is empty where the job gives them. Chosen for the job's ranks, or all GPUs.
@@ -234,11 +239,15 @@ class Driver:
         if finished is None:
             raise GangError(f"Rank 0 ended take '{take.name}' without a film after step {gang.step}.")
         manifest = self._manifest(planned, gang, loaded, finished, time.monotonic() - began)
-        done = {"film": str(folder / FILM), "seconds": manifest.seconds["take"], "decisions": manifest.decisions}
+        ended: dict[str, Any] = {"state": TakeState.DONE, "film": str(folder / FILM)}
+        if manifest.state == "stopped":
+            ended = {"state": TakeState.FAILED, "cause": manifest.why_stopped}
         with uninterrupted():
             publish(staging, folder, manifest)
-            event = self._tell(TakeChanged, take=take.name, state=TakeState.DONE, **done)
+            event = self._tell(TakeChanged, take=take.name, seconds=manifest.seconds["take"], decisions=manifest.decisions, **ended)
         yield event
+        for mark in finished.checks.marks:
+            yield self._tell(Note, take=take.name, text=f"take '{take.name}' is marked: {mark}")
 
     def _kept(self, planned: PlannedTake, aside: Path | None) -> str:
         """Leave of the rounds that are kept, here or in the folder that was moved aside, those that the take begins with; returns what to say."""
@@ -292,6 +301,7 @@ class Driver:
             preview_every=plan.job.preview_every,
             save_latents=plan.job.save_latents,
             metadata={"title": take.name, "comment": json.dumps(told)},
+            stops_on_drift=plan.job.on_drift == "stop",
         )
 
     def _manifest(self, planned: PlannedTake, gang: Gang, loaded: Loaded, finished: TakeReport, seconds: float) -> Manifest:
@@ -300,7 +310,7 @@ class Driver:
         stages = {"load": loaded.seconds, **finished.seconds, "take": seconds}
         return Manifest(
             take=planned.take.name,
-            state="done",
+            state="done" if finished.checks.num_frames == planned.take.num_frames else "stopped",
             film_key=planned.film_key,
             delivery_key=plan.delivery_key,
             seed=planned.take.seed,
@@ -313,6 +323,7 @@ class Driver:
             seconds={stage: round(value, 3) for stage, value in stages.items()},
             decisions=finished.decisions,
             speedup=finished.speedup,
+            checks=finished.checks,
             cache_bytes=finished.cache_bytes,
             peak_memory_bytes=finished.peak_memory_bytes,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

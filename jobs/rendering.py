@@ -32,7 +32,9 @@ Job = str | Path | Mapping[str, Any] | JobConfig
 
 @dataclass(frozen=True)
 class TakeResult:
-    """What became of a take. film, manifest: None unless it is done. cause: why it failed or was stopped; empty elsewhere."""
+    """What became of a take. film, manifest: None unless it is done. cause: why it failed or was stopped; empty elsewhere. A film that was
+    stopped where it passed a limit (on_drift: stop) is kept in the folder, and has failed.
+    """
 
     name: str
     state: TakeState
@@ -59,6 +61,11 @@ class JobResult:
     @property
     def failed(self) -> tuple[TakeResult, ...]:
         return tuple(take for take in self.takes if take.state is TakeState.FAILED)
+
+    @property
+    def marked(self) -> tuple[TakeResult, ...]:
+        """Those done that passed a limit of the checks, `manifest.checks.marks`."""
+        return tuple(take for take in self.takes if take.manifest and take.manifest.checks and take.manifest.checks.marks)
 
 
 class JobFailed(RuntimeError):

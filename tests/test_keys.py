@@ -79,6 +79,7 @@ NEITHER = {
     "output": (["output=ELSEWHERE"], "where the film lies"),
     "takes.name": (["takes.0.name=two"], "where the film lies"),
     "preview_every": (["preview_every=3"], "looks at the latents"),
+    "on_drift": (["timeline=rollout", "on_drift=stop"], "how much of the film is made, and none of its frames"),
     "device": (["device=cpu"], "the same film on any device, up to rounding"),
     "attention_backend": (["attention_backend=_native_math"], "an exact kernel"),
     "timeline.window": (["num_frames=17", "takes.0.prompts=[{frame: 0, text: a}]", "timeline.window=21"], "one window holds the whole take"),

@@ -73,10 +73,15 @@ def _run(rendering: Rendering) -> None:
 
 def _show(result: JobResult) -> None:
     """What became of each take: its frames, its seconds in all, the share of model calls that were computed and how many times
-    as fast denoising was for it, and where its film is; or why there is none.
+    as fast denoising was for it, and where its film is; or why there is none. Then, which takes freeze, loop, drift or jump.
     """
     say("")
     say_table([("take", "frames", "seconds", "computed", "speed-up", "film"), *map(_row, result.takes)])
+    for take in result.marked:
+        assert take.manifest is not None
+        assert take.manifest.checks is not None
+        for mark in take.manifest.checks.marks:
+            say(f"marked: {take.name}, {mark}")
 
 
 def _row(take: TakeResult) -> tuple[str, ...]:

@@ -24,20 +24,23 @@ class Todo(Enum):
     """What is left to do for a take, by what its folder holds.
 
     DELIVER: the film is rendered, but is to be written with another frame rate. KEEP_LATENTS: the film is rendered, but its latents were not
-    kept, so that it is rendered again for them.
+    kept, so that it is rendered again for them. STOPPED: the film was stopped where it passed a limit, and would be again.
     """
 
     NOTHING = auto()
     DELIVER = auto()
     KEEP_LATENTS = auto()
     RENDER = auto()
+    STOPPED = auto()
 
 
-def look(folder: Path, film_key: str, delivery_key: str, save_latents: bool, force: bool) -> Todo:
+def look(folder: Path, film_key: str, delivery_key: str, save_latents: bool, force: bool, *, stops_on_drift: bool = False) -> Todo:
     """What is left to do for the take of that film key. Raises ValueError for a manifest that cannot be read."""
     manifest = read_manifest(folder)
     if force or manifest is None or manifest.film_key != film_key or not (folder / FILM).is_file():
         return Todo.RENDER
+    if manifest.state == "stopped":  # by limits that count in seconds of its frame rate
+        return Todo.STOPPED if stops_on_drift and manifest.delivery_key == delivery_key else Todo.RENDER
     if save_latents and not (folder / LATENTS).is_file():
         return Todo.KEEP_LATENTS
     return Todo.NOTHING if manifest.delivery_key == delivery_key else Todo.DELIVER
@@ -92,7 +95,8 @@ def deliver_again(folder: Path, fps: Fraction, delivery_key: str) -> None:
     sweep(folder)
     manifest.model_copy(update={"delivery_key": ""}).write(folder)
     retime(folder / FILM, folder / FILM, fps)
-    manifest.model_copy(update={"delivery_key": delivery_key, "config": {**manifest.config, "fps": str(fps)}}).write(folder)
+    checks = manifest.checks and manifest.checks.at(fps)
+    manifest.model_copy(update={"delivery_key": delivery_key, "config": {**manifest.config, "fps": str(fps)}, "checks": checks}).write(folder)
 
 
 def sweep(folder: Path) -> None:

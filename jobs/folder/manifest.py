@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...files import write_atomic
+from ...pipeline.film.checks.figures import Checks, second_of
 
 _NAME = "manifest.json"
 
@@ -24,14 +27,15 @@ class Manifest(BaseModel):
     """How a take was rendered. delivery_key: of the film file, empty while it is being replaced and in manifests of old versions. seconds:
     by stage, `load` (of the model, once a job), `encode`, `denoise`, `decode`, `write`, and `take`, all of it but loading. threads: CPU
     threads a rank. decisions: how many of each kind. speedup: what the cache saved of `denoise`, measured in the take; None
-    without a cache. state is `done` once the film is whole.
+    without a cache. state is `done` once the film is whole, `stopped` where the job says on_drift: stop and a limit of the checks was passed: the
+    film ends there. checks: of the whole film; None in manifests of old versions.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
     take: str
-    state: Literal["done"]
+    state: Literal["done", "stopped"]
     film_key: str
     delivery_key: str = ""
     seed: int
@@ -44,6 +48,7 @@ class Manifest(BaseModel):
     seconds: dict[str, float]
     decisions: dict[str, int]
     speedup: float | None = None
+    checks: Checks | None = None
     cache_bytes: int
     peak_memory_bytes: int
     finished: str
@@ -53,8 +58,23 @@ class Manifest(BaseModel):
         """Share of the take's model calls that were computed, 0..1."""
         return computed_share(self.decisions)
 
+    @property
+    def why_stopped(self) -> str:
+        """Empty unless the take was stopped."""
+        if self.state != "stopped" or self.checks is None:
+            return ""
+        end = second_of(self.checks.num_frames, Fraction(self.config["fps"]))
+        return f"stopped after {end:.1f} s, on_drift=stop: {self.checks.marks[0]}; its film up to there is kept"
+
     def write(self, folder: Path) -> None:
-        write_atomic(folder / _NAME, self.model_dump_json(indent=2))
+        # Lists of numbers and colours, a line each instead of a line an entry; what JSON writes into texts has no line ends.
+        text = re.sub(r"\[\n\s+([^][{}\n]+(?:\n\s+[^][{}\n]+)*)\n\s+\]", _in_one_line, self.model_dump_json(indent=2))
+        write_atomic(folder / _NAME, text)
+
+
+def _in_one_line(found: re.Match[str]) -> str:
+    entries = " ".join(line.strip() for line in found[1].splitlines())
+    return f"[{entries}]"
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -1,4 +1,4 @@
-"""What rank 0 writes of a take: the film round after round, and at the end all that belongs to it."""
+"""What rank 0 writes of a take: the film round after round, looked at on the way, and at the end all that belongs to it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ...cache import Trace
 from ...pipeline.families import Family
+from ...pipeline.film.checks.film import FilmChecks
+from ...pipeline.film.checks.take import plan_checks
 from ...pipeline.film.stills import ContactSheet
 from ...pipeline.film.write import FilmWriter, GrowingFilm
 from ...pipeline.loop.render import Rendered
@@ -36,6 +38,7 @@ class Delivery:
     def __init__(self, order: Order, family: Family, files: BackgroundFiles) -> None:
         self._order, self._device, self._files = order, family.device, files
         self._sheet = ContactSheet(order.take.num_frames)
+        self._checks = FilmChecks(plan_checks(order.take, family.card, order.fps))
         self._latents: list[Tensor] = []  # only where they are to be saved
         self._seconds = {"decode": 0.0, "write": 0.0}
         self._film: FilmWriter | None = None
@@ -56,14 +59,14 @@ class Delivery:
         began, chunks = clock(self._device), Timed(frames, self._device)
         if self._order.save_latents:
             self._latents.append(finished.latents.cpu())
-            if finished.is_last:
-                self._files.write(self._order.folder / "latents.safetensors", self._saved_latents)
         if self._film is None:
             self._film = self._open(FilmWriter, self._order.folder / "film.mp4")
             self._growing = None if finished.is_last else self._open(GrowingFilm, self._order.growing)
         film = self._film
         for chunk in chunks:
-            pictures = chunk.mul(255).round().byte().cpu().numpy()
+            levels = chunk.mul(255).round().byte()
+            self._checks.add(levels)
+            pictures = levels.cpu().numpy()
             film.write(pictures)
             if self._growing is not None:
                 self._growing.write(pictures)
@@ -73,6 +76,11 @@ class Delivery:
         decode = sum(chunks.seconds)
         self._seconds["decode"] += decode
         self._seconds["write"] += clock(self._device) - began - decode
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether what is written so far passed a limit of the checks."""
+        return bool(self._checks.marks)
 
     def _open(self, kind: type[AnyWriter], path: Path) -> AnyWriter:
         order = self._order
@@ -84,9 +92,13 @@ class Delivery:
         return save({"latents": torch.cat(self._latents, dim=2).contiguous()})
 
     def finish(self, rendered: Rendered) -> TakeReport:
-        """Close the film, write all that is not frames, and wait until it is there: once nobody waits for this rank in a collective any more."""
+        """Close the film, at whatever round it ends, write all that is not frames, and wait until it is there: once nobody waits for this rank in
+        a collective any more.
+        """
         folder, began = self._order.folder, clock(self._device)
         self._opened.close()
+        if self._latents:
+            self._files.write(folder / "latents.safetensors", self._saved_latents)
         if rendered.trace:
             self._files.write(folder / "trace.json", replace(rendered.trace, model=self._order.model).to_json)
             self._files.write(folder / "decisions.png", partial(_picture, rendered.trace))
@@ -96,7 +108,7 @@ class Delivery:
         self._seconds["write"] += clock(self._device) - began
         seconds = {"encode": rendered.encode_seconds, "denoise": rendered.denoise_seconds, **self._seconds}
         decisions = rendered.trace.summary() if rendered.trace else {}
-        return TakeReport(seconds, decisions, rendered.cache_bytes, peak_bytes(self._device.type), rendered.speedup)
+        return TakeReport(seconds, decisions, rendered.cache_bytes, peak_bytes(self._device.type), rendered.speedup, self._checks.result())
 
 
 def _picture(trace: Trace) -> bytes:

@@ -16,7 +16,7 @@ class Order:
     """One take to render, as every rank gets it. place: where the cache keeps features, `device` or `host`; model: its hash; folder: where rank 0
     writes, hidden until the take is whole; preview: the picture file that rank 0 rewrites every `preview_every` steps, 0 for no previews; growing:
     the film file of a take of several rounds that can be played before the take is done; kept: where its rounds are kept, None for one of a single
-    round; metadata: what goes into the film's container.
+    round; metadata: what goes into the film's container. stops_on_drift: the take ends with the first round that passes a limit of the checks.
     """
 
     take: Take
@@ -32,3 +32,4 @@ class Order:
     preview_every: int
     save_latents: bool
     metadata: dict[str, str]
+    stops_on_drift: bool = False

@@ -156,8 +156,14 @@ class Rank:
                         _exhaust(frames)
                     else:
                         yield from delivery.round(one, frames)
+                    if order.stops_on_drift and self._hears(delivery is not None and delivery.is_marked):
+                        self._renderer.stop()
                 elif delivery is not None:
                     yield delivery.finish(one)
+
+    def _hears(self, is_marked: bool) -> bool:
+        """Whether rank 0, which alone sees the film, found a limit passed. Called on every rank of the gang."""
+        return bool(self._mesh.gang.sum(torch.tensor([float(is_marked)], device=self.device)).item())
 
     def _show(self, order: Order, step: Step) -> None:
         if order.preview_every and (step.index + 1) % order.preview_every == 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...pipeline.film.checks.figures import Checks
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -37,12 +39,12 @@ class DecodeReport:
 
 @dataclass(frozen=True)
 class TakeReport:
-    """The film and all that belongs to it are whole.
+    """The film and all that belongs to it are written: the whole of it, or, where the order says so, up to the round that passed a limit.
 
     seconds: spent by this rank on each stage: `encode` (the texts), `denoise` (the steps), `decode` (latents to frames) and `write` (ffmpeg,
     pictures and files). cache_bytes: held by this rank's cache at the end of the take. peak_memory_bytes: the most that this rank held
     during the take, on its accelerator or, on the CPU, in all. speedup: what the cache saved, how many times as fast the steps were as
-    computing all of each; None without a cache.
+    computing all of each; None without a cache. checks: of all frames that are written.
     """
 
     seconds: dict[str, float]
@@ -50,6 +52,7 @@ class TakeReport:
     cache_bytes: int
     peak_memory_bytes: int
     speedup: float | None
+    checks: Checks
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def check_options(job: JobConfig) -> ModelOptions:
         ("parallel.kernel", job.parallel.kernel, KERNELS),
         ("cache.over_budget", job.cache.over_budget, ("refuse", "host")),
         ("device", job.device, _DEVICES),
+        ("on_drift", job.on_drift, ("mark", "stop")),
     )
     for name, value, known in choices:
         if value not in known:
@@ -62,6 +63,12 @@ def _floats(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
         inner = {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else value
         for key, item in inner.items() if isinstance(inner, dict) else ():
             yield from _floats(item, f"{name}.{key}" if name else str(key))
+
+
+def check_on_drift(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> None:
+    """Raise ValueError where there is nothing to stop: what is denoised in one round is done before anything of it can be seen."""
+    if job.on_drift == "stop" and all(len(take.timeline_for(card).rounds) == 1 for take in takes):
+        raise ValueError("on_drift is stop, and no take has several rounds, after which it could be stopped; set on_drift=mark, or timeline=rollout.")
 
 
 def check_parallel(parallel: ParallelConfig) -> Degrees | None:

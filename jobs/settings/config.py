@@ -154,7 +154,8 @@ class TakeConfig(TakeSettings):
 class JobConfig(TakeSettings):
     """A job: its takes and what they share.
 
-    preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film.
+    preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film. on_drift: what becomes of a take that
+    freezes, loops, drifts or jumps past a limit: `mark`, it is said in manifest and report, or `stop`, it ends with the round that does, and fails.
 
     attention_backend: one of diffusers' (native, flash, _flash_3_hub, sage ...), its default if left out. fps: the film's frames a second
     (24, 23.976, 24000/1001), the model's own if left out. `~` and environment variables in paths are filled in.
@@ -170,6 +171,7 @@ class JobConfig(TakeSettings):
     fps: str | None = None
     preview_every: int = 10
     save_latents: bool = False
+    on_drift: str = "mark"
 
 
 RESERVED_NAMES = ("events.jsonl", "report")  # the job's own, beside the takes' folders

@@ -91,7 +91,8 @@ class Plan:
 
     def look(self, planned: PlannedTake) -> Todo:
         """What is left to do for the take now, by what its folder holds. Raises ValueError for a manifest that cannot be read."""
-        return look(planned.folder, planned.film_key, self.delivery_key, self.job.save_latents, self.force)
+        stops = self.job.on_drift == "stop"
+        return look(planned.folder, planned.film_key, self.delivery_key, self.job.save_latents, self.force, stops_on_drift=stops)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class Plan:
     def config_of(self, planned: PlannedTake) -> dict[str, Any]:
         """The resolved config of one take, for its manifest."""
         job = asdict(self.job)
-        shared = {key: job[key] for key in ("model", "cache", "parallel", "device", "attention_backend", "save_latents")}
+        shared = {key: job[key] for key in ("model", "cache", "parallel", "device", "attention_backend", "save_latents", "on_drift")}
         return {**shared, "fps": str(self.fps), "take": asdict(planned.take)}
 
     @property

@@ -17,7 +17,7 @@ from ...pipeline.recipes.choose import default_recipe, find_recipe
 from ...pipeline.take import Take
 from ..folder.access import check_writable
 from ..folder.folder import Todo
-from .checks import check_degrees, check_device, check_options, check_parallel, check_replay
+from .checks import check_degrees, check_device, check_on_drift, check_options, check_parallel, check_replay
 from .config import JobConfig, resolve_takes
 from .plan import Plan, PlannedTake
 from .prompts import where_prompts_begin, where_reseeds_begin
@@ -35,6 +35,7 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     card = read_card(job.model.path, job.model.name)
     fps = frame_rate(card.fps if job.fps is None else job.fps)
     takes = resolve_takes(job, card, fps)
+    check_on_drift(job, card, takes)
     for take, written in zip(takes, job.takes, strict=True):
         for line in (*where_prompts_begin(take, written.all_prompts, card, fps), *where_reseeds_begin(take, card, fps)):
             say(line)

@@ -147,9 +147,9 @@ class Renderer:
             rounds = Rounds(self.family, take, cached, self.mesh, earlier.context if earlier else None)
             if snapshot is not None:
                 load_snapshot(snapshot, rounds, cached, self._relay(take), film_key)
-            elif kept is not None:
-                yield from self._pass_over(rounds, cached, kept)
             self._running = (rounds, film_key)
+            if snapshot is None and kept is not None:
+                yield from self._pass_over(rounds, cached, kept)
             first, encoded, before = rounds.steps_done, rounds.encode_seconds, 0.0
             timed, seconds = Timed(iter(rounds), self.family.device), list[float]()
             for one in timed:
@@ -199,6 +199,8 @@ class Renderer:
             if cached is not None:
                 cached.trace.entries.extend(Trace.from_json(trace).entries)
             yield rounds.pass_over(latents.to(self.family.device))
+            if rounds.is_stopped:
+                return
         if count:
             rounds.go_to(count)
 
@@ -220,6 +222,11 @@ class Renderer:
             raise ValueError(f"No take is running, so there is no snapshot to write into '{folder}'; call save() between two steps of a take.")
         rounds, film_key = self._running
         save_snapshot(folder, rounds, self.cached, self._relay(rounds.take), film_key)
+
+    def stop(self) -> None:
+        """End the running take with the round that is denoised, or that has just finished; called on every rank. It is Rendered as far as that."""
+        assert self._running is not None, "no take is running"
+        self._running[0].is_stopped = True
 
     def _relay(self, take: Take) -> MeshRelay:
         card, by_frames, bands = self.family.card, self.options.layout == "frames", self.family.bands

@@ -32,7 +32,7 @@ class Rounds:
     """Iterate to run a take's rounds: the steps of each, and then that it is finished.
 
     number: of the running round; denoising: it; done: by latent frame, the latents of earlier rounds, or of an earlier film, that this one or a
-    later one shows as context.
+    later one shows as context. is_stopped: set to end the take with the running round, or with the one that has just finished.
     """
 
     def __init__(self, family: Family, take: Take, cached: Cached | None, mesh: Mesh, earlier: Mapping[int, Tensor] | None = None) -> None:
@@ -40,6 +40,7 @@ class Rounds:
         self._family, self._cached, self._mesh = family, cached, mesh
         self.take, self.timeline = take, take.timeline_for(family.card)
         self.encode_seconds = 0.0
+        self.is_stopped = False
         self.done: dict[int, Tensor] = dict(earlier or {})
         self.denoising = self.go_to(0)
 
@@ -63,13 +64,13 @@ class Rounds:
 
     def __iter__(self) -> Iterator[Step | Finished]:
         last = len(self.timeline.rounds) - 1
-        while True:
+        while not self.is_stopped:  # by what was passed over
             try:
                 yield from self.denoising
             except CollectiveError as error:
                 raise (error.at(f"round {self.number + 1}") if last else error) from error
             yield Finished(self.timeline.rounds[self.number].frames, self.denoising.whole(), is_last=self.number == last)
-            if self.number == last:
+            if self.number == last or self.is_stopped:
                 return
             self.advance()
 

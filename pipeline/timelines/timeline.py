@@ -125,6 +125,20 @@ class Timeline:
         """Whether one call shows the whole take and nothing else, and all frames attend to all."""
         return [bool(call.context) for call in self.calls] == [False] and not self.is_banded
 
+    @property
+    def shown_by(self) -> Iterator[range]:
+        """For each latent frame, in order, the frames of the call, or of its segment, that counts most there; of equals the first. Where calls shift,
+        of those of the first step.
+        """
+        for one in self.rounds:
+            most: dict[int, tuple[float, range]] = {}
+            for call in one.calls_at(0):
+                spans = {frame: span for span in call.spans for frame in span}
+                for frame, weight in zip(call.frames, call.weights, strict=True):
+                    if frame not in most or weight > most[frame][0]:
+                        most[frame] = weight, spans[frame]
+            yield from (most[frame][1] for frame in one.frames)
+
     def needed_after(self, number: int) -> frozenset[int]:
         """Latent frames that are done once round `number` is, and that a later round shows as context."""
         done = self.rounds[number].frames.stop
