@@ -1,21 +1,27 @@
-"""Films of 30 s on each timeline: what a plan saves of them, and whether they hold."""
+"""Films of 30 s on each timeline: what a plan saves of them, and whether they hold. Two processes render, one thread each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from fractions import Fraction
+from functools import lru_cache
+from multiprocessing import get_context
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from ...cache import Recipe, load_recipe
 from ...pipeline.calibration.calibrate import calibrate_each, calibration_takes
-from ...pipeline.checkpoint.card import ModelCard, read_card
-from ...pipeline.demo.scene import sentence
+from ...pipeline.checkpoint.card import read_card
+from ...pipeline.demo.scene import FPS, sentence
+from ...pipeline.film.checks.film import FilmChecks
+from ...pipeline.film.checks.take import plan_checks
 from ...pipeline.loop.render import Renderer, whole_take
 from ...pipeline.take import Take
 from ..journal import Journal
-from .holds import as_row, background_shift, held
+from .holds import as_row, held
 from .plans import Uncached, decode
 from .takes import ACT_SECONDS, TIMELINES, frames_in, long_take, script
 
@@ -23,64 +29,81 @@ _SECONDS, _STEPS = 30.0, 50
 _BUDGETS = (16, 12, 10)
 _PLANNED_FOR, _COMPARED, _SHOWN = 4, 2, 16  # scripts: of calibration, which come after all others; films with and without a plan; films looked at
 _ACTS = round(_SECONDS / ACT_SECONDS)
+_PROCESSES = 2
 LEAST_PSNR = 35.0  # dB to the take without a cache, at which a plan's speed-up counts
 
+Values = dict[str, Any]
 
-def plans_of(name: str, journal: Journal) -> list[dict[str, Any]]:
+
+def plans_of(name: str, journal: Journal) -> list[Values]:
     """A timeline's films with each plan, beside those without a cache. A plan of the model's own clips serves all timelines."""
-    renderer = Renderer(read_card("demo"))
-    recipes = _recipes(renderer, journal)
-    for number in range(_COMPARED):
-        missing = [recipe for recipe in recipes if _compared(name, recipe, number) not in journal]
-        if missing:
-            uncached = Uncached(renderer, _take(renderer.family.card, name, number))
-            for recipe in missing:
-                journal.note(_compared(name, recipe, number), uncached.beside(recipe))
-    rows = []
-    for recipe in recipes:
-        films = [journal[_compared(name, recipe, number)] for number in range(_COMPARED)]
-        rows.append({"recipe": recipe.name, **{key: [film[key] for film in films] for key in films[0]}})
-    return rows
+    recipes = _recipes(journal)
+    found = _each(journal, _compare, {f"{name}, film {number} with plans": (name, number, recipes) for number in range(_COMPARED)})
+    return [
+        {"recipe": recipe["name"], **{key: [film[index][key] for film in found] for key in found[0][index]}} for index, recipe in enumerate(recipes)
+    ]
 
 
-def _compared(name: str, recipe: Recipe, number: int) -> str:
-    return f"{name}, {recipe.name}, film {number}"
-
-
-def films_of(name: str, journal: Journal) -> dict[str, Any]:
+def films_of(name: str, journal: Journal) -> Values:
     """A timeline's films with the fastest plan that reaches `LEAST_PSNR` there, looked at."""
-    renderer = Renderer(read_card("demo"))
     chosen = fastest(plans_of(name, journal))
-    recipes = {recipe.name: recipe for recipe in _recipes(renderer, journal)}
-    for number in range(_SHOWN):
-        entry = f"{name}, film {number} looked at"
-        if entry not in journal:
-            journal.note(entry, _looked_at(renderer, name, number, recipes[chosen["recipe"]] if chosen else None))
-    return {"recipe": chosen and chosen["recipe"], "takes": [journal[f"{name}, film {number} looked at"] for number in range(_SHOWN)]}
+    recipe = next((recipe for recipe in _recipes(journal) if chosen and recipe["name"] == chosen["recipe"]), None)
+    takes = _each(journal, _look_at, {f"{name}, film {number} looked at": (name, number, recipe) for number in range(_SHOWN)})
+    ratios = [take["seam_ratio"] for take in takes if take["seam_ratio"] is not None]
+    return {"recipe": recipe and recipe["name"], "seam_ratio": fmean(ratios) if ratios else None, "takes": takes}
 
 
-def fastest(plans: list[dict[str, Any]]) -> dict[str, Any] | None:
+def fastest(plans: list[Values]) -> Values | None:
     enough = [plan for plan in plans if fmean(plan["psnr"]) >= LEAST_PSNR]
     return max(enough, key=lambda plan: fmean(plan["speedup"]), default=None)
 
 
-def _recipes(renderer: Renderer, journal: Journal) -> list[Recipe]:
-    if "plans" not in journal:
+def _each(journal: Journal, work: Callable[..., Any], arguments: dict[str, tuple[Any, ...]]) -> list[Any]:
+    """What `work` gives for each of the arguments, from the journal where it is there."""
+    missing = {entry: given for entry, given in arguments.items() if entry not in journal}
+    if missing:
+        with ProcessPoolExecutor(_PROCESSES, get_context("forkserver")) as pool:
+            futures = {pool.submit(work, *given): entry for entry, given in missing.items()}
+            for future in as_completed(futures):
+                journal.note(futures[future], future.result())
+    return [journal[entry] for entry in arguments]
+
+
+def _recipes(journal: Journal) -> list[Values]:
+    """Those of all timelines, with numbers of four clips."""
+    if "recipes" not in journal:
+        renderer = _renderer()
         card = renderer.family.card
         prompts = [sentence(script(_SHOWN + number, 1).acts[0]) for number in range(_PLANNED_FOR)]
         made = calibrate_each("planned", renderer, calibration_takes(card, prompts, _STEPS, card.guidance_scale), computed=_BUDGETS)
-        journal.note("plans", [recipe.to_dict() for recipe in made])
-    return [load_recipe(values) for values in journal["plans"]]
+        journal.note("recipes", [recipe.to_dict() for recipe in made])
+    values: list[Values] = journal["recipes"]
+    return values
 
 
-def _take(card: ModelCard, name: str, number: int) -> Take:
+@lru_cache
+def _renderer() -> Renderer:
+    """Of this process."""
+    torch.set_num_threads(1)
+    return Renderer(read_card("demo"))
+
+
+def _take(name: str, number: int) -> Take:
+    card = _renderer().family.card
     return long_take(card, script(number, _ACTS), TIMELINES[name], frames_in(card, _SECONDS), _STEPS)
 
 
-def _looked_at(renderer: Renderer, name: str, number: int, recipe: Recipe | None) -> dict[str, Any]:
-    take = _take(renderer.family.card, name, number)
-    latents = whole_take(renderer.steps(take, recipe)).latents
-    frames: NDArray[np.uint8] = decode(renderer, latents).mul(255).round().byte().numpy()
-    clip = renderer.family.card.trained_frames
-    shift = background_shift(frames[:clip], frames[-clip:])
-    return {**as_row(held(frames, script(number, _ACTS))), "background_shift": shift}
+def _compare(name: str, number: int, recipes: list[Values]) -> list[Values]:
+    uncached = Uncached(_renderer(), _take(name, number))
+    return [uncached.beside(load_recipe(values)) for values in recipes]
+
+
+def _look_at(name: str, number: int, values: Values | None) -> Values:
+    renderer, take = _renderer(), _take(name, number)
+    recipe: Recipe | None = load_recipe(values) if values else None
+    frames = decode(renderer, whole_take(renderer.steps(take, recipe)).latents).mul(255).round().byte()
+    checks = FilmChecks(plan_checks(take, renderer.family.card, Fraction(FPS)))
+    checks.add(frames)
+    seen = checks.result()
+    told = {"seam_ratio": seen.seam_ratio, "background_shift": seen.background_shift, "marks": seen.summary}
+    return {**as_row(held(frames.numpy(), script(number, _ACTS))), **told}

@@ -14,7 +14,6 @@ from ...pipeline.demo.scene import FPS
 from .takes import ACT_SECONDS, Script
 
 _JUDGED = 33  # frames: as many as the model's own clips have
-_DULL = 100  # grey levels between a pixel's largest and smallest channel; sand has 65, things at least 140
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,6 @@ def shares(takes: Sequence[Held]) -> dict[str, float]:
     right = [[is_right(act) for act in take.acts] for take in begun]
     moved = [act.motion for take in begun for act in take.acts[1:]]
     return {"identity": min(map(float, np.mean(right, axis=0))), "motion": float(np.mean(moved)), "began_right": len(begun) / len(takes)}
-
-
-def background_shift(first: NDArray[np.uint8], last: NDArray[np.uint8]) -> float:
-    """In grey levels: by how much the background's mean colour differs from one chunk's frames to another's, in the channel where it does most."""
-    return float(np.abs(_background(last) - _background(first)).max())
-
-
-def _background(frames: NDArray[np.uint8]) -> NDArray[np.floating]:
-    """The mean colour of dull pixels: things are colourful, and no background is."""
-    pixels = frames.reshape(-1, 3).astype(np.float32)
-    return pixels[np.ptp(pixels, axis=1) < _DULL].mean(axis=0)
 
 
 def as_row(take: Held) -> dict[str, object]:

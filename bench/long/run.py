@@ -109,7 +109,7 @@ def _bars(results: dict[str, Any]) -> dict[str, Bar]:
         "rollout_kv_diff": Bar(max(few["difference"], many["difference"]), "latent units", 1e-5, at_least=False),
         "shifted_hit_rate": _at_least(_hit_rate(results), "x", 0.95),
         **{f"plan_{name}": _at_least(_speedup(results[f"plans of {name}"]), "x", 3.0) for name in TIMELINES},
-        "seam_ratio_off": _at_most(max(abs(film["seam_ratio"] - 1) for film in films.values()), "", 0.15),
+        "seam_ratio_off": _at_most(max(abs(film["seam_ratio"] - 1) for film in films.values() if film["seam_ratio"] is not None), "", 0.15),
         "identity_30s": _at_least(held["rollout"]["identity"], "share", 0.9),
         "motion_30s": _at_least(held["rollout"]["motion"], "share", 0.9),
         "background_shift": _at_most(median(take["background_shift"] for take in films["rollout"]["takes"]), "grey levels", 2),
