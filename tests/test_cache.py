@@ -90,6 +90,8 @@ STACK = {"trigger": {"name": "interval", "interval": 2}, "site": {"name": "stack
         ({"site": {"name": "stack", "last_blocks": 1, "verify": True}}, "checks forecasts, which trigger 'interval' does not judge"),
         ({"trigger": {"name": "ranges", "interval": 2, "turn": 500}}, "reuses half of the units, and site 'stack' keeps one"),
         ({"guards": {"max_risk": 0.1}}, "predictor reuse never doubts its forecasts"),
+        ({"border": "forget"}, "border is 'forget'; it must be one of reset, keep"),
+        ({"border": "keep"}, "border is keep, and trigger '[a-z_]+', as it is set, learns nothing .* set border to reset, or use trigger plan"),
         ({"trigger": {}, "site": {}, "predictor": {}, "parts": [STACK, STACK]}, "sites 'stack' and 'stack' of two parts both keep blocks"),
         # Numbers that are none, and lists that are out of order.
         ({"trigger": {"name": "relative_change", "threshold": float("nan")}}, "threshold is nan; it must be a finite number"),

@@ -208,10 +208,8 @@ BOTH_BRANCHES = [(Degrees(cfg_degree=2), "even"), *ONE_WINDOW_AT_A_TIME[:1]]
         ("meancache", ANY[1:2]),
         ("fbcache", ONE_WINDOW_AT_A_TIME),
         ("teacache", ONE_WINDOW_AT_A_TIME[:1]),
-        ("seacache", ONE_WINDOW_AT_A_TIME[:1]),
         ("dicache", ONE_WINDOW_AT_A_TIME),
         ("dmd", ONE_WINDOW_AT_A_TIME[:1]),
-        ("racer", ONE_WINDOW_AT_A_TIME[1:]),
         ("foresight", ONE_WINDOW_AT_A_TIME[:1]),
         ("taylorseer", ONE_WINDOW_AT_A_TIME[1:]),
         ("fastercache", ONE_WINDOW_AT_A_TIME[:1]),
@@ -230,6 +228,30 @@ def test_the_same_film_on_any_gang(gloo_pool: GlooPool, tiny_wan: Path, recipe: 
         again = Renderer(card).render(TAKE, chosen, Replay(Trace.from_json(alone.trace.to_json())))
         assert again.trace is not None and again.trace.choices == alone.trace.choices
         assert_same(again.latents, alone.latents)
+
+
+@pytest.mark.parametrize("recipe", ["fbcache", "teacache", "seacache", "taylorseer", "foresight", "speca", "fastercache"])
+def test_windows_that_stay_where_they_are_keep_what_they_keep_without_shift(tiny_wan: Path, recipe: str) -> None:
+    """A frame apart, windows have nowhere to go: what is kept frame by frame is then what is kept window by window."""
+    renderer, apart = Renderer(read_card(str(tiny_wan))), replace(SHIFTED, overlap=4)
+    shifted, plain = (
+        renderer.render(replace(TAKE, num_frames=29, timeline=replace(apart, shift=shift)), tiny_recipe(recipe)) for shift in ("bit_reversed", "none")
+    )
+    assert shifted.trace is not None and plain.trace is not None
+    of_tokens = [[entry.choice for entry in film.trace.entries if entry.site != "guidance"] for film in (shifted, plain) if film.trace]
+    assert of_tokens[0] == of_tokens[1] and {choice[-1] for choice in of_tokens[0]} > {"compute"}
+    assert_same(shifted.latents, plain.latents)
+
+
+@pytest.mark.parametrize("recipe", ["planned", "easycache", "interval", "fbcache"])
+def test_a_cache_hits_as_often_under_shift(tiny_wan: Path, recipe: str) -> None:
+    renderer = Renderer(read_card(str(tiny_wan)))
+    hits = []
+    for shift in ("bit_reversed", "none"):
+        trace = renderer.render(replace(TAKE, timeline=replace(SHIFTED, shift=shift)), tiny_recipe(recipe)).trace
+        assert trace is not None
+        hits.append(1 - trace.count(Decision.COMPUTE) / len(trace.entries))
+    assert hits[0] >= 0.95 * hits[1] > 0.3
 
 
 def _break(mesh: Mesh, card: ModelCard, recipe: Recipe | None, folder: Path) -> None:
