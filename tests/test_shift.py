@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longtake.bench.pool import GlooPool
-from longtake.cache import Recipe, Replay, Trace, load_recipe
+from longtake.cache import Recipe, Replay, Trace, enable_cache, load_recipe
 from longtake.cache.decision import Decision
 from longtake.cache.run.moving_call import MovingCall
 from longtake.cache.run.session import Cursor, Session
@@ -289,6 +289,15 @@ def test_what_is_held_is_no_more_than_was_said(tiny_wan: Path, recipe: str) -> N
         held.append(renderer.cached.state.num_bytes if renderer.cached else 0)
     said = cache_bytes(chosen, card, TAKE, Degrees(), renderer.options)
     assert said / 4 < max(held) <= 1.02 * said, "but for sums that wait to be reduced"
+
+
+def test_windows_that_shift_must_name_their_frames(tiny_wan: Path) -> None:
+    cached = enable_cache(Renderer(read_card(str(tiny_wan))).family.transformer, "interval", num_inference_steps=4, overlap=2)
+    with pytest.raises(ValueError, match="segment 1 does not say its latent frames"), cached.step(0, 900.0, "cond", 1):
+        pass
+    cached.disable()
+    with pytest.raises(ValueError, match="overlap is 2, and stock pipelines have no windows that shift"):
+        enable_cache(WanPipeline.from_pretrained(tiny_wan), "interval", num_inference_steps=4, overlap=2)
 
 
 def test_what_cannot_shift_is_refused(tiny_wan: Path, tiny_hunyuan: Path) -> None:

@@ -89,6 +89,8 @@ class Cached:
             raise ValueError(f"index is {index}, and the take's steps are 0 to {last}; count from 0, and tell enable_cache its num_inference_steps.")
         if self.session.overlap is None:
             self.state.check_frames(segment, frames)
+        elif frames is None:
+            raise ValueError(f"Windows shift here, and segment {segment} does not say its latent frames; give them, as range(first, last + 1).")
         around, self._cursor = self._cursor, replace(self._point_at(index, float(timestep), branch), segment=segment, frames=frames)
         try:
             yield
