@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
+from longtake.jobs.events import TakeState
+from longtake.jobs.folder.manifest import read_manifest
+from longtake.jobs.gang.rank import Rank
+from longtake.jobs.gang.reports import Loaded
+from longtake.jobs.rendering import JobFailed, JobResult, render
 from longtake.pipeline.checkpoint.card import read_card
 from longtake.pipeline.demo.scene import MOTIONS, SIZE, Scene, Thing, draw
 from longtake.pipeline.film.checks.figures import Checks
 from longtake.pipeline.film.checks.film import FilmChecks, Plan
 from longtake.pipeline.film.checks.take import plan_checks
+from longtake.pipeline.film.read import probe
 from longtake.pipeline.take import PromptAt, TimelineSettings
 from numpy.typing import NDArray
 
@@ -194,3 +206,74 @@ def test_joins_are_where_another_call_begins_to_count_most() -> None:
     assert plan(TimelineSettings("rollout", 9, 3)) == Plan(129, FPS, 33, 4, (33, 57, 81, 105), (0, 57))
     # Windows begin at latent frames 0, 6, 12, 18 and 24 and share three: the middle one counts as the first one's.
     assert plan(TimelineSettings("windows", 9, 3)) == Plan(129, FPS, 33, 4, (29, 53, 77, 101), (0, 53))
+
+
+class _FadingRank(Rank):
+    """Its decoder brightens all that comes after a take's 29th frame, on every rank."""
+
+    def load(self, *args: Any) -> Loaded:
+        loaded = super().load(*args)
+        assert self._renderer is not None
+        family = self._renderer.family
+        decoding = family.decoding
+
+        def fading() -> Any:
+            plain, seen = decoding(), [0]
+
+            def frames(latents: torch.Tensor, *, is_last: bool) -> Iterator[torch.Tensor]:
+                for chunk in plain.frames(latents, is_last=is_last):
+                    seen[0] += len(chunk)
+                    yield (chunk + 0.2).clamp(0, 1) if seen[0] > 29 else chunk
+
+            return SimpleNamespace(frames=frames)
+
+        family.decoding = fading
+        return loaded
+
+
+@pytest.mark.ray
+def test_a_take_that_drifts_is_stopped_and_no_other(ray_driver: str, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two ranks, which end it together; its film lies there up to the end of that chunk, and is not rendered again unless that would differ."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("longtake.jobs.gang.gang.Rank", _FadingRank)
+    takes = [{"name": "long", "num_frames": 65}, {"name": "short", "num_frames": 29}]
+    job = {
+        "model": str(tiny_wan),
+        "output": str(tmp_path),
+        "num_inference_steps": 2,
+        "timeline": {"name": "rollout", "window": 17, "overlap": 8},
+        "cache": "none",
+        "save_latents": True,
+        "parallel": {"ulysses_degree": 2, "threads": 1},
+        "takes": [{**take, "prompt": "a red circle"} for take in takes],
+    }
+
+    def rendered(*changes: str) -> tuple[JobResult, list[str]]:
+        said: list[str] = []
+        try:
+            return render(job, changes, on_event=lambda event: said.append(getattr(event, "text", ""))), said
+        except JobFailed as failed:
+            return failed.result, said
+
+    result, _ = rendered("on_drift=stop")
+    assert [take.state for take in result.takes] == [TakeState.FAILED, TakeState.DONE]
+    assert result["long"].cause.startswith("stopped after 5.1 s, on_drift=stop: ")
+    assert probe(tmp_path / "long" / "film.mp4").num_frames == 41
+    assert {path.name for path in (tmp_path / "long").iterdir()} >= {"manifest.json", "contact_sheet.jpg", "latents.safetensors"}
+    manifest = read_manifest(tmp_path / "long")
+    assert manifest is not None
+    assert manifest.checks is not None
+    assert (manifest.state, manifest.checks.num_frames) == ("stopped", 41)
+    assert probe(tmp_path / "short" / "film.mp4").num_frames == 29
+    assert result.marked == ()
+
+    again, said = rendered("on_drift=stop")
+    assert [take.state for take in again.takes] == [TakeState.FAILED, TakeState.DONE]
+    assert "another seed or prompt may do" in again["long"].cause
+    assert not any("loading" in line for line in said), "what would stop again is not rendered"
+
+    marked, said = rendered()
+    assert [take.state for take in marked.takes] == [TakeState.DONE] * 2
+    assert [take.name for take in marked.marked] == ["long"]
+    assert probe(tmp_path / "long" / "film.mp4").num_frames == 65
+    assert any(line.startswith("take 'long' is marked: ") for line in said)

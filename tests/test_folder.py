@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ from pydantic import ValidationError
 FPS = Fraction(16)
 
 
-def manifest(key: str, fps: Fraction = FPS) -> Manifest:
+def manifest(key: str, fps: Fraction = FPS, state: Literal["done", "stopped"] = "done") -> Manifest:
     return Manifest(
         take="a",
-        state="done",
+        state=state,
         film_key=key,
         delivery_key=delivery_key(fps),
         seed=1,
@@ -162,6 +163,11 @@ def test_a_folder_tells_what_is_left_to_do(tmp_path: Path) -> None:
     assert look(folder, "key", delivery_key(Fraction(24)), True, False) is Todo.KEEP_LATENTS
     assert look(folder, "other", delivery, False, False) is Todo.RENDER
     assert look(folder, "key", delivery, False, True) is Todo.RENDER
+    manifest("key", state="stopped").write(folder)
+    assert look(folder, "key", delivery, False, False, stops_on_drift=True) is Todo.STOPPED
+    assert look(folder, "key", delivery, False, False) is Todo.RENDER, "on_drift=mark goes on"
+    assert look(folder, "key", delivery, False, True, stops_on_drift=True) is Todo.RENDER
+    assert look(folder, "key", delivery_key(Fraction(24)), False, False, stops_on_drift=True) is Todo.RENDER, "limits count in seconds"
     (folder / FILM).unlink()
     assert look(folder, "key", delivery, False, False) is Todo.RENDER
     (folder / "manifest.json").write_bytes(b"\xff")

@@ -101,6 +101,8 @@ def run_here(*arguments: str) -> Result:
         (["takes.0.name=events.jsonl"], "name is 'events.jsonl', which the job uses for files of its own"),
         (["timeline=bands"], "timeline is 'bands'; it must be full, windows, rollout or banded"),
         (["timeline.overlap=20"], "timeline.overlap"),
+        (["on_drift=end"], "on_drift is 'end'; it must be one of mark, stop"),
+        (["on_drift=stop"], "on_drift is stop, and no take has several rounds"),
         (["model.dtype=float8"], "model.dtype is 'float8'"),
         (["model.shard=gnag"], "model.shard is 'gnag'; it must be one of none, gang"),
         (["model.shard=gang", "parallel.ulysses_degree=1"], "no ranks share tokens"),

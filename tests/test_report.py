@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -17,93 +17,19 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from longtake.jobs.cli.app import app
-from longtake.jobs.events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
-from longtake.jobs.folder.journal import JOURNAL, Journal
-from longtake.jobs.folder.manifest import Manifest
+from longtake.jobs.events import Decoded, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeState
+from longtake.jobs.folder.journal import JOURNAL
 from longtake.jobs.report.history import Standing
-from longtake.jobs.report.page import Page, page_of
-from longtake.jobs.report.reading import check_job_folder, read_events, read_folders
+from longtake.jobs.report.reading import check_job_folder, read_events
 from longtake.jobs.report.write import FOLDER, write_report
-from longtake.pipeline.film.stills import ContactSheet
-from longtake.pipeline.film.write import FilmWriter
 from PIL import Image
 from typer.testing import CliRunner
+
+from told import BEGAN, HTML, NAMES, changed, deliver, minute, page_in, record, standings, started
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
-
-BEGAN = datetime(2026, 11, 26, 5, tzinfo=UTC)
-HTML = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & \"quotes\""
-LONG = "moths around a lamp in a glasshouse at night, " * 20
-NAMES = ["harbour", "html", "glasshouse", "tram", "eclipse", "ships", "closing", "a" * 100]
-SETTINGS = {"model": {"path": "/models/wan"}, "cache": {"recipe": "teacache"}, "fps": "8"}
-
-
-def minute(number: float) -> datetime:
-    return BEGAN + timedelta(minutes=number)
-
-
-def take(name: str) -> dict[str, Any]:
-    prompts = [{"frame": 0, "text": {"html": HTML, "glasshouse": LONG}.get(name, f"a film of {name}")}]
-    return {"name": name, "prompts": prompts, "seed": 3, "num_frames": 16, "width": 64, "height": 48, "num_inference_steps": 50}
-
-
-def started(job: str, names: list[str], at: float = 0) -> JobStarted:
-    config = {**SETTINGS, "takes": [take(name) for name in names]}
-    return JobStarted(job=job, time=minute(at), longtake="0.1.0", model="/models/wan", output="/renders", takes=names, config=config)
-
-
-def changed(job: str, name: str, state: TakeState, at: float, cause: str = "") -> TakeChanged:
-    return TakeChanged(job=job, take=name, state=state, time=minute(at), cause=cause)
-
-
-def deliver(folder: Path, finished: datetime = BEGAN, *, with_film: bool = True) -> None:
-    """A take's folder as the driver leaves it."""
-    folder.mkdir(exist_ok=True)
-    if with_film:
-        frames = np.random.default_rng(0).integers(0, 255, (16, 48, 64, 3), np.uint8)
-        frames[:, :, 20:40] = np.arange(16, dtype=np.uint8)[:, None, None, None] * 16
-        with FilmWriter(folder / "film.mp4", width=64, height=48, fps=8) as film:
-            film.write(frames)
-        sheet = ContactSheet(16)
-        sheet.add(frames)
-        sheet.save(folder / "contact_sheet.jpg")
-        sheet.thumbnail(folder / "thumbnail.jpg")
-        Image.new("RGB", (400, 32), "white").save(folder / "decisions.png")
-    name = folder.name.partition("@")[0]
-    Manifest(
-        take=name,
-        state="done",
-        film_key="8f" * 32,
-        seed=3,
-        config={**SETTINGS, "take": take(name)},
-        recipe=None,
-        ranks=2,
-        threads=4,
-        device="cpu",
-        versions={"longtake": "0.1.0"},
-        seconds={"load": 4.0, "encode": 0.5, "denoise": 8.0, "decode": 1.0, "write": 0.5, "take": 10.2},
-        decisions={"compute": 40, "partial": 10, "reuse": 50},
-        speedup=2.25,
-        cache_bytes=0,
-        peak_memory_bytes=0,
-        finished=finished.isoformat(timespec="seconds"),
-    ).write(folder)
-
-
-def record(output: Path, *events: Event) -> None:
-    for event in events:
-        with Journal(output) as journal:  # anew for each, as it leaves out steps that follow too soon
-            journal.append(event)
-
-
-def page_in(output: Path) -> Page:
-    return page_of(output, read_events(output / JOURNAL), read_folders(output), BEGAN)
-
-
-def standings(output: Path) -> dict[str, str]:
-    return {one.name: one.standing.value for one in page_in(output).takes}
 
 
 def test_events_come_back_as_they_were_written_and_what_is_torn_or_unknown_is_passed_over(tmp_path: Path) -> None:
@@ -179,6 +105,28 @@ def test_a_run_beside_which_another_one_begins_goes_on_unless_its_takes_are_take
     assert [run.standing for run in page_in(tmp_path).runs] == [Standing.RUNNING] * 2
     record(tmp_path, started("C", ["a"], at=2), changed("C", "a", TakeState.WAITING, 2))
     assert {run.job: run.standing for run in page_in(tmp_path).runs} == {"A": Standing.KILLED, "B": Standing.RUNNING, "C": Standing.RUNNING}
+
+
+def test_a_take_that_was_stopped_where_it_drifted_has_failed_and_shows_its_film(tmp_path: Path) -> None:
+    deliver(tmp_path / "a", minute(2), with_film=False, state="stopped")
+    [take] = page_in(tmp_path).takes
+    assert take.standing is Standing.FAILED
+    assert take.cause.startswith("stopped after 12.0 s, on_drift=stop: ")
+    record(tmp_path, started("A", ["a"]), changed("A", "a", TakeState.RUNNING, 1), started("B", ["b"], at=30))
+    assert standings(tmp_path)["a"] == "failed", "also where the job was killed before it could say so"
+
+
+def test_marks_are_said_with_their_second_at_the_top_and_at_the_take(tmp_path: Path) -> None:
+    deliver(tmp_path / "a", with_film=False)
+    deliver(tmp_path / "b", with_film=False, checks=None)
+    page = page_in(tmp_path)
+    told = [f"{kind} at {second} s: " for kind, second in (("seam", 6.1), ("drift", 6.2))]
+    [shown] = page.marked
+    assert shown.name == "a"
+    assert shown.checks is not None
+    assert [mark[: len(start)] for mark, start in zip(shown.checks.marks, told, strict=True)] == told
+    text = write_report(tmp_path).read_text()
+    assert all(text.count(start) == 2 for start in told)
 
 
 def test_takes_that_no_job_wants_any_more_are_left_out(tmp_path: Path) -> None:

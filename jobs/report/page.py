@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..events import Decoded, Event, Stepped
+from .checks import ShownChecks, shown_checks
 from .history import Run, Standing, TakeHistory, current_run, runs_of, takes_of
 from .reading import TakeFolder
 
@@ -86,6 +87,7 @@ class Shown:
     picture: str
     manifest: str
     decisions: Decisions | None
+    checks: ShownChecks | None
     stages: tuple[Stage, ...]
     seconds: float | None
     config: str
@@ -114,6 +116,11 @@ class Page:
         """How many takes there are of each standing, the most important first; without those of which there are none."""
         found = [take.standing for take in self.takes]
         return {standing: found.count(standing) for standing in _ORDER if standing in found}
+
+    @property
+    def marked(self) -> list[Shown]:
+        """The takes that are done and passed a limit of the checks."""
+        return [take for take in self.those(Standing.DONE) if take.checks and take.checks.marks]
 
     def those(self, *standings: Standing) -> list[Shown]:
         return [take for take in self.takes if take.standing in standings]
@@ -209,6 +216,7 @@ def _take(output: Path, name: str, folder: TakeFolder | None, history: TakeHisto
         picture=link("decisions.png"),
         manifest=link("manifest.json") if manifest else "",
         decisions=decisions,
+        checks=shown_checks(manifest.checks, float(Fraction(config.get("fps", "1")))) if manifest and manifest.checks else None,
         stages=tuple(_stages(manifest.seconds)) if manifest else (),
         seconds=manifest.seconds.get("take") if manifest else None,
         config=_lines(config),
@@ -219,10 +227,11 @@ def _take(output: Path, name: str, folder: TakeFolder | None, history: TakeHisto
 def _standing(folder: TakeFolder, history: TakeHistory | None) -> tuple[Standing, str]:
     if folder.unreadable:
         return Standing.FAILED, folder.unreadable
+    ended = (Standing.FAILED if folder.manifest.why_stopped else Standing.DONE, folder.manifest.why_stopped) if folder.manifest else None
     if history is None:
-        return (Standing.DONE if folder.manifest else Standing.WAITING), ""
-    if history.standing is Standing.STOPPED and folder.manifest and _is_since(folder.manifest.finished, history.since):
-        return Standing.DONE, ""  # the job was killed between the manifest and the event that tells of it
+        return ended or (Standing.WAITING, "")
+    if history.standing is Standing.STOPPED and folder.manifest and ended and _is_since(folder.manifest.finished, history.since):
+        return ended  # the job was killed between the manifest and the event that tells of it
     return history.standing, history.cause
 
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...files import write_atomic
 from ..folder.journal import JOURNAL
+from .checks import HEIGHT, STRIP, WIDTH
 from .history import Standing
 from .page import page_of
 from .reading import read_events, read_folders
@@ -35,6 +36,7 @@ def _templates() -> Environment:
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
     )
     environment.filters.update(duration=duration, when=when)
+    environment.globals.update(WIDTH=WIDTH, HEIGHT=HEIGHT, STRIP=STRIP)
     return environment
 
 

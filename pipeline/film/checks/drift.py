@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .check import Check, Found, Part
+from .figures import FARTHEST, LEAST_SIMILAR
 from .pictures import Floats, Picture
 
-_FARTHEST = 8.0  # grey levels of the background; films of the demo model that hold stay within 3
-_LEAST_SIMILAR = 0.85  # films of the demo model that hold keep 0.94
 _DISSIMILAR = 64.0  # grey levels, the mean distance of colours, at which similarity is 0
 
 
@@ -72,8 +71,8 @@ class Drift(Check):
         self._sum -= self._last.popleft()
         *shift, loss = self.total.tolist()
         farthest = max(map(abs, shift))
-        if farthest > _FARTHEST:
-            return Found(frame, f"the background is {farthest:.1f} grey levels from where it began (limit {_FARTHEST:g})")
-        if 1 - loss < _LEAST_SIMILAR:
-            return Found(frame, f"its colours are {1 - loss:.2f} similar to those that it began with (limit {_LEAST_SIMILAR:g})")
+        if farthest > FARTHEST:
+            return Found(frame, f"the background is {farthest:.1f} grey levels from where it began (limit {FARTHEST:g})")
+        if 1 - loss < LEAST_SIMILAR:
+            return Found(frame, f"its colours are {1 - loss:.2f} similar to those that it began with (limit {LEAST_SIMILAR:g})")
         return None

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+# Of the mean of a second. Films of the demo model that hold stay within 3 grey levels, and keep 0.94.
+FARTHEST = 8.0  # grey levels that a background may drift
+LEAST_SIMILAR = 0.85  # that colours must stay to those that they began with
+
 
 @dataclass(frozen=True)
 class Mark:
