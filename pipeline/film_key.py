@@ -31,8 +31,11 @@ def round_keys(
     card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None = None
 ) -> tuple[str, ...]:
     """Of each round, the hash of all that may change its latents or those of a round before it: of the prompts and seeds those that the rounds
-    are given, of the take's length nothing that lies behind them.
+    are given, of the take's length nothing that lies behind them. None where rounds cannot be kept: under a recipe that goes on with what its cache
+    has learnt, a round's latents are not all that the next one needs.
     """
+    if recipe is not None and recipe.border != "reset":
+        return ()
     shared = _all_of(card, model, take, recipe, options, replayed)
     content: dict[str, Any] = shared["take"]
     for name in ("num_frames", "prompts", "seed"):

@@ -151,6 +151,12 @@ def test_rounds_of_a_film_that_was_moved_aside_are_taken_over(tiny_wan: Path, tm
     assert not list(here.iterdir())
 
 
+def test_no_rounds_are_kept_where_the_cache_goes_on_over_borders(tiny_wan: Path) -> None:
+    card, recipe = read_card(str(tiny_wan)), tiny_recipe("planned")
+    assert len(round_keys(card, "", TAKE, recipe, ModelOptions())) == 4
+    assert round_keys(card, "", TAKE, replace(recipe, border="keep"), ModelOptions()) == ()
+
+
 def test_where_seeds_begin_is_said(tiny_wan: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     Rendering(_job(tiny_wan, tmp_path, reseed=[{"at": "4.5s", "seed": 5}]), say=lines.append)
