@@ -274,3 +274,24 @@ def test_a_model_that_cannot_take_clean_context_is_refused(tiny_hunyuan: Path, t
     (tiny_wan_copy / "README.md").write_text("---\nlongtake: {height: 32, width: 32, clean_context: [joint]}\n---\n")
     with pytest.raises(ValueError, match=r"timeline.context is isolated, and this model was trained for joint, .*; set timeline.context=joint"):
         ISOLATED.check(read_card(str(tiny_wan_copy)))
+
+
+def _five_minutes(mesh: Mesh, card: ModelCard, take: Take, recipe: Recipe) -> tuple[int, list[int]]:
+    """The latent frames that are rendered, and the bytes that the cache and the context hold after each round."""
+    renderer, held, frames = Renderer(card, mesh=mesh), list[int](), 0
+    for one in renderer.steps(take, recipe):
+        if isinstance(one, Finished):
+            frames += len(one.frames)
+            assert renderer.cached is not None and renderer.family.context is not None
+            held.append(renderer.cached.state.num_bytes + renderer.family.context.num_bytes)
+    return frames, held
+
+
+@pytest.mark.slow
+def test_five_minutes_on_two_ranks(gloo_pool: GlooPool, tiny_wan: Path) -> None:
+    card, rollout = read_card(str(tiny_wan)), TimelineSettings("rollout", window=25, overlap=2, context="isolated")
+    take = tiny_take(num_frames=5 * 60 * 16 + 1, height=16, width=16, num_inference_steps=2, timeline=rollout, prompts=TAKE.prompts[:1])
+    for frames, held in gloo_pool.run(_five_minutes, Degrees(ulysses_degree=2), card, take, tiny_recipe("fora")):
+        assert frames == card.latent_frames(take.num_frames)
+        assert len(held) == 53 and held[0] > 0
+        assert set(held[1:-1]) == {held[1]}, "what is held does not grow"
