@@ -395,7 +395,7 @@ def test_the_page_follows_its_job_but_never_under_the_hands_of_whoever_uses_it(b
         assert abs(seen.evaluate("take => take.getBoundingClientRect().top") + 30) < 2
         assert tab.evaluate("document.activeElement.id") == "pause"
         uses = {
-            "a film": ("document.querySelector('video').play()", "document.querySelector('video').load()"),
+            "a film": ("document.querySelector('#film-glasshouse').play()", "document.querySelector('#film-glasshouse').load()"),
             "other details": ("document.querySelector('.more').open = true", "document.querySelector('.more').open = false"),
             "text": ("getSelection().selectAllChildren(document.querySelector('h1'))", "getSelection().removeAllRanges()"),
             "the search": ("document.querySelector('#find').focus()", "document.activeElement.blur()"),
