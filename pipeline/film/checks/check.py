@@ -14,7 +14,7 @@ class Part:
     """The frames of a take under one prompt, judged by their own beginning: what a new prompt changes was asked for.
 
     start: the first of them. learnt: how many, from there on, show what is usual; they are not judged themselves. second: frames in a second, or
-    in `learnt` where these are fewer.
+    in half of `learnt` where these are fewer.
     """
 
     start: int

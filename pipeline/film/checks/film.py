@@ -22,7 +22,7 @@ from .loops import Loops
 from .pictures import Floats, Picture, pictures, sampled
 from .seams import Seams
 
-_FEWEST = 4  # frames that a part is judged by, and of a second
+_FEWEST = 8  # frames that a part is judged by; a second has half of them at least
 _POINTS = 60  # of a curve
 _AT_ONCE = 16  # frames that are looked at together
 
@@ -107,7 +107,7 @@ class FilmChecks:
         learnt = min(self._plan.first, length // 2)
         if learnt < _FEWEST:  # too short to tell: what was said of drift so far holds for the next part
             return
-        part = Part(start, learnt, min(learnt, max(_FEWEST, round(self._plan.fps))))
+        part = Part(start, learnt, min(learnt // 2, max(_FEWEST // 2, round(self._plan.fps))))
         self._freeze, self._loops, self._drift, self._begun = Freeze(part), Loops(part, length), Drift(part, self._drift), start
 
     def _end(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from .pictures import Picture
 
 Doubles = NDArray[np.float64]
 
-# Films of the demo model: 0.37 and more of the movement in their first chunk, 0.6 and more where all stands still from the beginning; the flicker
+# Films of the demo model: 0.3 and more of the movement in their first chunk, also where all stands still from the beginning; the flicker
 # of its VAE over a thing that stands still is 0.05 of the movement of a thing that moves.
 _LEAST = 0.1
 
@@ -22,7 +23,8 @@ class Freeze(Check):
     """Movement is the root mean square of a second's small pictures about their mean: things that go on moving add up, flicker does not. A part in
     which nothing moves from its beginning on cannot freeze.
 
-    stillest: the least movement of a second since `learnt`, over the mean of it in `learnt`; None while there is none.
+    stillest: the least movement of a second since `learnt`, over the median of it in `learnt`, as a film's first frame may be off; None while
+    there is none.
     """
 
     kind = "freeze"
@@ -52,7 +54,7 @@ class Freeze(Check):
         if frame < self.part.start + self.part.learnt:
             self._learnt.append(movement)
             return None
-        if not (usual := sum(self._learnt) / len(self._learnt)):
+        if not (usual := median(self._learnt)):
             return None
         share = movement / usual
         self.stillest = share if self.stillest is None else min(self.stillest, share)
