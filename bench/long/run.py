@@ -79,16 +79,17 @@ def _same_film(journal: Journal) -> dict[str, float]:
     return largest
 
 
+# What takes longest comes first.
 _PIECES: dict[str, Callable[[Journal], Any]] = {
+    **{f"plans of {name}": partial(plans_of, name) for name in TIMELINES},
+    **{f"films of {name}": partial(films_of, name) for name in TIMELINES},
+    "same film": _same_film,
     "rounds": _rounds,
     "windows": lambda journal: window_steps(Mesh()),
     "banded beside windows": lambda journal: banded_beside_windows(Mesh()),
     "halo bytes": _halo_bytes,
     "kept context of 3": lambda journal: kept_context(3),
     "kept context of 5": lambda journal: kept_context(5),
-    "same film": _same_film,
-    **{f"plans of {name}": partial(plans_of, name) for name in TIMELINES},
-    **{f"films of {name}": partial(films_of, name) for name in TIMELINES},
 }
 
 
