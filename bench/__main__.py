@@ -8,9 +8,9 @@ from importlib import import_module
 
 from .results import read_bars
 
-_ALL = ("cache", "demo", "parallel")
+_ALL = ("cache", "demo", "long", "parallel")
 _KNOWN = (*_ALL, "first_call")  # which demo runs as well
-_MODULES = {"cache": "cache.run"}  # where it is not the benchmark's name
+_MODULES = {"cache": "cache.run", "long": "long.run"}  # where it is not the benchmark's name
 
 
 def main() -> None:
