@@ -30,6 +30,7 @@ from longtake.pipeline.families.wan import TakePositions
 from longtake.pipeline.loop.render import Renderer, WholeTake, whole_take
 from longtake.pipeline.noise import frame_noise
 from longtake.pipeline.options import ModelOptions
+from longtake.pipeline.recipes.check import check_recipe
 from longtake.pipeline.recipes.memory import cache_bytes
 from longtake.pipeline.take import Take, TimelineSettings
 from torch import Tensor
@@ -258,6 +259,26 @@ def test_how_segments_decide_is_part_of_a_recipe() -> None:
         _recipe("fbcache", "median")
     with pytest.raises(ValueError, match="aggregate is max, but trigger interval measures nothing that segments could differ in; leave it out"):
         _recipe("fora", "max")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "match"),
+    [
+        (
+            replace(tiny_recipe("fbcache"), aggregate="max"),
+            "has aggregate: max, which is about the segments of timeline banded, .* is rendered with windows",
+        ),
+        (
+            replace(tiny_recipe("planned"), border="keep"),
+            "has border: keep, which is about the chunks of timeline rollout, .* is rendered with windows",
+        ),
+    ],
+)
+def test_what_a_recipe_says_of_one_timeline_is_refused_on_others(renderer: Renderer, recipe: Recipe, match: str) -> None:
+    card = renderer.family.card
+    with pytest.raises(ValueError, match=match):
+        check_recipe(replace(recipe, calibration=None, calibrated=False), card, tiny_take(num_inference_steps=8), model="")
+    check_recipe(replace(tiny_recipe("fbcache"), aggregate="max"), card, TAKE, model="")
 
 
 @pytest.mark.slow

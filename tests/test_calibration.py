@@ -364,6 +364,7 @@ def test_a_calibrated_recipe_serves_its_model_and_steps_alone(name: str, model: 
         ("planned", ["--timeline", "{name: rollout"], "--timeline is {name: rollout; write a name"),
         ("planned", ["--timeline", "{name: rollout, anchor: 1}"], "--timeline has no setting 'anchor'"),
         ("planned", ["--timeline", "{name: rollout, overlap: 3}"], "timeline.overlap is 3; it must be a multiple of 4"),
+        ("planned", ["--timeline", "{name: windows, shift: bit_reversed}"], "--timeline has shift=bit_reversed, for which no plans are made"),
         ("planned", ["--timeline", "{name: full, overlap: 4}"], "timeline.overlap belongs to timeline windows or rollout, not full"),
     ],
 )

@@ -56,6 +56,8 @@ def enable_cache(
     chosen.check_steps(num_inference_steps)
     if pipeline is not None and chosen.branches == "joint":
         raise ValueError(BRANCH_BY_BRANCH.format(chosen.name))
+    if pipeline is not None and (chosen.aggregate, chosen.border) != ("mean", "reset"):
+        raise ValueError(f"Recipe '{chosen.name}' sets aggregate or border, and stock pipelines have no segments and no chunks; leave both out.")
     if pipeline is not None and overlap is not None:
         raise ValueError(f"overlap is {overlap}, and stock pipelines have no windows that shift; leave it out, or use a loop of your own.")
     storage = Storage(chosen.dtype, place, by_frame=shards is not None and shards.segments is not None)

@@ -94,7 +94,10 @@ def _read_timeline(written: str, recipe: str, out: Path | None, card: ModelCard)
     if not isinstance(given, str | dict):
         raise ValueError(f"--timeline is {written}; write a name, or settings as {{name: rollout, overlap: 12}}.")
     config = read_config(TimelineConfig, {"name": given} if isinstance(given, str) else given, "--timeline")
-    return resolve_timeline(config, card, "calibration")
+    shown = resolve_timeline(config, card, "calibration")
+    if shown.shift != "none":
+        raise ValueError(f"--timeline has shift={shown.shift}, for which no plans are made; leave it out: one for windows that stay serves both.")
+    return shown
 
 
 class _Said(logging.Handler):

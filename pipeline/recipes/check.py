@@ -35,6 +35,7 @@ def check_recipe(recipe: Recipe, card: ModelCard, take: Take, model: str, degree
         _check_sampler(recipe, card, take)
     if (derives_branch(recipe) or recipe.branches == "joint") and not take.is_guided(card):
         raise ValueError(f"Recipe '{recipe.name}' works on both guidance branches, but take '{take.name}' has one; use another recipe.")
+    _check_timeline(recipe, take)
     _check_shift(recipe, card, take)
     if degrees is not None:
         check_gang(recipe, degrees, [take], card)
@@ -83,6 +84,17 @@ def derives_branch(recipe: Recipe) -> bool:
 def hands_on_tokens(recipe: Recipe, takes: Sequence[Take], card: ModelCard) -> bool:
     """Whether windows of one of the takes take over from each other what the recipe keeps of their tokens, so that the same ranks must run all."""
     return split_by_site(recipe)[0] is not None and any(take.timeline_for(card).shifts for take in takes)
+
+
+def _check_timeline(recipe: Recipe, take: Take) -> None:
+    """Of settings that say something of one timeline alone."""
+    told = (("aggregate", recipe.aggregate, "mean", "banded", "segments"), ("border", recipe.border, "reset", "rollout", "chunks"))
+    for setting, value, usual, timeline, what in told:
+        if value != usual and take.timeline.name != timeline:
+            raise ValueError(
+                f"Recipe '{recipe.name}' has {setting}: {value}, which is about the {what} of timeline {timeline}, and take '{take.name}' is "
+                f"rendered with {take.timeline.name}; leave {setting} out of the recipe, or set timeline={timeline}."
+            )
 
 
 def _check_shift(recipe: Recipe, card: ModelCard, take: Take) -> None:
