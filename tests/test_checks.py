@@ -131,6 +131,23 @@ def test_what_a_new_prompt_changes_was_asked_for_and_what_follows_is_compared_wi
     assert [kind for kind, _ in passed(brighter.clip(0, 255).astype(np.uint8), plan)] == ["drift"], "drifts of all prompts add up"
 
 
+@pytest.mark.parametrize("prompts", [(0, 57, 69), (0, 57, 69, 81, 93, 105, 117), (0, 133)])
+def test_a_prompt_that_is_too_short_to_judge_is_not_held_against_the_one_before(prompts: tuple[int, ...]) -> None:
+    """It is over a white background, which was asked for."""
+    ends = (*prompts[1:], LENGTH)
+    parts = [
+        draw(scene("left", "white" if number % 2 else "grey"), end - begin) for number, (begin, end) in enumerate(zip(prompts, ends, strict=True))
+    ]
+    assert "drift" not in dict(passed(flickering(np.concatenate(parts)), replace(FILM, prompts=prompts)))
+
+
+def test_what_moves_about_does_not_add_up_to_a_drift() -> None:
+    """Over a texture colours are never quite those of another time, however often the prompt changes."""
+    frames = draw(scene("circling"), 4 * LENGTH)
+    plan = Plan(len(frames), FPS, first=33, stride=4, prompts=tuple(range(0, len(frames), 72)))
+    assert passed(flickering(frames, 8.0), plan) == []
+
+
 def test_changes_at_joins_and_at_other_borders_are_plain_differences() -> None:
     frames = flickering(draw(scene("up"), LENGTH), 5)[:, :40, :40]
     changes = np.abs(frames[1:].astype(int) - frames[:-1]).mean(axis=(1, 2, 3))

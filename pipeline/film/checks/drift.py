@@ -38,16 +38,17 @@ class Colours:
 class Drift(Check):
     """Of the mean of the last second. What a part drifts adds up with what the parts before it did, but for what changes while a new one is learnt.
 
-    before: the check of the part before.
+    before: the total of the part before, None for the film's first.
     """
 
     kind = "drift"
 
-    def __init__(self, part: Part, before: Drift | None) -> None:
+    def __init__(self, part: Part, before: NDArray[np.float64] | None) -> None:
         super().__init__(part)
-        self._before = before.total if before else np.zeros(4)
+        self._before = np.zeros(4) if before is None else before
         self._learnt: list[Floats] = []
         self._usual: Colours | None = None
+        self._usual_loss = 0.0  # of similarity, as things move: in each part anew, so that it would add up to a drift
         self._last: deque[NDArray[np.float64]] = deque()
         self._sum = np.zeros(4)  # over these
 
@@ -60,11 +61,13 @@ class Drift(Check):
         if self._usual is None:
             self._learnt.append(picture.colours)
             if len(self._learnt) == self.part.learnt:
-                self._usual = Colours(np.stack(self._learnt))
+                learnt = np.stack(self._learnt)
+                self._usual = Colours(learnt)
+                self._usual_loss = float(1 - self._usual.similarity(learnt).mean())
                 self._learnt.clear()
             return None
         colours = picture.colours
-        self._last.append(np.array((*self._usual.shift(colours), 1 - self._usual.similarity(colours))))
+        self._last.append(np.array((*self._usual.shift(colours), 1 - self._usual.similarity(colours) - self._usual_loss)))
         self._sum += self._last[-1]
         if len(self._last) <= self.part.second:
             return None

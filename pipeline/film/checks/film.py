@@ -62,6 +62,7 @@ class FilmChecks:
         self._freeze: Freeze | None = None
         self._loops: Loops | None = None
         self._drift: Drift | None = None
+        self._drifted: NDArray[np.float64] | None = None  # until the running part began
         self._marks: dict[str, Mark] = {}
         self._stillest: list[float] = []  # of parts that are over; so is the next
         self._nearest: list[tuple[int, float]] = []
@@ -105,14 +106,15 @@ class FilmChecks:
         self._end()
         length = self._stops[start] - start
         learnt = min(self._plan.first, length // 2)
-        if learnt < _FEWEST:  # too short to tell: what was said of drift so far holds for the next part
+        if learnt < _FEWEST:  # too short to tell
             return
         part = Part(start, learnt, min(learnt // 2, max(_FEWEST // 2, round(self._plan.fps))))
-        self._freeze, self._loops, self._drift, self._begun = Freeze(part), Loops(part, length), Drift(part, self._drift), start
+        self._freeze, self._loops, self._drift, self._begun = Freeze(part), Loops(part, length), Drift(part, self._drifted), start
 
     def _end(self) -> None:
         self._stillest, self._nearest = self._of_movement()
-        self._freeze = self._loops = None
+        self._drifted = self._drift.total if self._drift else self._drifted
+        self._freeze = self._loops = self._drift = None
 
     def _of_movement(self) -> tuple[list[float], list[tuple[int, float]]]:
         """What the parts tell, the running one among them."""
