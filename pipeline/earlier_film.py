@@ -56,17 +56,19 @@ def check_film(take: Take, card: ModelCard, fps: Fraction) -> None:
     where = f"Take '{take.name}': continue_from"
     try:
         rate, width, height = rate_and_size(Path(film.path))
+        if (width, height) != (take.width, take.height):
+            can_have = not (width % card.size_multiple or height % card.size_multiple)
+            mend = f"set width={width} height={height}" if can_have else f"scale the film, to multiples of {card.size_multiple}"
+            raise ValueError(f"'{film.path}' has {width}x{height} pixels, and the take {take.width}x{take.height}; {mend}")
+        if not rate:
+            raise ValueError(f"'{film.path}' holds no frames; give a film")
+        if abs(rate - fps) > fps * _CLOSE:
+            raise ValueError(
+                f"'{film.path}' has {float(rate):.5g} frames a second, and the take {float(fps):.5g}; set fps={rate}, or convert the film"
+            )
+        _read_ends(take, card)
     except ValueError as error:
         raise ValueError(f"{where}: {error}.") from None
-    if (width, height) != (take.width, take.height):
-        raise ValueError(
-            f"{where} is '{film.path}', of {width}x{height} pixels, and the take has {take.width}x{take.height}; set width={width} height={height}."
-        )
-    if abs(rate - fps) > fps * _CLOSE:
-        raise ValueError(
-            f"{where} is '{film.path}', of {float(rate):.5g} frames a second, and the take has {float(fps):.5g}; set fps={rate}, or convert the film."
-        )
-    _read_ends(take, card)
 
 
 def encode_film(family: Family, take: Take, mesh: Mesh) -> Encoded:
@@ -119,8 +121,8 @@ def _read_ends(take: Take, card: ModelCard) -> np.ndarray:
     for found, wanted in zip(ends[::-1], (last, first), strict=False):
         if len(found) < wanted:
             raise ValueError(
-                f"Take '{take.name}': continue_from is '{path}', of {len(found)} frame(s); with this timeline.overlap and timeline.anchors {wanted} "
-                f"are encoded; give a longer film, or lower them."
+                f"'{path}' has {len(found)} frame(s), and with this timeline.overlap and timeline.anchors {wanted} are encoded; give a longer film, "
+                f"or lower them"
             )
     return np.concatenate(ends)
 

@@ -157,7 +157,7 @@ class Take:
         stride = card.temporal_stride
         if self.num_frames > _MOST_FRAMES:
             raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be at most {_MOST_FRAMES}.")
-        first, rule = (1, f"1 more than a multiple of {stride}") if self.continue_from is None else (stride, f"after a film a multiple of {stride}")
+        first, rule = (1, f"1 more than a multiple of {stride}") if self.continue_from is None else (stride, f"a multiple of {stride} after a film")
         if self.num_frames < first or (self.num_frames - first) % stride:
             nearest = max(0, round((self.num_frames - first) / stride)) * stride + first
             raise ValueError(f"{where}: num_frames is {self.num_frames}; it must be {rule}, {nearest} for example.")

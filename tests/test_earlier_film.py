@@ -17,6 +17,7 @@ from longtake.jobs.events import Event, Stepped
 from longtake.jobs.folder.folder import GROWING
 from longtake.jobs.rendering import render
 from longtake.jobs.settings.config import load_job, resolve_takes
+from longtake.jobs.settings.planning import plan_job
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
@@ -201,6 +202,42 @@ def test_the_key_has_what_the_film_holds(tiny_wan: Path, film: Path, tmp_path: P
     assert film_key(card, "", changed, None, ModelOptions()) != keys[3], "one call shows the take, and what it shows of the film differs"
 
 
+def test_what_a_round_shows_of_the_film_is_in_its_key(tiny_wan: Path, film: Path) -> None:
+    """Context is numbered from its end: 3 frames before the take, or 2 and an anchor, have the same numbers."""
+    card, keys = read_card(str(tiny_wan)), []
+    for overlap, anchors in ((3, 0), (2, 1)):
+        take = _after(film)
+        take = replace(take, timeline=replace(take.timeline, overlap=overlap, anchors=anchors))
+        keys.append(round_keys(card, "", take, None, ModelOptions()))
+    assert keys[0][0] != keys[1][0]
+
+
+@pytest.mark.parametrize(
+    ("others", "given", "match"),
+    [
+        ([], "OUT/one/film.mp4", "the film of this very take, which would be moved away; give the take another name"),
+        (
+            [{"name": "two", "prompt": "a square"}],
+            "OUT/two/film.mp4",
+            "the film of take 'two', which this job is to render; render that one by a job of",
+        ),
+    ],
+)
+@pytest.mark.parametrize("exists", [False, True])
+def test_films_of_the_job_itself_are_refused(
+    tiny_wan: Path, film: Path, tmp_path: Path, others: list[dict[str, Any]], given: str, match: str, exists: bool
+) -> None:
+    """Before anything is moved, there already or not."""
+    path = Path(given.replace("OUT", str(tmp_path)))
+    if exists:
+        path.parent.mkdir()
+        shutil.copy(film, path)
+    job = _job(tiny_wan, tmp_path, path)
+    job["takes"] += [{**other, "timeline": "full"} for other in others]
+    with pytest.raises(ValueError, match=match):
+        plan_job(load_job(job))
+
+
 def test_a_film_that_changed_meanwhile_is_refused(tiny_wan: Path, film: Path, tmp_path: Path) -> None:
     take = _after(Path(shutil.copy(film, tmp_path / "film.mp4")))
     write_film(tmp_path / "film.mp4", smooth_clip(NUM_FRAMES + 1, 32, 32), fps=8)
@@ -212,18 +249,23 @@ def test_a_film_that_changed_meanwhile_is_refused(tiny_wan: Path, film: Path, tm
     ("changes", "match"),
     [
         ({"timeline": "windows"}, "and only a rollout goes on from a film, this take's timeline is windows; set timeline=rollout"),
-        ({"height": 48}, "of 32x32 pixels, and the take has 32x48; set width=32 height=32"),
-        ({"fps": "24"}, "of 8 frames a second, and the take has 24; set fps=8, or convert the film"),
-        ({"take": {"num_frames": 25}}, "num_frames is 25; it must be after a film a multiple of 4, 24 for example"),
+        ({"height": 48}, "has 32x32 pixels, and the take 32x48; set width=32 height=32"),
+        ({"fps": "24"}, "has 8 frames a second, and the take 24; set fps=8, or convert the film"),
+        ({"take": {"num_frames": 25}}, "num_frames is 25; it must be a multiple of 4 after a film, 24 for example"),
         ({"take": {"continue_from": "nowhere.mp4"}}, "continue_from is 'nowhere.mp4', and there is no such file; give the path of a film"),
+        ({"take": {"continue_from": "ODD"}}, "has 34x50 pixels, and the take 32x32; scale the film, to multiples of 16"),
         ({"take": {"continue_from": "/"}}, "continue_from is '/', and that is a folder; give the path of a film"),
         ({"take": {"continue_from": __file__}}, "cannot be read as a film"),
-        ({"take": {"continue_from": "SHORT"}}, r"of 20 frame\(s\); with this timeline.overlap and timeline.anchors 21 are encoded; give a longer"),
+        (
+            {"take": {"continue_from": "SHORT"}},
+            r"has 20 frame\(s\), and with this timeline.overlap and timeline.anchors 21 are encoded; give a longer",
+        ),
     ],
 )
 def test_refused(tiny_wan: Path, film: Path, tmp_path: Path, changes: dict[str, Any], match: str) -> None:
-    if changes.get("take", {}).get("continue_from") == "SHORT":
-        changes = {"take": {"continue_from": str(write_film(tmp_path / "short.mp4", smooth_clip(20, 32, 32), fps=8))}}
+    sizes = {"SHORT": (20, 32, 32), "ODD": (NUM_FRAMES, 34, 50)}
+    if (size := sizes.get(changes.get("take", {}).get("continue_from"))) is not None:
+        changes = {"take": {"continue_from": str(write_film(tmp_path / "other.mp4", smooth_clip(*size), fps=8))}}
     job = load_job(_job(tiny_wan, tmp_path, film, **changes))
     with pytest.raises(ValueError, match=match) as caught:
         resolve_takes(job, read_card(str(tiny_wan)), Fraction(job.fps or 8))

@@ -245,15 +245,20 @@ def test_a_candidate_that_diverges_is_not_chosen_and_ends_nothing(tiny_wan: Path
 
 @pytest.mark.parametrize(
     "timeline",
-    [TimelineSettings("rollout", 5, 2), TimelineSettings("rollout", 5, 2, 1, "isolated"), TimelineSettings("windows", 5, 2)],
-    ids=["joint", "isolated", "windows"],
+    [
+        TimelineSettings("rollout", 5, 2),
+        TimelineSettings("rollout", 5, 2, 1, "isolated"),
+        TimelineSettings("windows", 5, 2),
+        TimelineSettings("banded", 3, 0),
+    ],
+    ids=["joint", "isolated", "windows", "banded"],
 )
 def test_takes_of_a_timeline_are_calibrated_by_their_last_round(tiny_wan: Path, timeline: TimelineSettings) -> None:
     """What is rendered for calibration is what a job renders, and the plan holds for it."""
     renderer = Renderer(card := read_card(tiny_wan))
     takes = calibration_takes(card, PROMPTS, STEPS, 3.0, timeline=timeline)
     last = takes[0].timeline_for(card).rounds[-1]
-    assert len(takes[0].timeline_for(card).rounds) == (1 if timeline.name == "windows" else 2)
+    assert len(takes[0].timeline_for(card).rounds) == (2 if timeline.name == "rollout" else 1)
     whole = whole_take(renderer.steps(takes[0], None)).latents
     measured = RendererTakes(renderer, takes)
     for _ in range(2):

@@ -46,6 +46,10 @@ def test_what_a_time_was_moved_to_is_said() -> None:
     assert first == "take 'one': the prompt at 0s begins at frame 0 (0.00 s)"
     assert second.startswith("take 'one': the prompt at 2.49s begins at frame 40 (2.50 s)")
     assert second.endswith("it is first rendered for frames 21 to 56")
+    by_frame = [PromptConfig(text="a red circle"), PromptConfig(frame=40, text="a blue square")]
+    assert list(where_prompts_begin(take, by_frame, card, FPS)) == [
+        "take 'one': the prompt at frame 40 (2.50 s) is first rendered for frames 21 to 56"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...pipeline.take import TimelineSettings
 
 _RECIPES = "ertacache, lemica, magcache, meancache, planned, ra_cfgcache, smoothcache or teacache; or schedule"
-_TIMELINE = "plan on windows or a rollout as a job says it, 'rollout' or '{name: rollout, overlap: 12}', not on clips (planned, schedule)"
+_TIMELINE = "plan on windows, bands or a rollout as a job says it, 'rollout' or '{name: rollout, overlap: 12}', not on clips (planned, schedule)"
 _WORTH_SAYING = 150  # characters of a setting that is printed; longer ones (numbers of every step) are in the file alone
 
 

@@ -34,6 +34,8 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     degrees = check_parallel(job.parallel)
     card = read_card(job.model.path, job.model.name)
     fps = frame_rate(card.fps if job.fps is None else job.fps)
+    output = Path(job.output).absolute()
+    _check_chain(job, output)
     takes = resolve_takes(job, card, fps)
     check_on_drift(job, card, takes)
     for take, written in zip(takes, job.takes, strict=True):
@@ -45,7 +47,6 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     named = _named_recipe(job, card, takes)
     trace = None if job.cache.replay is None else Trace.load(Path(job.cache.replay))
     check_encoder()
-    output = Path(job.output).absolute()
     job = replace(job, output=str(output))  # whoever renders it may work in another folder by then
     folders = [output / take.name for take in takes]
     check_writable(output, folders)
@@ -58,7 +59,7 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     keys = [film_key(card, model, take, recipe, options, trace) for take in takes]
     rounds = [round_keys(card, model, take, recipe, options, trace) for take in takes]
     planned = [
-        PlannedTake(take, folder, key, Todo.RENDER, each if len(each) > 1 else ())
+        PlannedTake(take, folder, key, Todo.RENDER, each if len(each) > 1 or take.continue_from else ())
         for take, folder, key, each in zip(takes, folders, keys, rounds, strict=True)
     ]
     plan = Plan(job, card, recipe, why, fps, tuple(planned), degrees, options, model, replay, force)
@@ -66,7 +67,25 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
         plan.check(degrees, job.device)
     elif job.device != "auto":
         check_device(job, job.device)
-    return replace(plan, takes=tuple(replace(one, todo=plan.look(one)) for one in planned))
+    plan = replace(plan, takes=tuple(replace(one, todo=plan.look(one)) for one in planned))
+    _check_chain(job, output, plan.takes)
+    return plan
+
+
+def _check_chain(job: JobConfig, output: Path, planned: Sequence[PlannedTake] | None = None) -> None:
+    """Raise ValueError for a take that goes on from a film of this job which the job is to render, or to move aside. planned: the takes with what is
+    left to do for them, None while that is not known.
+    """
+    for take in job.takes:
+        film = None if take.continue_from is None else Path(take.continue_from).absolute()
+        for number, other in enumerate(job.takes):
+            if film is None or not film.is_relative_to(output / other.name) or not other.name:
+                continue
+            where = f"Take '{take.name}': continue_from is '{take.continue_from}', the film of"
+            if other is take:
+                raise ValueError(f"{where} this very take, which would be moved away; give the take another name.")
+            if not film.exists() or (planned is not None and not planned[number].is_done):
+                raise ValueError(f"{where} take '{other.name}', which this job is to render; render that one by a job of its own first.")
 
 
 def _named_recipe(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> Recipe | None:

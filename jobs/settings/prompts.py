@@ -26,12 +26,17 @@ class SeedConfig:
 
     frame: int | None = None
     at: str | None = None
-    seed: int = 0
+    seed: int | None = None
 
 
 def resolve_reseeds(take: str, reseeds: Sequence[SeedConfig], fps: Fraction) -> tuple[SeedAt, ...]:
-    """As `resolve_prompts`."""
-    return tuple(SeedAt(_first_frame(take, one, fps, "reseed"), one.seed) for one in reseeds)
+    """As `resolve_prompts`. Raises ValueError for one without a seed, too."""
+    resolved = []
+    for one in reseeds:
+        if one.seed is None:
+            raise ValueError(f"Take '{take}': reseed at {one.at or f'frame {one.frame or 0}'} has no seed; write {{at: 12s, seed: 7}} for example.")
+        resolved.append(SeedAt(_first_frame(take, one, fps, "reseed"), one.seed))
+    return tuple(resolved)
 
 
 def where_reseeds_begin(take: Take, card: ModelCard, fps: Fraction) -> Iterator[str]:
@@ -71,12 +76,15 @@ def timed_prompts(take: Take, prompts: Sequence[PromptConfig]) -> str:
 
 
 def where_prompts_begin(take: Take, prompts: Sequence[PromptConfig], card: ModelCard, fps: Fraction) -> Iterator[str]:
-    """A line for each prompt that was given a time: the frame that it was moved to, and from where on the model is given it.
+    """A line for each prompt that begins elsewhere than was written: the frame that its time was moved to, and from where on the model is given it.
 
     take, prompts: the same take's, resolved and as written.
     """
     for written, prompt in zip(prompts, take.prompts, strict=True):
-        if written.at is not None:
-            line = f"take '{take.name}': the prompt at {written.at} begins at frame {prompt.frame} ({float(prompt.frame / fps):.2f} s)"
-            frames = take.frames(take.first_span_with(prompt, card), card)
-            yield line if prompt.frame == frames.start else f"{line}; it is first rendered for frames {frames.start} to {frames.stop - 1}"
+        frames = take.frames(take.first_span_with(prompt, card), card)
+        if written.at is None and prompt.frame == frames.start:
+            continue
+        place, second = f"frame {prompt.frame}", f"{float(prompt.frame / fps):.2f} s"
+        line = f"take '{take.name}': the prompt at {f'{written.at} begins at {place} ({second})' if written.at else f'{place} ({second})'}"
+        first = f"first rendered for frames {frames.start} to {frames.stop - 1}"
+        yield line if prompt.frame == frames.start else f"{line}; it is {first}" if written.at else f"{line} is {first}"

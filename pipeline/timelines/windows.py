@@ -10,8 +10,8 @@ SHIFTS = ("none", "bit_reversed")
 def windows(num_latent_frames: int, window: int, overlap: int, shift: str = "none", num_steps: int = 1) -> Timeline:
     """Windows of `window` latent frames, `overlap` of them shared with the next; the last one is shifted back, not shrunk.
 
-    shift: `none`, or `bit_reversed`: at step i all windows but the first and the last begin round(hop x bit_reversed(i)) frames later, less than a
-    hop, so that no frame is always near a window's end; the first window stays where it is, and so does the last one. num_steps: of the take.
+    shift: `none`, or `bit_reversed`: at step i all windows but the first and the last begin round(hop x bit_reversed(i)) frames later, a hop at
+    most, so that no frame is always near a window's end; the first window stays where it is, and so does the last one. num_steps: of the take.
     Weights fall off linearly over the overlap towards a window's ends, and not at the ends of the take.
     """
     if not 0 <= overlap < window:
