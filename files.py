@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _MARK = ".partial"
+_UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(_UMASK)
 
 
 def partial_name(path: Path) -> Path:
@@ -51,16 +53,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder / path.name
-        (folder / path.name).chmod(_usual_mode(folder))  # libraries may have made it for its owner alone
+        (folder / path.name).chmod(0o666 & ~_UMASK)  # libraries may have made it for its owner alone
         (folder / path.name).replace(path)
     finally:
         remove(folder)
-
-
-def _usual_mode(folder: Path) -> int:
-    """That of files as others write them, by this process's umask."""
-    (fresh := folder / f"mode{_MARK}").touch()
-    return fresh.stat().st_mode & 0o777
 
 
 def check_target(path: Path, option: str, *suffixes: str) -> None:

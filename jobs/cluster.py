@@ -18,14 +18,17 @@ from typing import Any
 
 import grpc
 import ray
-from ray._private import services
+from ray._private import services, worker
 
 from .errors import AddressError, ClusterError
 from .signals import STOPPING, Stopped, deaf_threads, restore, uninterrupted
 
+logger = logging.getLogger(__name__)
+
 STARTED_HERE = "started here"
 _ANSWER_SECONDS = 5.0
 _MEND_MISFIT = "use the cluster's own versions of Ray and Python and its token (RAY_AUTH_TOKEN), correct RAY_ADDRESS, or unset it"
+_print_to_stdstream = worker.print_to_stdstream
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -64,6 +67,11 @@ def _enter(num_ranks: int) -> tuple[str, bool]:
         return _Own.where, True
 
 
+def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """In the place of Ray's own printing: what it says of a rank that died, a paragraph to guess from, would drown what we say of it."""
+    logger.info("Ray: %s", " ".join(" ".join(data["lines"]).split()))
+
+
 def _leave() -> None:
     with uninterrupted(), _Own.lock:
         _Own.jobs -= 1
@@ -73,12 +81,14 @@ def _leave() -> None:
 
 def _shut_down() -> None:
     ray.shutdown()
+    worker.print_to_stdstream = _print_to_stdstream
     _Own.ended.set()
 
 
 def _connect(num_ranks: int) -> str:
     named = os.environ.get("RAY_ADDRESS", "")
     address = _resolve(named)
+    worker.print_to_stdstream = _to_log
     try:
         with _handlers_kept():
             _start(num_ranks) if address is None else _join(named, address)

@@ -11,23 +11,25 @@ import secrets
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..files import remove
 from ..parallel.groups.degrees import Degrees
 from ..pipeline.checkpoint.card import ModelCard
-from ..pipeline.kept_rounds import KeptRounds
 from ..pipeline.take import Take
 from ..pipeline.versions import package_versions
+from .control.policy import Answer, Policy
+from .control.unfinished import GoesOn, goes_on, is_own, kept_rounds
 from .events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from .folder.access import JobRefused, locked
-from .folder.folder import FILM, GROWING, PREVIEW, ROUNDS, Todo, deliver_again, make_room, publish, stage, sweep
+from .folder.folder import FILM, GROWING, PREVIEW, SNAPSHOTS, Todo, deliver_again, make_room, publish, stage, sweep
 from .folder.journal import Journal
 from .folder.manifest import Manifest, read_manifest
-from .gang.failures import GangError
-from .gang.orders import Order
+from .gang.failures import Cause, GangError, cause_of
+from .gang.orders import Order, Snapshots
 from .gang.reports import Loaded, StepReport, TakeReport
 from .report.write import write_report
 from .settings.plan import Plan, PlannedTake
@@ -58,15 +60,18 @@ class Driver:
         self.job = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self._journal: Journal | None = None
         self.changes: dict[str, TakeChanged] = {}
+        self._loaded: list[Loaded] = []
+        self._policy = Policy(plan.job.retries, can_offload=False)
         self._next_page = 0.0
         self._complaint = ""  # about the page, which is told once
 
     def run(self) -> Generator[Event, None, None]:
-        """Finished takes stay, whatever happens. After a take that fails while all ranks live, the job goes on with the next one.
+        """Finished takes stay, whatever happens. After a failure a take is tried again as the policy says; after one that has failed for good the
+        job goes on with the next one.
 
         Raises JobRefused, before a weight is loaded, if another job writes the same takes or the cluster's gang does not fit them; GangError
-        when a rank dies or the gang cannot go on; AddressError and ClusterError where Ray cannot be joined or started; KeyboardInterrupt where
-        somebody stops the job, as JobStopped in the midst of a take. Closing the iterator stops the job in the same way.
+        when the gang cannot go on, not even with fewer ranks; AddressError and ClusterError where Ray cannot be joined or started;
+        KeyboardInterrupt where somebody stops the job, as JobStopped in the midst of a take. Closing the iterator stops the job in the same way.
         """
         plan = self.plan
         with ExitStack() as held:
@@ -147,10 +152,11 @@ class Driver:
             threads = " or ".join(map(str, sorted(set(gang.threads))))
             ranks = f"{gang.num_ranks} rank(s)" + (f" ({degrees})" if gang.num_ranks > 1 else "")
             yield self._tell(Note, text=f"loading '{plan.job.model.path}' on {ranks}, {device}, {threads} thread(s) a rank")
-            loaded = gang.load(plan.card, plan.model_options, with_preview=plan.job.preview_every > 0)
-            yield self._tell(ModelLoaded, seconds=round(max(one.seconds for one in loaded), 3))
+            self._loaded = gang.load(plan.card, plan.model_options, with_preview=plan.job.preview_every > 0)
+            yield self._tell(ModelLoaded, seconds=round(max(one.seconds for one in self._loaded), 3))
+            self._policy = Policy(plan.job.retries, can_offload=device == "cuda" and plan.model_options.offload == "none")
             for planned in todo:
-                yield from self._take(planned, gang, loaded[0])
+                yield from self._take(planned, gang)
 
     def _before(self, planned: PlannedTake) -> tuple[TakeState, str]:
         """How a take stands before anything is rendered, and what to say of it. A new frame rate, which needs no model, is given here and now.
@@ -160,6 +166,7 @@ class Driver:
         plan, film = self.plan, planned.folder / FILM
         todo = planned.todo if planned.is_done else plan.look(planned)
         if todo is Todo.NOTHING:
+            remove(planned.folder / SNAPSHOTS)  # of a driver that was killed right after the film was whole
             return TakeState.DONE, f"is done already ({film}); --force renders it again"
         if todo is Todo.STOPPED:
             manifest = read_manifest(planned.folder)
@@ -202,43 +209,48 @@ class Driver:
             raise JobRefused(str(error)) from None
         return device, degrees, why
 
-    def _take(self, planned: PlannedTake, gang: Gang, loaded: Loaded) -> Iterator[Event]:
-        take, folder = planned.take, planned.folder
-        try:
-            yield from self._film(planned, gang, loaded)
-        except (GangError, OSError) as error:
-            yield from self._fail(planned, gang, error)
-        except BaseException as error:
-            with uninterrupted():
-                gang.close()
-                sweep(folder)
-            if self.changes[take.name].state.is_final:  # stopped while that was shown
+    def _take(self, planned: PlannedTake, gang: Gang) -> Iterator[Event]:
+        """Render the take, and try again what may be tried again."""
+        take, afresh = planned.take, self.plan.force  # of what this run leaves behind, later attempts do not begin afresh
+        while not (take.name in self.changes and self.changes[take.name].state.is_final):
+            try:
+                yield from self._film(planned, gang, afresh=afresh)
+                self._policy.succeeded(take.name)
+            except (GangError, OSError) as error:
+                yield from self._broke_off(planned, gang, error)
+                afresh = False
+            except BaseException as error:
+                with uninterrupted():
+                    gang.close()
+                    sweep(planned.folder)
+                if self.changes[take.name].state.is_final:  # stopped while that was shown
+                    raise
+                where = f"take '{take.name}' after step {gang.step if gang.is_rendering else 0} of {take.num_steps(self.plan.card)}"
+                self._tell(TakeChanged, take=take.name, state=TakeState.WAITING, cause=f"stopped {where}")
+                if isinstance(error, KeyboardInterrupt):
+                    raise JobStopped(where) from None
                 raise
-            where = f"take '{take.name}' after step {gang.step if gang.is_rendering else 0} of {take.num_steps(self.plan.card)}"
-            self._tell(TakeChanged, take=take.name, state=TakeState.WAITING, cause=f"stopped {where}")
-            if isinstance(error, KeyboardInterrupt):
-                raise JobStopped(where) from None
-            raise
 
-    def _film(self, planned: PlannedTake, gang: Gang, loaded: Loaded) -> Iterator[Event]:
+    def _film(self, planned: PlannedTake, gang: Gang, *, afresh: bool) -> Iterator[Event]:
         take, folder = planned.take, planned.folder
         began, finished = time.monotonic(), None
         yield self._tell(TakeChanged, take=take.name, state=TakeState.RUNNING)
-        aside = make_room(folder)
+        aside = make_room(folder, goes_on=not afresh and is_own(self.plan, planned))
         if aside is not None:
             yield self._tell(Note, take=take.name, text=f"take '{take.name}': what lay in its folder is now in {aside}")
-        if planned.rounds:
-            text = self._kept(planned, aside)
-            yield from [self._tell(Note, take=take.name, text=text)] if text else []
+        before = goes_on(self.plan, planned, None if afresh else aside)
+        if before.text:
+            yield self._tell(Note, take=take.name, text=before.text)
         staging = stage(folder)
-        for report in gang.render(self._order(planned, gang, loaded, staging)):
+        silence = 60 * self.plan.job.retries.hung_minutes
+        for report in gang.render(self._order(planned, gang, staging, before), silence):
             if isinstance(report, TakeReport):
                 finished = report
                 continue
             yield self._tell(Stepped if isinstance(report, StepReport) else Decoded, take=take.name, **asdict(report))
         if finished is None:
             raise GangError(f"Rank 0 ended take '{take.name}' without a film after step {gang.step}.")
-        manifest = self._manifest(planned, gang, loaded, finished, time.monotonic() - began)
+        manifest = self._manifest(planned, gang, finished, time.monotonic() - began)
         ended: dict[str, Any] = {"state": TakeState.DONE, "film": str(folder / FILM)}
         if manifest.state == "stopped":
             ended = {"state": TakeState.FAILED, "cause": manifest.why_stopped}
@@ -249,64 +261,86 @@ class Driver:
         for mark in finished.checks.marks:
             yield self._tell(Note, take=take.name, text=f"take '{take.name}' is marked: {mark}")
 
-    def _kept(self, planned: PlannedTake, aside: Path | None) -> str:
-        """Leave of the rounds that are kept, here or in the folder that was moved aside, those that the take begins with; returns what to say."""
-        kept = KeptRounds(planned.folder / ROUNDS, planned.rounds)
-        if self.plan.force:
-            kept.drop_after(0)
-        elif aside is not None:
-            kept.take_over(aside / ROUNDS)
-        count = kept.count()
-        kept.drop_after(count)
-        if not count:
-            return ""
-        frames = planned.take.frames(planned.take.timeline_for(self.plan.card).rounds[count].frames, self.plan.card).start
-        return (
-            f"take '{planned.take.name}': its first {frames} frames ({float(frames / self.plan.fps):.2f} s, {count} of {len(planned.rounds)} chunks) "
-            f"were rendered before and are kept"
-        )
-
-    def _fail(self, planned: PlannedTake, gang: Gang, error: GangError | OSError) -> Iterator[Event]:
-        """A take that failed. The job goes on with the next one if its ranks live: they form their group anew, unless they were done already
-        with the take.
-        """
-        cause = str(error) if isinstance(error, GangError) else f"{type(error).__name__}: {error}"
+    def _broke_off(self, planned: PlannedTake, gang: Gang, error: GangError | OSError) -> Iterator[Event]:
+        """A take was broken off: what the policy says is done, the gang is whole again, unless it was done already with the take."""
+        name, cause = planned.take.name, error.why if isinstance(error, GangError) else cause_of(error)
+        verdict = self._policy.decide(name, cause)
+        what = str(error) if isinstance(error, GangError) else f"{type(error).__name__}: {error}"
+        state = TakeState.FAILED if verdict.answer is Answer.FAIL else TakeState.WAITING
+        told = f"{what} ({verdict.why})" if verdict.why else what
         try:
-            yield self._tell(TakeChanged, take=planned.take.name, state=TakeState.FAILED, cause=cause)
-            if gang.is_rendering and not gang.can_reform:
-                raise error
+            yield self._tell(TakeChanged, take=name, state=state, cause=told, count=verdict.count, limit=verdict.limit)
+            if state is TakeState.WAITING:
+                yield self._tell(Note, take=name, text=f"take '{name}': {told}")
             if gang.is_rendering:
-                gang.reform()
+                yield from self._mend(gang, error if isinstance(error, GangError) else None)
+            if verdict.answer is Answer.OFFLOAD:
+                self.plan = replace(self.plan, model_options=replace(self.plan.model_options, offload="blocks"))
+                self._loaded = gang.load(self.plan.card, self.plan.model_options, with_preview=self.plan.job.preview_every > 0)
+            if verdict.answer is Answer.AFRESH:
+                remove(planned.folder / SNAPSHOTS)
             sweep(planned.folder)
+            time.sleep(verdict.seconds)
         except BaseException:
             with uninterrupted():
                 gang.close()
                 sweep(planned.folder)
             raise
 
-    def _order(self, planned: PlannedTake, gang: Gang, loaded: Loaded, staging: Path) -> Order:
-        plan, take = self.plan, planned.take
-        told = {"film_key": planned.film_key, "seed": take.seed, "longtake": loaded.versions["longtake"]}
+    def _mend(self, gang: Gang, error: GangError | None) -> Iterator[Event]:
+        """Make the gang whole again, or go on with the ranks that live. Raises GangError where neither can be."""
+        began = time.monotonic()
+        is_broken = error is not None and error.why is Cause.RAISED and gang.device == "cuda"  # such an error may leave the device unusable
+        for is_last in (False, False, True):
+            try:
+                loaded = gang.heal(error.rank if is_broken and error else None)
+                break
+            except GangError as worse:
+                if worse.why is Cause.NO_PLACE or is_last:
+                    yield from self._shrink(gang, worse)
+                    return
+        new = f", {len(loaded)} of them new, which loaded the model in {max(one.seconds for one in loaded):.1f} s" if loaded else ""
+        yield self._tell(Note, text=f"the gang is whole again after {time.monotonic() - began:.1f} s: {gang.num_ranks} rank(s){new}")
+
+    def _shrink(self, gang: Gang, error: GangError) -> Iterator[Event]:
+        for num_ranks in range(gang.num_living, 0, -1):
+            try:
+                degrees, why = self.plan.choose_degrees(num_ranks, num_ranks)
+                self.plan.check(degrees, gang.device)
+            except ValueError:
+                continue
+            gang.shrink(degrees)
+            yield self._tell(Note, text=f"the gang goes on with {num_ranks} rank(s) ({degrees}; {why}): {error}")
+            return
+        raise error
+
+    def _order(self, planned: PlannedTake, gang: Gang, staging: Path, before: GoesOn) -> Order:
+        plan, take, kept = self.plan, planned.take, kept_rounds(self.plan, planned)
+        told = {"film_key": planned.film_key, "seed": take.seed, "longtake": self._loaded[0].versions["longtake"]}
+        every = plan.job.snapshot_every
+        snapshots = Snapshots(planned.folder / SNAPSHOTS, every, at_borders=kept is not None and not kept.stand_alone, goes_on=before.has_snapshot)
         return Order(
             take=take,
             recipe=plan.recipe,
             replay=plan.replay,
             place=plan.choose_place(take, gang.degrees),
             model=plan.model,
+            film_key=planned.film_key,
             folder=staging,
             preview=planned.folder / PREVIEW,
             growing=planned.folder / GROWING,
-            kept=KeptRounds(planned.folder / ROUNDS, planned.rounds) if planned.rounds else None,
+            kept=kept,
             fps=plan.fps,
             preview_every=plan.job.preview_every,
             save_latents=plan.job.save_latents,
             metadata={"title": take.name, "comment": json.dumps(told)},
             stops_on_drift=plan.job.on_drift == "stop",
+            snapshots=snapshots if every or before.has_snapshot else None,
         )
 
-    def _manifest(self, planned: PlannedTake, gang: Gang, loaded: Loaded, finished: TakeReport, seconds: float) -> Manifest:
-        """seconds: that the whole take needed, from its first event to its last file."""
-        plan = self.plan
+    def _manifest(self, planned: PlannedTake, gang: Gang, finished: TakeReport, seconds: float) -> Manifest:
+        """seconds: that the whole take needed, from its first event to its last file, without what earlier attempts did of it."""
+        plan, loaded = self.plan, self._loaded[0]
         stages = {"load": loaded.seconds, **finished.seconds, "take": seconds}
         return Manifest(
             take=planned.take.name,

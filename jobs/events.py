@@ -95,13 +95,15 @@ class ModelLoaded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TakeChanged(Event):
-    """A take entered `state`. cause: why it failed, was stopped or had nothing left to do, else empty. film: its path, once it is done.
-    seconds: from its beginning to its end in this run; decisions: how many of its model calls were computed, reused ...; None and empty if
-    it was done before.
+    """A take entered `state`. cause: why it failed, was stopped, is tried again or had nothing left to do, else empty. count, limit: which retry of
+    how many, or how many are used up; 0 where none is counted. film: its path, once it is done. seconds: from its beginning to its end in this
+    run; decisions: how many of its model calls were computed, reused ...; None and empty if it was done before.
     """
 
     state: TakeState
     cause: str = ""
+    count: int = 0
+    limit: int = 0
     film: str = ""
     seconds: float | None = None
     decisions: dict[str, int] = field(default_factory=dict)

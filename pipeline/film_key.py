@@ -31,22 +31,29 @@ def round_keys(
     card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None = None
 ) -> tuple[str, ...]:
     """Of each round, the hash of all that may change its latents or those of a round before it: of the prompts and seeds those that the rounds
-    are given, of the take's length nothing that lies behind them. None where rounds cannot be kept: under a recipe that goes on with what its cache
-    has learnt, a round's latents are not all that the next one needs.
+    are given, of the take's length nothing that lies behind them. Under a recipe that goes on with what its cache has learnt, a round's latents are
+    not all that the next one needs, and its key is that of this very film.
     """
-    if recipe is not None and recipe.border != "reset":
-        return ()
     shared = _all_of(card, model, take, recipe, options, replayed)
+    if not rounds_stand_alone(recipe):
+        return tuple(_hashed({"film": shared, "round": number}) for number in range(len(take.timeline_for(card).rounds)))
     content: dict[str, Any] = shared["take"]
     for name in ("num_frames", "prompts", "seed"):
         del content[name]
     content.pop("reseeds", None)
     content["timeline"] = [take.timeline.name, take.timeline.context]
+    if take.continue_from is not None:  # of whose frames these are encoded
+        content["timeline"] += [take.timeline.overlap, take.timeline.anchors]
     keys = [_hashed(shared)]
     for one in take.timeline_for(card).rounds:
         calls = [[call.segment, list(call.frames), call.weights, call.context, take.prompt_at(call.centre, card)] for call in one.calls]
         keys.append(_hashed({"before": keys[-1], "frames": list(one.frames), "calls": calls, "seed": take.seed_of(one.frames, card)}))
     return tuple(keys[1:])
+
+
+def rounds_stand_alone(recipe: Recipe | None) -> bool:
+    """Whether a take can go on after a round with no more than its latents."""
+    return recipe is None or recipe.border == "reset"
 
 
 def _all_of(card: ModelCard, model: str, take: Take, recipe: Recipe | None, options: ModelOptions, replayed: Trace | None) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cache import Trace
-from ..files import remove, written_whole
+from ..files import partial_files, remove, written_whole
+from .loop.generations import SnapshotError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeptRounds:
-    """The folder that a take's rounds are kept in, and the key of each (`round_keys`)."""
+    """The folder that a take's rounds are kept in, and the key of each (`round_keys`). stand_alone: whether the round after them needs no more than
+    their latents; otherwise a take goes on from them only together with a snapshot.
+    """
 
     folder: Path
     keys: tuple[str, ...]
+    stand_alone: bool = True
+
+    def count_with(self, behind: int | None) -> int:
+        """How many rounds a take goes on from. behind: those that a snapshot says are done, None without a snapshot. Raises SnapshotError if one of
+        these is not there.
+        """
+        whole = self.count()
+        if behind is not None and whole < behind:
+            raise SnapshotError(f"The snapshot of '{self.folder.parent}' goes on after round {behind}, and round {whole + 1} is not whole.")
+        return whole if self.stand_alone else behind or 0
 
     def count(self) -> int:
         """How many rounds from the first on are there; never the last one, with whose end the take ends."""
@@ -33,6 +46,12 @@ class KeptRounds:
         while whole < len(self.keys) - 1 and self._is_whole(whole):
             whole += 1
         return whole
+
+    def are_own(self) -> bool:
+        """Whether there is nothing of another take, and nothing damaged."""
+        numbers = {self._path(number): number for number in range(len(self.keys))}
+        found = set(self.folder.glob("*")) - set(partial_files(self.folder))
+        return all(path in numbers and self._is_whole(numbers[path]) for path in found)
 
     def write(self, number: int, latents: Tensor, trace: Trace | None) -> None:
         """latents: [1, channels, latent frames, height, width]; trace: what was decided in this round, None without a cache."""
@@ -51,10 +70,10 @@ class KeptRounds:
 
     def take_over(self, other: Path) -> None:
         """Take the rounds that are this take's from another folder, and drop what is here of others."""
-        before = KeptRounds(other, self.keys).count()
+        before = replace(self, folder=other).count()
         self.folder.mkdir(exist_ok=True)
         for number in range(before):
-            _link(KeptRounds(other, self.keys)._path(number), self._path(number))
+            _link(replace(self, folder=other)._path(number), self._path(number))
         self.drop_after(before)
 
     def drop_after(self, count: int) -> None:

@@ -21,7 +21,7 @@ from longtake.jobs.errors import AddressError, ClusterError
 from longtake.jobs.events import Decoded, Event, GangFormed, JobEnded, JobStarted, JobState, ModelLoaded, Note, Stepped, TakeChanged, TakeState
 from longtake.jobs.folder.access import JobRefused
 from longtake.jobs.folder.journal import JOURNAL, Journal
-from longtake.jobs.gang.failures import GangError
+from longtake.jobs.gang.failures import Cause, GangError
 from longtake.jobs.settings.config import JobConfig, load_job
 from longtake.jobs.settings.planning import plan_job
 from longtake.jobs.settings.quick import num_frames, quick_job, take_name
@@ -146,7 +146,7 @@ def test_errors_and_events_travel_between_processes(tmp_path: Path) -> None:
     for error in (
         JobFailed(JobResult(tmp_path, (take,))),
         AddressError("RAY_ADDRESS is ''"),
-        GangError("died", rank=1, died=True),
+        GangError("died", rank=1, why=Cause.DIED),
         ClusterError("no"),
     ):
         again = pickle.loads(pickle.dumps(error))

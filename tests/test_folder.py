@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from longtake.files import partial_files, write_atomic
 from longtake.jobs.folder.access import JobRefused, locked
-from longtake.jobs.folder.folder import FILM, GROWING, ROUNDS, Todo, deliver_again, look, make_room, publish, stage, sweep
+from longtake.jobs.folder.folder import FILM, GROWING, ROUNDS, SNAPSHOTS, Todo, deliver_again, look, make_room, publish, stage, sweep
 from longtake.jobs.folder.manifest import Manifest, read_manifest
 from longtake.pipeline.film.read import probe
 from longtake.pipeline.film.write import FilmWriter
@@ -48,7 +48,7 @@ def manifest(key: str, fps: Fraction = FPS, state: Literal["done", "stopped"] = 
 
 def render(folder: Path, key: str) -> None:
     """As the driver and rank 0 do it, with the key for a film."""
-    make_room(folder)
+    make_room(folder, goes_on=False)
     write_atomic(folder / "preview.jpg", "a preview")
     staging = stage(folder)
     for name in ("latents.safetensors", "trace.json", FILM, "thumbnail.jpg"):
@@ -105,7 +105,7 @@ def test_a_manifest_lies_beside_its_film_wherever_a_job_is_killed(tmp_path: Path
 
 
 def film(folder: Path, num_frames: int = 5) -> None:
-    make_room(folder)
+    make_room(folder, goes_on=False)
     staging = stage(folder)
     frames = np.broadcast_to(np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 20, (num_frames, 32, 32, 3))
     with FilmWriter(staging / FILM, width=32, height=32, fps=FPS) as written:
@@ -144,14 +144,17 @@ def test_what_lay_in_a_folder_is_kept_under_a_free_name(tmp_path: Path) -> None:
         names.append({path.name for path in tmp_path.iterdir()})
     assert names[-1] == {"a", "a@kkkkkkkk", "a@kkkkkkkk-2", "a@kkkkkkkk-3"}
     (folder / "manifest.json").unlink()
-    aside = make_room(folder)
+    aside = make_room(folder, goes_on=True)
     assert aside == tmp_path / "a@unfinished"
     assert (aside / FILM).read_text() == "k" * 40
     for name in ("preview.jpg", GROWING):
         (folder / name).write_text("of a take that was stopped")
-    (folder / ROUNDS).mkdir()
-    assert make_room(folder) is None
-    assert sorted(path.name for path in folder.iterdir()) == ["preview.jpg", ROUNDS]
+    for name in (ROUNDS, SNAPSHOTS):
+        (folder / name).mkdir()
+    assert make_room(folder, goes_on=True) is None
+    assert sorted(path.name for path in folder.iterdir()) == ["preview.jpg", ROUNDS, SNAPSHOTS]
+    assert make_room(folder, goes_on=False) == tmp_path / "a@unfinished-2"
+    assert not list(folder.iterdir())
 
 
 def test_a_folder_tells_what_is_left_to_do(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from longtake.jobs.cli.app import app
 from longtake.jobs.cluster import ray_cluster, usable_cores
 from longtake.jobs.errors import AddressError
 from longtake.jobs.folder.manifest import computed_share
-from longtake.jobs.gang.failures import Failure, FailureKind, GangError, gang_error
+from longtake.jobs.gang.failures import Cause, Failure, GangError, gang_error
 from longtake.jobs.gang.gang import Gang
 from longtake.jobs.gang.memory import forget_peak, peak_bytes
 from longtake.jobs.gang.orders import Order
@@ -104,7 +104,7 @@ def test_a_signal_while_ray_starts_leaves_nothing(stage: str) -> None:
 def _order(folder: Path, **changes: Any) -> Order:
     whole = {"num_frames": 17, "guidance_scale": 1.0, "prompts": tiny_take().prompts[:1], "timeline": TimelineSettings("full", 0, 0)}
     take = tiny_take(**{**whole, **changes})
-    return Order(take, None, None, "device", "", folder, folder / "preview.jpg", folder / "film.partial.mp4", None, Fraction(8), 1, True, {})
+    return Order(take, None, None, "device", "", "", folder, folder / "preview.jpg", folder / "film.partial.mp4", None, Fraction(8), 1, True, {})
 
 
 @contextmanager
@@ -148,18 +148,17 @@ def test_slow_storage_does_not_keep_the_other_ranks(ray_driver: str, tiny_wan: P
 
 
 def test_the_rank_that_tells_most_of_the_cause_is_blamed() -> None:
-    lost, raised, died = (
-        Failure(rank, kind, kind.name) for rank, kind in ((2, FailureKind.LOST_EXCHANGE), (1, FailureKind.RAISED), (3, FailureKind.DIED))
-    )
-    later = Failure(0, FailureKind.RAISED, "later")
-    for heard, rank, cause, has_died in (
-        ([lost], 2, "LOST_EXCHANGE", False),
-        ([lost, raised, later], 1, "RAISED", False),
-        ([lost, later, died], 3, "DIED", True),
+    lost, raised, died = (Failure(rank, cause, cause.name) for rank, cause in ((2, Cause.LOST_EXCHANGE), (1, Cause.RAISED), (3, Cause.DIED)))
+    later = Failure(0, Cause.DISK_FULL, "later")
+    seats = [f"node {letter}" for letter in "abcd"]
+    for heard, rank, cause, said in (
+        ([lost], 2, "LOST_EXCHANGE", "Rank 2 failed"),
+        ([lost, raised, later], 1, "RAISED", "Rank 1 failed"),
+        ([lost, later, died], 3, "DIED", "Rank 3 (node d) died"),
     ):
-        error = pickle.loads(pickle.dumps(gang_error(heard, "after step 4", 4)))
-        assert (error.rank, error.cause, error.step, error.died) == (rank, cause, 4, has_died)
-        assert str(error) == f"Rank {rank} {'died' if has_died else 'failed'} after step 4: {cause}"
+        error = pickle.loads(pickle.dumps(gang_error(heard, "after step 4", 4, seats)))
+        assert (error.rank, error.why, error.cause, error.step) == (rank, Cause[cause], cause, 4)
+        assert str(error) == f"{said} after step 4: {cause}"
 
 
 @pytest.mark.ray
@@ -168,7 +167,7 @@ def test_what_cannot_be_written_fails_the_take(ray_driver: str, tiny_wan: Path, 
     with _loaded(tiny_wan, ParallelConfig(threads=1)) as gang:
         with pytest.raises(GangError, match=r"Rank 0 failed after step 6: IsADirectoryError") as failed:
             list(gang.render(_order(tmp_path)))
-        assert (failed.value.rank, failed.value.step, failed.value.died) == (0, 6, False)
+        assert (failed.value.rank, failed.value.step, failed.value.why) == (0, 6, Cause.RAISED)
         assert failed.value.cause.startswith("IsADirectoryError")
 
 
@@ -236,27 +235,24 @@ def test_a_gang_goes_on_after_a_failed_take(
             with pytest.raises(GangError, match=said) as failed:
                 (folder / "bad" / "latents.safetensors").mkdir(parents=True)
                 list(gang.render(_order(folder / "bad", name=failing, guidance_scale=1e38 if failing == "diverges" else 4.0)))
-            assert not failed.value.died
-            assert gang.can_reform
-            gang.reform()
-        assert ray.get([actor.loads.remote() for actor in gang._ranks]) == [1] * degrees.num_ranks
+            assert not failed.value.why.is_death
+            assert gang.heal() == []
         assert films == films[:1] * 5
-        ray.kill(gang._ranks[1])
-        with pytest.raises(GangError, match="Rank 1 died while leaving") as died:
-            gang.reform()
-        assert (died.value.rank, died.value.died, gang.can_reform) == (1, True, False)
-        with pytest.raises(GangError, match="Rank 1 died and cannot join another process group"):
-            gang.reform()
+        actors = [member.actor for member in gang._members]
+        ray.kill(actors[1])
+        assert len(gang.heal()) == 1
+        assert [member.actor == actor for member, actor in zip(gang._members, actors, strict=True)] == [rank != 1 for rank in range(len(actors))]
+        assert ray.get([member.actor.loads.remote() for member in gang._members]) == [1] * degrees.num_ranks
+        list(gang.render(_order(folder, guidance_scale=4.0)))
+        assert (folder / "latents.safetensors").read_bytes() == films[0]
 
 
 @pytest.mark.ray
-def test_a_gang_whose_weights_are_shared_out_forms_no_other_group(ray_driver: str, tiny_wan: Path) -> None:
+def test_a_gang_whose_weights_are_shared_out_loads_them_again(ray_driver: str, tiny_wan: Path, tmp_path: Path) -> None:
     with Gang(TWO, ParallelConfig(threads=1), "cpu") as gang:
-        assert gang.can_reform
-        gang.load(read_card(str(tiny_wan)), ModelOptions(shard="gang"), with_preview=False)
-        assert not gang.can_reform
-        with pytest.raises(GangError, match=r"model\.shard is gang"):
-            gang.reform()
+        gang.load(read_card(str(tiny_wan)), ModelOptions(shard="gang"), with_preview=True)
+        assert [loaded.rank for loaded in gang.heal()] == [0, 1]
+        assert isinstance(list(gang.render(_order(tmp_path)))[-1], TakeReport)
 
 
 @pytest.mark.ray
@@ -298,7 +294,7 @@ def test_every_rank_is_ended_also_where_ray_cannot_end_one(ray_driver: str, monk
         raise RuntimeError("lost the cluster's head")
 
     gang = Gang(TWO, ParallelConfig(), "cpu").__enter__()
-    seats = ray.get([actor.seat.remote() for actor in gang._ranks])
+    seats = [member.seat for member in gang._members]
     assert gang.threads == (max(1, usable_cores() // 2),) * 2
     monkeypatch.setattr(ray, "kill", kill)
     gang.close()

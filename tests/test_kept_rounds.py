@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from longtake.bench.pool import GlooPool
-from longtake.cache import Recipe
+from longtake.cache import Recipe, load_recipe
 from longtake.jobs.events import Event, Note, Stepped
 from longtake.jobs.folder.folder import GROWING, ROUNDS
 from longtake.jobs.rendering import Rendering, render
 from longtake.jobs.settings.config import load_job, resolve_takes
+from longtake.jobs.settings.planning import plan_job
 from longtake.parallel.groups.degrees import Degrees
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
@@ -22,6 +23,7 @@ from longtake.pipeline.film.compare import compare_frames
 from longtake.pipeline.film_key import round_keys
 from longtake.pipeline.kept_rounds import KeptRounds
 from longtake.pipeline.loop.denoise import Step
+from longtake.pipeline.loop.generations import SnapshotError
 from longtake.pipeline.loop.render import Renderer, WholeTake, whole_take
 from longtake.pipeline.options import ModelOptions
 from longtake.pipeline.take import PromptAt, SeedAt, Take
@@ -151,16 +153,56 @@ def test_rounds_of_a_film_that_was_moved_aside_are_taken_over(tiny_wan: Path, tm
     assert not list(here.iterdir())
 
 
-def test_no_rounds_are_kept_where_the_cache_goes_on_over_borders(tiny_wan: Path) -> None:
-    card, recipe = read_card(str(tiny_wan)), tiny_recipe("planned")
-    assert len(round_keys(card, "", TAKE, recipe, ModelOptions())) == 4
-    assert round_keys(card, "", TAKE, replace(recipe, border="keep"), ModelOptions()) == ()
+def test_where_the_cache_goes_on_over_borders_rounds_serve_this_very_film_and_with_a_snapshot(tiny_wan: Path, tmp_path: Path) -> None:
+    """To the bit, in mid-round and at a border; without the snapshot the take begins anew."""
+    card, recipe = read_card(str(tiny_wan)), load_recipe({**tiny_recipe("planned").to_dict(), "border": "keep"})
+    keys = [round_keys(card, "", take, recipe, ModelOptions()) for take in (TAKE, replace(TAKE, num_frames=49))]
+    assert not set(keys[0]) & set(keys[1])
+    renderer = Renderer(card)
+    whole = renderer.render(TAKE, recipe)
+    for number, broken_after in enumerate((TAKE.num_inference_steps + 3, TAKE.num_inference_steps + 1)):
+        kept = KeptRounds(tmp_path / str(number), keys[0], stand_alone=False)
+        steps = renderer.steps(TAKE, recipe, kept=kept)
+        for _ in range(broken_after):
+            next(steps)
+        renderer.save(tmp_path / f"snapshots {number}")
+        steps.close()
+        items = list(renderer.steps(TAKE, recipe, kept=kept, snapshot=tmp_path / f"snapshots {number}"))
+        assert whole_take(items).latents.equal(whole.latents)
+        assert sum(isinstance(one, Step) for one in items) == 4 * TAKE.num_inference_steps - (broken_after - 1)
+        assert sum(isinstance(one, Step) for one in renderer.steps(TAKE, recipe, kept=kept)) == 4 * TAKE.num_inference_steps
+    (tmp_path / "0" / "round-0001.safetensors").unlink()
+    with pytest.raises(SnapshotError, match="goes on after round 1, and round 1 is not whole"):
+        list(renderer.steps(TAKE, recipe, kept=replace(kept, folder=tmp_path / "0"), snapshot=tmp_path / "snapshots 0"))
+
+
+def test_another_take_leaves_what_a_killed_one_had_done_aside(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    """Here one with another seed; the first one again then goes on from nothing that is not its own."""
+    plan = plan_job(load_job(_job(tiny_wan, tmp_path)))
+    [planned] = plan.takes
+    kept = KeptRounds(planned.folder / ROUNDS, planned.rounds)
+    planned.folder.mkdir()
+    renderer = Renderer(plan.card)
+    steps = renderer.steps(planned.take, plan.recipe, film_key=planned.film_key, kept=kept)
+    while kept.count() < 2:
+        next(steps)
+    steps.close()
+    before = {path.name: path.read_bytes() for path in kept.folder.iterdir()}
+    events = list(Rendering(_job(tiny_wan, tmp_path, seed=12)))
+    aside = planned.folder.with_name("one@unfinished")
+    assert {path.name: path.read_bytes() for path in (aside / ROUNDS).iterdir()} == before
+    assert f"take 'one': what lay in its folder is now in {aside}" in [event.text for event in events if isinstance(event, Note)]
 
 
 def test_where_seeds_begin_is_said(tiny_wan: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     Rendering(_job(tiny_wan, tmp_path, reseed=[{"at": "4.5s", "seed": 5}]), say=lines.append)
-    assert lines == ["take 'one': seed 5 holds from frame 29 (3.62 s) on, where the chunk of frame 36 begins"]
+    assert lines == [
+        "take 'one': the prompt at frame 20 (2.50 s) is first rendered for frames 17 to 28",
+        "take 'one': seed 5 holds from frame 29 (3.62 s) on, where the chunk of frame 36 begins",
+    ]
+    with pytest.raises(ValueError, match=r"Take 'one': reseed at 4.5s has no seed; write"):
+        Rendering(_job(tiny_wan, tmp_path, reseed=[{"at": "4.5s"}]))
 
 
 @pytest.mark.parametrize(
@@ -170,12 +212,15 @@ def test_where_seeds_begin_is_said(tiny_wan: Path, tmp_path: Path) -> None:
             {"timeline": {"name": "windows", "window": 17, "overlap": 8}},
             "reseed is given, and with timeline windows all frames depend .*timeline=rollout",
         ),
-        ({"reseed": [{"frame": 41}]}, "reseed is at frame 41, but the take has 41 frames; make it longer"),
-        ({"reseed": [{"frame": 16}]}, "reseed is at frame 16, in the first chunk, which ends at frame 16; set seed instead"),
-        ({"reseed": [{"frame": 17}, {"frame": 20}]}, r"reseeds fall into the chunks that begin at frames \[17, 17\]; they must ascend, one a chunk"),
+        ({"reseed": [{"frame": 41, "seed": 7}]}, "reseed is at frame 41, but the take has 41 frames; make it longer"),
+        ({"reseed": [{"frame": 16, "seed": 7}]}, "reseed is at frame 16, in the first chunk, which ends at frame 16; set seed instead"),
+        (
+            {"reseed": [{"frame": 17, "seed": 7}, {"frame": 20, "seed": 8}]},
+            r"reseeds fall into the chunks that begin at frames \[17, 17\]; they must ascend, one a chunk",
+        ),
         ({"reseed": [{"frame": 17, "seed": -1}]}, "reseed has seed -1; it must be from 0"),
-        ({"reseed": [{"at": "soon"}]}, "reseed is at 'soon'; write a time as 2.5s"),
-        ({"reseed": [{"at": "3s", "frame": 24}]}, "reseed has frame 24 and at 3s; keep one of the two"),
+        ({"reseed": [{"at": "soon", "seed": 7}]}, "reseed is at 'soon'; write a time as 2.5s"),
+        ({"reseed": [{"at": "3s", "frame": 24, "seed": 7}]}, "reseed has frame 24 and at 3s; keep one of the two"),
     ],
 )
 def test_refused(tiny_wan: Path, tmp_path: Path, changes: dict[str, Any], match: str) -> None:

@@ -18,8 +18,8 @@ from longtake.bench.pool import GlooPool
 from longtake.parallel.attention.context import ContextStore
 from longtake.parallel.attention.kernels import Attended, NativeKernel, XfuserKernel
 from longtake.parallel.attention.sequence import SequenceAttention
-from longtake.parallel.groups.axis import CollectiveError
 from longtake.parallel.groups.degrees import Degrees, Demand, choose_degrees
+from longtake.parallel.groups.errors import CollectiveError
 from longtake.parallel.groups.mesh import Mesh, leaving_on_error
 from longtake.parallel.tokens.compaction import Compaction
 from longtake.parallel.tokens.layout import Layout

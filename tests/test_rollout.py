@@ -249,8 +249,11 @@ def test_refused(tiny_wan: Path, changes: dict[str, Any], match: str) -> None:
     [
         ({"window": 1}, "timeline.window is 1; a rollout shows clean frames and new ones, 5 at least"),
         ({"window": 17, "anchors": 99}, "timeline.anchors is 99; .* 5 latent frames .* room for 3 at most"),
-        ({"window": 17, "anchors": 1, "overlap": 16}, "timeline.overlap is 16; with this window and anchors it must be from 4 to 12 frames"),
-        ({"overlap": -4}, "timeline.overlap is -4; with this window and anchors it must be from 4 to 32 frames"),
+        (
+            {"window": 17, "anchors": 1, "overlap": 16},
+            "timeline.overlap is 16; with a window of 17 frames and 1 anchor.s. it must be from 4 to 12 frames",
+        ),
+        ({"overlap": -4}, "timeline.overlap is -4; with a window of 33 frames it must be from 4 to 32 frames"),
         ({"anchors": -1}, "timeline.anchors is -1; it must be a number of latent frames, 0 for none"),
         ({"name": "windows", "anchors": 1}, "timeline.anchors belongs to timeline rollout or banded, not windows"),
         ({"name": "full", "overlap": 4}, "timeline.overlap belongs to timeline windows or rollout, not full"),

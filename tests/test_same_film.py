@@ -17,8 +17,8 @@ from longtake.bench.pool import GlooPool
 from longtake.cache import Recipe, Replay, Shards, Trace, enable_cache, load_recipe
 from longtake.cache.recipe.read import recipe_names
 from longtake.cache.sums import ratio
-from longtake.parallel.groups.axis import CollectiveError
 from longtake.parallel.groups.degrees import Degrees
+from longtake.parallel.groups.errors import CollectiveError
 from longtake.parallel.groups.mesh import Mesh
 from longtake.pipeline.checkpoint.card import ModelCard, read_card
 from longtake.pipeline.loop.render import ModelOptions, Renderer, WholeTake

@@ -20,7 +20,7 @@ from ..recipe.recipe import Recipe
 from ..sampler.flow_shift import flow_shift
 from ..sampler.linear_map import linear_map
 from ..sites import Site, SiteRun
-from ..state.saving import Alone, Relay, load_state, read_about, save_state
+from ..state.saving import Alone, PackedState, Relay, load_state, pack_state, read_about
 from ..state.state import CacheState
 from ..trace.trace import Trace
 from ..triggers import Moment
@@ -122,29 +122,39 @@ class Cached:
         """Write what is kept, and the trace so far, as a safetensors file, between two steps. relay: for sharded models, where every
         shard calls it and the first one writes.
         """
+        if (packed := self.pack(relay)) is not None:
+            packed.write(path)
+
+    def pack(self, relay: Relay | None = None) -> PackedState | None:
+        """What `save` writes, to be written later, in any thread: None on the shards that write nothing."""
         relay = relay or Alone()
-        traces = [said["trace"] for said, _ in relay.collect(({"trace": self.finish().to_json()}, {}))]
-        trace = Trace.joined([Trace.from_json(text) for text in traces])
-        about = {"recipe": json.dumps(self.recipe.deciding()), "branches": self._arrangement, "trace": trace.to_json(), "expert": str(self._expert)}
-        save_state(self.state, path, relay, about)
+        traces = [Trace.from_json(said["trace"]) for said, _ in relay.collect(({"trace": self.finish().to_json()}, {}))]
+        trace = Trace.joined(traces).to_json() if traces else ""
+        about = {"recipe": json.dumps(self.recipe.deciding()), "branches": self._arrangement, "trace": trace, "expert": str(self._expert)}
+        return pack_state(self.state, relay, about)
 
     def load(self, path: Path, relay: Relay | None = None, device: torch.device | None = None) -> None:
-        """Go on from a file that `save` wrote, on any number of shards. Raises ValueError, with nothing changed, if another recipe wrote
-        it, or a gang that called a joint decision's branches in another way. The calls that follow must be made inside `step`: the file is
-        from the midst of a take, and other calls are counted from its start.
+        """Go on from a file that `save` wrote, on any number of shards. Raises ValueError, with nothing changed, as `check_saved` does. The calls
+        that follow must be made inside `step`: the file is from the midst of a take, and other calls are counted from its start.
+        """
+        about = self.check_saved(path)
+        self.reset()
+        load_state(self.state, path, relay or Alone(), device or torch.device("cpu"))
+        self.session, self._goes_on, self._expert = replace(self.session, trace=Trace.from_json(about["trace"])), True, int(about["expert"])
+
+    def check_saved(self, path: Path) -> dict[str, str]:
+        """What `save` wrote about the state. Raises ValueError if the file is damaged, if another recipe wrote it, if it is of a take of another
+        number of steps, or of a gang that called a joint decision's branches in another way.
         """
         about = read_about(path)
         if json.loads(about["recipe"]) != self.recipe.deciding():
             raise ValueError(f"The cache in '{path}' was kept by another recipe than '{self.recipe.name}'; go on with the one that it was made with.")
         if about["branches"] != self._arrangement:
             raise ValueError(f"The cache in '{path}' decided {about['branches']}, this gang does {self._arrangement}; keep parallel.cfg_degree.")
-        trace = Trace.from_json(about["trace"])
-        steps = self.session.num_inference_steps
-        if trace.num_inference_steps != steps:
-            raise ValueError(f"The cache in '{path}' is of a take of {trace.num_inference_steps} steps, this one has {steps}; make them equal.")
-        self.reset()
-        load_state(self.state, path, relay or Alone(), device or torch.device("cpu"))
-        self.session, self._goes_on, self._expert = replace(self.session, trace=trace), True, int(about["expert"])
+        made, steps = Trace.from_json(about["trace"]).num_inference_steps, self.session.num_inference_steps
+        if made != steps:
+            raise ValueError(f"The cache in '{path}' is of a take of {made} steps, this one has {steps}; make them equal.")
+        return about
 
     @property
     def _arrangement(self) -> str:

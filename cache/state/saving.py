@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,7 +62,9 @@ class Relay(Protocol):
         """Whether this shard then holds what was summed."""
 
     def collect(self, packed: Packed) -> list[Packed]:
-        """What was packed wherever model calls run: here, and by the shards that run those of other branches or segments."""
+        """On the shard that writes the file, what was packed wherever model calls run: here, and by the shards that run those of other branches or
+        segments. Nothing elsewhere.
+        """
 
     def runs_here(self, segment: int, branch: str) -> bool:
         """Whether this shard is one of those that run such model calls."""
@@ -107,8 +110,21 @@ class Alone:
         return True
 
 
-def save_state(state: CacheState, path: Path, relay: Relay, about: dict[str, str]) -> None:
-    """Write all slots as one safetensors file. about: strings to keep beside them."""
+@dataclass(frozen=True)
+class PackedState:
+    """A cache's state, apart from the cache that goes on: tensors of the CPU by name, and texts about them."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """As one safetensors file."""
+        with written_whole(path) as temporary:
+            save_file(self.tensors, temporary, self.about)
+
+
+def pack_state(state: CacheState, relay: Relay, about: dict[str, str]) -> PackedState | None:
+    """All slots, gathered where the file is written, None elsewhere. about: texts to keep beside them."""
     slots: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for (part, segment, branch), slot in state.slots.items():
@@ -119,14 +135,15 @@ def save_state(state: CacheState, path: Path, relay: Relay, about: dict[str, str
         slots[name] = _pack_frames(frames, _Saver(tensors, name, site, relay))
     slots.update({f"{part}/{branch}/": pack(carried, _refuse) for (part, branch), carried in state.carried.items()})
     packed = relay.collect((slots, tensors))
-    if relay.writes():
-        metadata = {"version": _VERSION, "slots": json.dumps({name: plain for part, _ in packed for name, plain in part.items()}), **about}
-        with written_whole(path) as temporary:
-            save_file({name: tensor for _, part in packed for name, tensor in part.items()}, temporary, metadata)
+    if not relay.writes():
+        return None
+    all_slots = {name: plain for part, _ in packed for name, plain in part.items()}
+    all_tensors = {name: tensor for _, part in packed for name, tensor in part.items()}
+    return PackedState(all_tensors, {"version": _VERSION, "slots": json.dumps(all_slots), **about})
 
 
 def read_about(path: Path) -> dict[str, str]:
-    """What `save_state` kept beside the slots. Raises ValueError for a file that it did not write, or not in this version."""
+    """What `pack_state` kept beside the slots. Raises ValueError for a file that it did not write, or not in this version."""
     try:
         with safe_open(path, "pt") as file:
             about = dict(file.metadata() or {})
@@ -140,10 +157,10 @@ def read_about(path: Path) -> dict[str, str]:
 
 
 def load_state(state: CacheState, path: Path, relay: Relay, device: torch.device) -> None:
-    """Fill an empty state from `save_state`'s file."""
+    """Fill an empty state from the file of a `PackedState`."""
     with safe_open(path, "pt", str(device)) as file:
         for name, plain in json.loads(file.metadata()["slots"]).items():
-            loader, names = _Loader(file.get_tensor, relay), name.split("/")
+            loader, names = _Loader(lambda name: file.get_tensor(name).clone(), relay), name.split("/")
             part, branch = int(names[0]), names[1] if names[-1] == "" else names[-1]
             if len(names) == 3 and names[-1] and relay.runs_here(int(names[1]), branch):
                 _unpack_slot(state, (part, int(names[1]), branch), plain, loader)
@@ -205,7 +222,8 @@ class _Saver:
         elif tensor.ndim == _LATENTS:
             tensor = self._relay.gather_frames(tensor)
         name = f"{self._slot}:{len(self._tensors)}:{scope}:{num_text}:{self._segment}"
-        self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        if self._relay.is_first():  # the others' copies would be dropped
+            self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return name
 
 

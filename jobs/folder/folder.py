@@ -17,6 +17,7 @@ from .manifest import Manifest, read_manifest
 
 FILM, LATENTS, PREVIEW = "film.mp4", "latents.safetensors", "preview.jpg"
 ROUNDS = "rounds"  # a folder of what is kept of each round of a take of several
+SNAPSHOTS = "snapshots"  # a folder of what a take can go on from that is not done yet
 GROWING = "film.partial.mp4"  # what is done of a take of several rounds, to be played before the take is done, or after it was killed
 
 
@@ -46,13 +47,13 @@ def look(folder: Path, film_key: str, delivery_key: str, save_latents: bool, for
     return Todo.NOTHING if manifest.delivery_key == delivery_key else Todo.DELIVER
 
 
-def make_room(folder: Path) -> Path | None:
-    """Make an empty folder for a take. Moves aside what lay in it and returns where that is now; None if there was nothing but what shows a take
-    that was not finished.
+def make_room(folder: Path, *, goes_on: bool) -> Path | None:
+    """Make an empty folder for a take. Moves aside what lay in it and returns where that is now; None if nothing had to be. goes_on: whether the take
+    goes on from what a run of it left there that did not end, which stays where it is.
     """
     sweep(folder)
-    aside = None
-    if folder.exists() and any(path.name not in (PREVIEW, GROWING, ROUNDS) for path in folder.iterdir()):
+    aside, stays = None, (PREVIEW, GROWING, ROUNDS, SNAPSHOTS) if goes_on else (PREVIEW,)
+    if folder.exists() and any(path.name not in stays for path in folder.iterdir()):
         aside = _free_name(folder)
         folder.rename(aside)
     remove(folder / GROWING)
@@ -75,12 +76,15 @@ def stage(folder: Path) -> Path:
 
 
 def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
-    """Move a whole take's files from the hidden folder into the take's, remove the growing film, and write the manifest last."""
+    """Move a whole take's files from the hidden folder into the take's, and write the manifest last; what is only for a take that is not done yet is
+    removed.
+    """
     for path in sorted(staging.iterdir()):
         path.replace(folder / path.name)
     staging.rmdir()
     remove(folder / GROWING)
     manifest.write(folder)
+    remove(folder / SNAPSHOTS)
 
 
 def deliver_again(folder: Path, fps: Fraction, delivery_key: str) -> None:

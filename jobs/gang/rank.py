@@ -23,7 +23,7 @@ from ...pipeline.earlier_film import Encoded
 from ...pipeline.film.encoder import check_encoder
 from ...pipeline.film.preview import Preview
 from ...pipeline.loop.denoise import Step
-from ...pipeline.loop.render import Renderer
+from ...pipeline.loop.render import Rendered, Renderer
 from ...pipeline.loop.rounds import Finished
 from ...pipeline.options import ModelOptions
 from ...pipeline.versions import package_versions
@@ -33,6 +33,7 @@ from .delivery import Delivery
 from .memory import forget_peak
 from .orders import Order
 from .reports import Link, Loaded, Report, Seat, StepReport
+from .snapshots import SnapshotWriter
 
 _VERSIONED = ("longtake", "torch", "diffusers", "transformers", "ray")
 
@@ -44,15 +45,19 @@ class Rank:
     join another group after `leave`.
     """
 
-    def __init__(self, rank: int, num_ranks: int, device: str) -> None:
-        self.rank, self.num_ranks, self.device = rank, num_ranks, device
+    def __init__(self, device: str) -> None:
+        self.rank, self.num_ranks, self.device = 0, 1, device
         self._mesh = Mesh()
         self._renderer: Renderer | None = None
         self._preview: Preview | None = None
         self._files = BackgroundFiles()
 
     def seat(self) -> Seat:
-        return Seat(ray.get_runtime_context().get_node_id(), os.getpid(), usable_cores())
+        return Seat(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid(), usable_cores())
+
+    def take_number(self, rank: int, num_ranks: int) -> None:
+        """Be this rank, of so many, from now on; asked for before every `join`."""
+        self.rank, self.num_ranks = rank, num_ranks
 
     def use_threads(self, count: int) -> None:
         """CPU threads of each of torch's operations."""
@@ -96,6 +101,7 @@ class Rank:
         if self.rank == 0:
             check_encoder()
         began = time.monotonic()
+        self._renderer = self._preview = None  # gone before another one is loaded
         self._renderer = Renderer(card, options, device=self.device, mesh=self._mesh)
         if with_preview and self.rank == 0:
             self._preview = Preview(self._renderer.family)
@@ -136,30 +142,37 @@ class Rank:
         if self.rank == 0 and not order.folder.is_dir():
             raise ValueError(f"Node {socket.gethostname()} does not see the output folder '{order.folder}'; put it on storage that all nodes share.")
         forget_peak(self.device)
+        renderer, snapshots = self._renderer, order.snapshots
         with ExitStack() as opened:
-            delivery = opened.enter_context(Delivery(order, self._renderer.family, self._files)) if self.rank == 0 else None
-            decoding = self._renderer.family.decoding()
-            steps, num_steps = 0, order.take.num_steps(self._renderer.family.card)
-            num_rounds = len(order.take.timeline_for(self._renderer.family.card).rounds)
-            for one in self._renderer.steps(order.take, order.recipe, order.replay, place=order.place, kept=order.kept):
+            delivery = opened.enter_context(Delivery(order, renderer.family, self._files)) if self.rank == 0 else None
+            writer = None if snapshots is None else opened.enter_context(SnapshotWriter(snapshots, self._mesh.gang, self.device))
+            decoding = renderer.family.decoding()
+            num_steps = order.take.num_steps(renderer.family.card)
+            for one in self._running(renderer, order):
                 if isinstance(one, Step):
-                    steps += 1
                     if self.rank == 0:
                         self._show(order, one)
-                        yield StepReport(steps, num_steps, self._renderer.decisions)
+                        yield StepReport(renderer.steps_done, num_steps, renderer.decisions)
                 elif isinstance(one, Encoded):
                     _exhaust(decoding.frames(one.end, is_last=False))  # the take's frames then follow on the earlier film's
                 elif isinstance(one, Finished):
-                    steps += num_steps // num_rounds if one.was_kept else 0
                     frames = decoding.frames(one.latents, is_last=one.is_last)
                     if delivery is None:
                         _exhaust(frames)
                     else:
                         yield from delivery.round(one, frames)
                     if order.stops_on_drift and self._hears(delivery is not None and delivery.is_marked):
-                        self._renderer.stop()
+                        renderer.stop()
                 elif delivery is not None:
                     yield delivery.finish(one)
+                if writer is not None and _goes_on_after(one):
+                    writer.look(renderer, is_border=isinstance(one, Finished))
+
+    @staticmethod
+    def _running(renderer: Renderer, order: Order) -> Iterator[Encoded | Step | Finished | Rendered]:
+        snapshot = order.snapshots.folder if order.snapshots and order.snapshots.goes_on else None
+        told = {"place": order.place, "film_key": order.film_key}
+        return renderer.steps(order.take, order.recipe, order.replay, snapshot=snapshot, kept=order.kept, **told)
 
     def _hears(self, is_marked: bool) -> bool:
         """Whether rank 0, which alone sees the film, found a limit passed. Called on every rank of the gang."""
@@ -167,8 +180,17 @@ class Rank:
 
     def _show(self, order: Order, step: Step) -> None:
         if order.preview_every and (step.index + 1) % order.preview_every == 0:
-            assert self._preview is not None, "the model was loaded without previews"
+            if self._preview is None:  # it was not rank 0 when the model was loaded
+                assert self._renderer is not None, "a step before load()"
+                self._preview = Preview(self._renderer.family)
             self._files.write(order.preview, partial(self._preview.jpeg, step.clean))
+
+
+def _goes_on_after(one: Encoded | Step | Finished | Rendered) -> bool:
+    """Whether something was computed that need not be computed again, and the take is not done with it."""
+    if isinstance(one, Step):
+        return one.index + 1 < one.num_inference_steps
+    return isinstance(one, Finished) and not one.is_last and not one.was_kept
 
 
 def _exhaust(frames: Iterator[object]) -> None:

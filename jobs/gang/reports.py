@@ -9,13 +9,18 @@ from ...pipeline.film.checks.figures import Checks
 
 @dataclass(frozen=True)
 class Seat:
-    """Where Ray placed a rank. node: Ray's id of it; process: its process number there; cores: those that processes on that node may use,
-    shared by all ranks there.
+    """Where Ray placed a rank. node: Ray's id of it; host: its name; process: its process number there; cores: those that processes on that node may
+    use, shared by all ranks there.
     """
 
     node: str
+    host: str
     process: int
     cores: int
+
+    @property
+    def text(self) -> str:
+        return f"node {self.host}, process {self.process}"
 
 
 @dataclass(frozen=True)

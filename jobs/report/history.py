@@ -137,7 +137,7 @@ def _take(told: Sequence[TakeChanged], runs: Mapping[str, Run], progress: Mappin
     standing, cause = Standing(last.state.value), last.cause
     if last.state is TakeState.RUNNING and not run.is_going_on:
         standing, cause = Standing.STOPPED, run.cause
-    elif last.state is TakeState.WAITING and any(one.state is TakeState.RUNNING and one.job == last.job for one in told):
+    elif last.state is TakeState.WAITING and not run.is_going_on and any(one.state is TakeState.RUNNING and one.job == last.job for one in told):
         standing = Standing.STOPPED
     is_wanted_again = any(one.is_going_on and one.job != last.job and last.take in one.takes for one in runs.values())
     if is_wanted_again and standing in (Standing.FAILED, Standing.STOPPED):

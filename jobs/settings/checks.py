@@ -43,6 +43,7 @@ def check_options(job: JobConfig) -> ModelOptions:
             raise ValueError(f"{name} is {number}; it must be a finite number.")
     if job.preview_every < 0:
         raise ValueError(f"preview_every is {job.preview_every}; give the steps between previews, or 0 for none.")
+    _check_retries(job)
     if job.cache.budget_gb is not None and job.cache.budget_gb <= 0:
         raise ValueError(f"cache.budget_gb is {job.cache.budget_gb:g}; it must be above 0. To render without a cache, set cache=none.")
     if job.attention_backend is not None:
@@ -50,6 +51,19 @@ def check_options(job: JobConfig) -> ModelOptions:
 
         NativeKernel(job.attention_backend)
     return ModelOptions(job.model.dtype, job.parallel.layout, job.parallel.kernel, job.attention_backend, job.model.shard, job.model.offload)
+
+
+def _check_retries(job: JobConfig) -> None:
+    if job.snapshot_every < 0:
+        raise ValueError(f"snapshot_every is {job.snapshot_every:g}; give the seconds between snapshots, or 0 for none.")
+    retries = job.retries
+    for name in ("take", "job", "preemptions"):
+        if getattr(retries, name) < 0:
+            raise ValueError(f"retries.{name} is {getattr(retries, name)}; give a number of times, 0 for none.")
+    if retries.wait_minutes < 0:
+        raise ValueError(f"retries.wait_minutes is {retries.wait_minutes:g}; give minutes, 0 for none.")
+    if not 0 < retries.hung_minutes <= _LONGEST_TIMEOUT / 60:
+        raise ValueError(f"retries.hung_minutes is {retries.hung_minutes:g}; give minutes, more than 0 and at most {_LONGEST_TIMEOUT / 60:g}.")
 
 
 def _floats(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

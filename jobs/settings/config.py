@@ -111,6 +111,20 @@ class ModelConfig:
 
 
 @dataclass
+class RetryConfig:
+    """What is tried again after a failure, from the take's last snapshot. take: how often the same take; job: how often all of its takes together;
+    preemptions: how often the cluster may take nodes away from the job, which counts as no retry. wait_minutes: how long a full disk, or storage that
+    does not answer, is waited for. hung_minutes: after how long a take that nothing is heard of counts as hung.
+    """
+
+    take: int = 3
+    job: int = 30
+    preemptions: int = 100
+    wait_minutes: float = 60.0
+    hung_minutes: float = 30.0
+
+
+@dataclass
 class TakeSettings:
     """What a job sets for all takes and each take may set for itself; None falls back to the job, then to the model.
 
@@ -154,7 +168,8 @@ class TakeConfig(TakeSettings):
 class JobConfig(TakeSettings):
     """A job: its takes and what they share.
 
-    preview_every: steps between previews, 0 for none. save_latents: keep latents.safetensors beside the film. on_drift: what becomes of a take that
+    preview_every: steps between previews, 0 for none. snapshot_every: seconds, at least, between snapshots that a take which was interrupted goes on
+    from, 0 for none. save_latents: keep latents.safetensors beside the film. on_drift: what becomes of a take that
     freezes, loops, drifts or jumps past a limit: `mark`, it is said in manifest and report, or `stop`, it ends with the round that does, and fails.
 
     attention_backend: one of diffusers' (native, flash, _flash_3_hub, sage ...), its default if left out. fps: the film's frames a second
@@ -166,10 +181,12 @@ class JobConfig(TakeSettings):
     takes: list[TakeConfig] = field(default_factory=list)
     cache: CacheConfig = field(default_factory=CacheConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    retries: RetryConfig = field(default_factory=RetryConfig)
     device: str = "auto"
     attention_backend: str | None = None
     fps: str | None = None
     preview_every: int = 10
+    snapshot_every: float = 60.0
     save_latents: bool = False
     on_drift: str = "mark"
 
@@ -318,6 +335,7 @@ _NESTED = {
     "timeline": TimelineConfig,
     "cache": CacheConfig,
     "parallel": ParallelConfig,
+    "retries": RetryConfig,
 }
 
 
@@ -345,7 +363,7 @@ def _check_keys(values: dict[str, Any], config_class: type, where: str) -> None:
                 if key in _LISTS and not isinstance(item, dict):
                     raise ValueError(f"{where.removesuffix(',')}: {group} is {_short(item)}; it must be a mapping, {_ENTRIES[key]} for example.")
                 if isinstance(item, dict):
-                    _check_keys(item, _NESTED[key], f"{where}, {group},")
+                    _check_keys(item, _NESTED[key], f"{where.removesuffix(',')}, {group},")
 
 
 def resolve_takes(job: JobConfig, card: ModelCard, fps: Fraction) -> list[Take]:
@@ -419,11 +437,11 @@ def resolve_timeline(timeline: TimelineConfig, card: ModelCard, take: str) -> Ti
     if timeline.name == "banded":
         return TimelineSettings("banded", shown, 0, anchors)
     least = 1 if timeline.name == "rollout" else 0
-    overlap = max(least, shown // 3) * stride if timeline.overlap is None else timeline.overlap
+    overlap = min(max(least, shown // 3), shown - anchors - 1) * stride if timeline.overlap is None else timeline.overlap
     if overlap % stride:
         raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; it must be a multiple of {stride} frames.")
-    if timeline.name == "rollout" and not 1 <= overlap // stride < shown - anchors:
-        most = (shown - anchors - 1) * stride
-        raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; with this window and anchors it must be from {stride} to {most} frames.")
+    if not least <= overlap // stride < shown - anchors:
+        where, most = f"a window of {window} frames{f' and {anchors} anchor(s)' if anchors else ''}", (shown - anchors - 1) * stride
+        raise ValueError(f"Take '{take}': timeline.overlap is {overlap}; with {where} it must be from {least * stride} to {most} frames.")
     how = {name: value for name in ("context", "on_prompt", "shift") if (value := getattr(timeline, name)) is not None}
     return TimelineSettings(timeline.name, shown, overlap // stride, anchors, **how)

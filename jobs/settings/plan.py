@@ -23,7 +23,8 @@ from .values import field_types
 
 @dataclass(frozen=True)
 class PlannedTake:
-    """A take and its folder. todo: what was left to do for it when the plan was made. rounds: the key of each, none for a take of a single round."""
+    """A take and its folder. todo: what was left to do for it when the plan was made. rounds: the key of each, none for a take of a
+    single round, unless it goes on from a film."""
 
     take: Take
     folder: Path

@@ -79,13 +79,14 @@ class LineReporter(Reporter):
         self._console = console
         self._last = 0.0
         self._label, self._began = "", 0.0
+        self._steps_before: int | None = None  # that the take goes on after
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def begin(self, take: str) -> None:
         self._label = f"take {self._takes.index(take) + 1}/{len(self._takes)} '{take}'"
-        self._began, self._last = time.monotonic(), 0.0
+        self._began, self._last, self._steps_before = time.monotonic(), 0.0, None
 
     def end(self, event: TakeChanged) -> None:
         if line := _ended(event):
@@ -93,11 +94,13 @@ class LineReporter(Reporter):
 
     def progress(self, event: Stepped | Decoded) -> None:
         now = time.monotonic()
+        if isinstance(event, Stepped) and self._steps_before is None:
+            self._steps_before = event.step - 1
         if now - self._last < _LINE_SECONDS:
             return
         self._last = now
         if isinstance(event, Stepped):
-            left = (now - self._began) / event.step * (event.num_steps - event.step)
+            left = (now - self._began) / (event.step - (self._steps_before or 0)) * (event.num_steps - event.step)
             self.say(f"{self._label}: step {event.step}/{event.num_steps}, {decisions_text(event.decisions)}, {left:.0f} s left")
         else:
             self.say(f"{self._label}: frame {event.frames}/{event.num_frames} written")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..groups.axis import CollectiveError
+from ..groups.errors import CollectiveError
 from ..tokens.shards import TokenShards
 from .context import ContextStore
 from .kernels import Attended, Kernel

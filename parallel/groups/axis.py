@@ -16,17 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from .errors import CollectiveError
+
 Item = TypeVar("Item")
-
-
-class CollectiveError(RuntimeError):
-    """An exchange with the gang failed or ran out of time, because another rank raised, died or hangs.
-
-    The message names the exchange; whoever passes the error on names the place in front of it with `at`.
-    """
-
-    def at(self, place: str) -> CollectiveError:
-        return CollectiveError(f"{place}: {self}")
 
 
 @dataclass
@@ -107,6 +99,15 @@ class Axis:
         with self._exchange("gather", 0):
             dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def gather_objects_to_first(self, value: Item) -> list[Item]:
+        """Every rank's picklable `value`, in order, on the first rank of the axis; nothing on the others."""
+        if self.group is None:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        with self._exchange("gather", 0):
+            dist.gather_object(value, values, group=self.group, group_dst=0)
+        return values or []
 
     @contextmanager
     def pass_on(self, sent: Tensor, received: Tensor) -> Iterator[None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...cache import Cached
-from ...parallel.groups.axis import CollectiveError
+from ...parallel.groups.errors import CollectiveError
 from ...parallel.groups.mesh import Mesh
 from ..checkpoint.card import ModelCard
 from ..families import Family

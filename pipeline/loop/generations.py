@@ -23,6 +23,10 @@ _KEPT = 2
 _OURS = re.compile(r"\.?[a-z]+-(\d{6,})\.")
 
 
+class SnapshotError(ValueError):
+    """A take cannot go on from the snapshots that there are."""
+
+
 class FileRecord(BaseModel):
     """size: in bytes."""
 
@@ -73,7 +77,7 @@ def publish(folder: Path, number: int, paths: Mapping[str, Path], *, film_key: s
 def last_whole(folder: Path) -> Generation:
     """The newest generation all of whose files are as they were written; where newer ones are damaged, a warning names what they lack.
 
-    Raises ValueError, with the mend, if there is none.
+    Raises SnapshotError, with the mend, if there is none.
     """
     damages = []
     for number, path in sorted(_indices(folder).items(), reverse=True):
@@ -89,7 +93,17 @@ def last_whole(folder: Path) -> Generation:
             return generation
         damages.append(damage)
     found = f"There is no whole snapshot in '{folder}' ({'; '.join(damages)})" if damages else f"There is no snapshot in '{folder}'"
-    raise ValueError(f"{found}; render the take from its start.")
+    raise SnapshotError(f"{found}; render the take from its start.")
+
+
+def newest(folder: Path) -> Generation | None:
+    """The newest generation by its index; whether its files are whole is seen by who reads them. None where no index can be read."""
+    for _, path in sorted(_indices(folder).items(), reverse=True):
+        try:
+            return Generation.model_validate_json(path.read_bytes())
+        except (ValidationError, OSError):
+            continue
+    return None
 
 
 def _damage(folder: Path, generation: Generation) -> str | None:

@@ -25,7 +25,7 @@ from ..options import ModelOptions
 from ..take import Take
 from .denoise import Step
 from .rounds import Finished, Rounds
-from .snapshot import BandsRelay, MeshRelay, load_snapshot, save_snapshot
+from .snapshot import BandsRelay, MeshRelay, Snapshot, find_snapshot, load_snapshot, take_snapshot
 from .timing import Timed, cache_speedup, clock
 
 
@@ -131,25 +131,23 @@ class Renderer:
         replay: decisions to make again; the recipe says what is kept and how it is predicted. place: where the cache keeps it, `device`
         or `host`. snapshot: a folder that `save` wrote, on any gang, to go on from. film_key: of the take, kept in its snapshots; one with
         another key is refused; if left out, a key without the model and the recipe. kept: where the take's rounds are kept as they finish; those
-        that are there already are not rendered, and come first; a snapshot goes before them. Raises ValueError for a snapshot that cannot be
-        gone on from, and FloatingPointError, on every rank, for a take whose latents are not finite.
+        that are there already are not rendered, and come first, with a snapshot as well; without `kept`, only what follows on the snapshot
+        comes. Raises SnapshotError for a snapshot that cannot be gone on from, and FloatingPointError, on every rank, for a take whose latents
+        are not finite.
         """
         film_key = film_key or key_of(self.family.card, "", take, None, self.options)
         self.bind_for(take)
         self.cached = cached = self._cached(take, recipe, replay, place) if recipe else None
         try:
             began, earlier = clock(self.family.device), None
-            if take.continue_from is not None and snapshot is None:  # a snapshot holds what is shown of it
+            if take.continue_from is not None and (snapshot is None or kept is not None):  # a snapshot holds what is shown of it
                 earlier = encode_film(self.family, take, self.mesh)
             film_seconds = clock(self.family.device) - began
             if earlier is not None:
                 yield earlier
             rounds = Rounds(self.family, take, cached, self.mesh, earlier.context if earlier else None)
-            if snapshot is not None:
-                load_snapshot(snapshot, rounds, cached, self._relay(take), film_key)
             self._running = (rounds, film_key)
-            if snapshot is None and kept is not None:
-                yield from self._pass_over(rounds, cached, kept)
+            yield from self._go_on(rounds, cached, snapshot, kept)
             first, encoded, before = rounds.steps_done, rounds.encode_seconds, 0.0
             timed, seconds = Timed(iter(rounds), self.family.device), list[float]()
             for one in timed:
@@ -190,10 +188,26 @@ class Renderer:
             overlap=take.timeline.overlap if shifts else None,
         )
 
-    def _pass_over(self, rounds: Rounds, cached: Cached | None, kept: KeptRounds) -> Iterator[Finished]:
-        """The rounds that are kept, as rank 0 finds them, one after the other: they may be more than fit into memory."""
+    def _go_on(self, rounds: Rounds, cached: Cached | None, snapshot: Path | None, kept: KeptRounds | None) -> Iterator[Finished]:
+        """Bring a take to where it goes on: from a snapshot, behind the rounds that are kept, which are yielded, or at its start."""
+        assert self._running is not None, "no take is running"
+        relay, (_, film_key) = self._relay(rounds.take), self._running
+        found = None if snapshot is None else find_snapshot(snapshot, rounds.take, cached, relay, film_key)
+        if kept is not None:
+            count = relay.from_writer(partial(kept.count_with, None if found is None else found.round))
+            if found is not None and count > found.round:
+                found = None  # it was taken before the last of these rounds was done
+            yield from self._pass_over(rounds, cached, kept, count)
+        if rounds.is_stopped:
+            return
+        if found is not None and snapshot is not None:
+            load_snapshot(snapshot, found, rounds, cached, relay)
+        elif rounds.number:
+            rounds.go_to(rounds.number)
+
+    def _pass_over(self, rounds: Rounds, cached: Cached | None, kept: KeptRounds, count: int) -> Iterator[Finished]:
+        """The first `count` rounds, as rank 0 finds them, one after the other: they may be more than fit into memory."""
         relay = self._relay(rounds.take)
-        count = relay.from_writer(kept.count)
         for number in range(count):
             latents, trace = relay.from_writer(partial(kept.read, number))
             if cached is not None:
@@ -201,8 +215,6 @@ class Renderer:
             yield rounds.pass_over(latents.to(self.family.device))
             if rounds.is_stopped:
                 return
-        if count:
-            rounds.go_to(count)
 
     def _keep(self, finished: Finished, rounds: Rounds, cached: Cached | None, kept: KeptRounds) -> None:
         """Write the round that has finished, and what was decided in it. Called on every rank; rank 0 writes."""
@@ -220,8 +232,22 @@ class Renderer:
         """
         if self._running is None:
             raise ValueError(f"No take is running, so there is no snapshot to write into '{folder}'; call save() between two steps of a take.")
+        if (snapshot := self.snapshot()) is not None:
+            snapshot.write(folder)
+
+    def snapshot(self) -> Snapshot | None:
+        """One of the running take, between two of its steps, to be written while the take goes on: on rank 0, None on the others, which call this as
+        well.
+        """
+        assert self._running is not None, "no take is running"
         rounds, film_key = self._running
-        save_snapshot(folder, rounds, self.cached, self._relay(rounds.take), film_key)
+        return take_snapshot(rounds, self.cached, self._relay(rounds.take), film_key)
+
+    @property
+    def steps_done(self) -> int:
+        """Of the running take, in all its rounds; those that an earlier run made are among them."""
+        assert self._running is not None, "no take is running"
+        return self._running[0].steps_done
 
     def stop(self) -> None:
         """End the running take with the round that is denoised, or that has just finished; called on every rank. It is Rendered as far as that."""

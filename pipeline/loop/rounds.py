@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...cache import Cached
-from ...parallel.groups.axis import CollectiveError
+from ...parallel.groups.errors import CollectiveError
 from ...parallel.groups.mesh import Mesh
 from ..families import Family
 from ..take import Take

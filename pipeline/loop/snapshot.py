@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...cache import Cached
-from ...cache.state.saving import Packed
+from ...cache.state.saving import Packed, PackedState
 from ...cache.state.values import Plain, pack, restore, unpack
 from ...files import written_whole
 from ...parallel.attention.bands import Bands
@@ -23,7 +24,7 @@ from ...parallel.groups.mesh import Mesh
 from ...parallel.tokens.layout import Layout
 from ..take import Take
 from .denoise import BRANCHES
-from .generations import Generation, file_name, last_whole, next_number, publish
+from .generations import Generation, SnapshotError, file_name, last_whole, next_number, publish
 from .rounds import Rounds
 
 Found = TypeVar("Found")
@@ -66,7 +67,7 @@ class MeshRelay:
         return True
 
     def collect(self, packed: Packed) -> list[Packed]:
-        return self.mesh.calls.gather_objects(packed)
+        return self.mesh.calls.gather_objects_to_first(packed)
 
     def runs_here(self, segment: int, branch: str) -> bool:
         return self._runs_branch(branch) and (self._windows_shift or segment % self.mesh.window.size == self.mesh.window.rank)
@@ -78,15 +79,15 @@ class MeshRelay:
         return self.mesh.rank == 0
 
     def from_writer(self, find: Callable[[], Found]) -> Found:
-        """What `find` gives to the rank that writes, or the ValueError that it raises there: the same on every rank."""
-        found: Found | ValueError | None = None
+        """What `find` gives to the rank that writes, or the error that it raises there: the same on every rank."""
+        found: Found | Exception | None = None
         if self.writes():
             try:
                 found = find()
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 found = error
         answer = self.mesh.gang.gather_objects(found)[0]
-        if isinstance(answer, ValueError):
+        if isinstance(answer, Exception):
             raise answer
         assert answer is not None, "rank 0 writes"
         return answer
@@ -132,7 +133,7 @@ class BandsRelay(MeshRelay):
         return self.mesh.window.rank == 0
 
     def collect(self, packed: Packed) -> list[Packed]:
-        return self.mesh.cfg.gather_objects(packed)
+        return self.mesh.cfg.gather_objects_to_first(packed)
 
     def runs_here(self, segment: int, branch: str) -> bool:
         return self._runs_branch(branch)
@@ -145,56 +146,86 @@ def _part(whole: Tensor, dim: int, first: int, wanted: range) -> Tensor:
     return whole.narrow(dim, begin - first, end - begin).clone()
 
 
-def save_snapshot(folder: Path, rounds: Rounds, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
-    """Write a take, between two of its steps, as a new generation in `folder`; older ones stay until it is whole. film_key: of the take."""
-    number, paths = 0, {}
-    if relay.writes():
+@dataclass(frozen=True)
+class Snapshot:
+    """A take between two of its steps, in the CPU's memory and apart from the take, which goes on. round, step: its next ones. tensors: of the
+    take and its sampler, by name; scheduler: the sampler with these names; cache: what the cache holds, None without one.
+    """
+
+    film_key: str
+    num_inference_steps: int
+    round: int
+    step: int
+    tensors: dict[str, Tensor]
+    scheduler: Plain
+    cache: PackedState | None
+
+    def write(self, folder: Path) -> None:
+        """As a new generation in `folder`; older ones stay until it is whole. In any thread, one at a time."""
         folder.mkdir(parents=True, exist_ok=True)
-        number = next_number(folder)
-    if cached is not None:
-        paths["cache"] = folder / file_name("cache", number, ".safetensors")
-        cached.save(paths["cache"], relay)
-    tensors, scheduler = _packed(rounds, relay)
-    if relay.writes():
+        number, paths = next_number(folder), {}
+        if self.cache is not None:
+            paths["cache"] = folder / file_name("cache", number, ".safetensors")
+            self.cache.write(paths["cache"])
         paths["take"] = folder / file_name("take", number, ".safetensors")
         with written_whole(paths["take"]) as temporary:
-            save_file(tensors, temporary, {"scheduler": json.dumps(scheduler)})
-        at = {"round": rounds.number, "step": rounds.denoising.index}
-        publish(folder, number, paths, film_key=film_key, num_inference_steps=rounds.take.num_inference_steps, **at)
+            save_file(self.tensors, temporary, {"scheduler": json.dumps(self.scheduler)})
+        told = {name: getattr(self, name) for name in ("film_key", "num_inference_steps", "round", "step")}
+        publish(folder, number, paths, **told)
 
 
-def _packed(rounds: Rounds, relay: MeshRelay) -> tuple[dict[str, Tensor], Plain]:
-    """The take's tensors, on the rank that writes, and its scheduler with their names. Called on every rank."""
+def take_snapshot(rounds: Rounds, cached: Cached | None, relay: MeshRelay, film_key: str) -> Snapshot | None:
+    """On the rank that writes; None on the others, which all call it as well. film_key: of the take."""
+    cache = None if cached is None else cached.pack(relay)
     denoising = rounds.denoising
-    tensors: dict[str, Tensor] = {"latents": relay.gather_frames(denoising.latents).cpu()}
-    tensors.update({f"{_DONE}{frame}": latent.cpu() for frame, latent in rounds.done.items()})
+    tensors = {"latents": _kept(relay.gather_frames(denoising.latents))}
+    tensors.update({f"{_DONE}{frame}": _kept(latent) for frame, latent in rounds.done.items()})
 
     def put(value: object) -> str:
         if not isinstance(value, Tensor):
             raise TypeError(f"a {type(value).__name__} of the scheduler cannot be saved")
         whole = relay.gather_frames(value) if value.ndim == denoising.latents.ndim else value
-        tensors[name := f"scheduler:{len(tensors)}"] = whole.detach().to("cpu", copy=True).contiguous()
+        tensors[name := f"scheduler:{len(tensors)}"] = _kept(whole)
         return name
 
-    scheduler = {name: value for name, value in vars(denoising.scheduler).items() if name != "_internal_dict"}
-    return tensors, pack(scheduler, put)
+    scheduler = pack({name: value for name, value in vars(denoising.scheduler).items() if name != "_internal_dict"}, put)
+    if not relay.writes():
+        return None
+    return Snapshot(film_key, rounds.take.num_inference_steps, rounds.number, denoising.index, tensors, scheduler, cache)
 
 
-def load_snapshot(folder: Path, rounds: Rounds, cached: Cached | None, relay: MeshRelay, film_key: str) -> None:
-    """Set a fresh take back to where `save_snapshot` left it, from the last whole generation. Raises ValueError if there is none, or if
-    it belongs to another film, recipe or way to call the branches; the take must then be made anew.
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy in the CPU's memory."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def find_snapshot(folder: Path, take: Take, cached: Cached | None, relay: MeshRelay, film_key: str) -> Generation:
+    """The last whole generation of that take. Raises SnapshotError if there is none, or if it belongs to another film, recipe or way to call the
+    branches; the take must then be made anew.
     """
     generation = relay.from_writer(lambda: last_whole(folder))
-    _check(generation, folder, rounds.take, cached, film_key)
+    _check(generation, folder, take, cached, film_key)
+    if cached is not None:
+        try:
+            cached.check_saved(folder / generation.files["cache"].name)
+        except ValueError as error:
+            raise SnapshotError(str(error)) from None
+    return generation
+
+
+def load_snapshot(folder: Path, generation: Generation, rounds: Rounds, cached: Cached | None, relay: MeshRelay) -> None:
+    """Set a take back to where `take_snapshot` found it. Tensors are copied: in the file they lie anywhere, and an operation's sums may depend on
+    how its inputs lie in memory.
+    """
     device = rounds.denoising.latents.device
     with safe_open(folder / generation.files["take"].name, "pt", str(device)) as file:
-        rounds.done = {int(name.removeprefix(_DONE)): file.get_tensor(name) for name in file.keys() if name.startswith(_DONE)}  # noqa: SIM118
+        rounds.done = {int(name.removeprefix(_DONE)): file.get_tensor(name).clone() for name in file.keys() if name.startswith(_DONE)}  # noqa: SIM118
         denoising = rounds.go_to(generation.round)
         if cached is not None:
             cached.load(folder / generation.files["cache"].name, relay, device)
 
         def own(name: str) -> Tensor:
-            tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name).clone()
             return relay.share_frames(tensor, None) if tensor.ndim == denoising.latents.ndim else tensor
 
         denoising.latents, denoising.index = own("latents"), generation.step
@@ -204,12 +235,14 @@ def load_snapshot(folder: Path, rounds: Rounds, cached: Cached | None, relay: Me
 def _check(generation: Generation, folder: Path, take: Take, cached: Cached | None, film_key: str) -> None:
     steps = take.num_inference_steps
     if generation.num_inference_steps != steps:
-        raise ValueError(f"The snapshot in '{folder}' is of a take of {generation.num_inference_steps} steps, this one has {steps}; make them equal.")
+        raise SnapshotError(
+            f"The snapshot in '{folder}' is of a take of {generation.num_inference_steps} steps, this one has {steps}; make them equal."
+        )
     if generation.film_key != film_key:
-        raise ValueError(
+        raise SnapshotError(
             f"The snapshot in '{folder}' is of another film: its key is '{generation.film_key}', this take's '{film_key}'. Go on with the settings "
             f"that it was made with, or render the take from its start."
         )
     if ("cache" in generation.files) != (cached is not None):
         kept, asked = ("a cache", "none") if cached is None else ("no cache", f"recipe '{cached.recipe.name}'")
-        raise ValueError(f"The snapshot in '{folder}' holds {kept}, and the take is rendered with {asked}; go on with what it was made with.")
+        raise SnapshotError(f"The snapshot in '{folder}' holds {kept}, and the take is rendered with {asked}; go on with what it was made with.")
