@@ -78,8 +78,11 @@ class Note(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GangFormed(Event):
-    """The ranks are placed and connected. device: `cpu` or `cuda`. degrees: by name. threads: CPU threads of each rank."""
+    """The ranks of a gang are placed and connected. gang: its number, from 1 on. device: `cpu` or `cuda`. degrees: by name. threads: CPU threads of
+    each rank.
+    """
 
+    gang: int = 1
     device: str
     num_ranks: int
     degrees: dict[str, int]
@@ -88,19 +91,22 @@ class GangFormed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLoaded(Event):
-    """All ranks have loaded the model. seconds: of the slowest one."""
+    """All ranks of a gang have loaded the model. seconds: of the slowest one."""
 
+    gang: int = 1
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class TakeChanged(Event):
-    """A take entered `state`. cause: why it failed, was stopped, is tried again or had nothing left to do, else empty. count, limit: which retry of
-    how many, or how many are used up; 0 where none is counted. film: its path, once it is done. seconds: from its beginning to its end in this
-    run; decisions: how many of its model calls were computed, reused ...; None and empty if it was done before.
+    """A take entered `state`. gang: the number of the one that renders it from now on, else 0. cause: why it failed, was stopped, is tried again or
+    had nothing left to do, else empty. count, limit: which retry of how many, or how many are used up; 0 where none is counted. film: its path, once
+    it is done. seconds: from its beginning to its end in this run; decisions: how many of its model calls were computed, reused ...; None and empty
+    if it was done before.
     """
 
     state: TakeState
+    gang: int = 0
     cause: str = ""
     count: int = 0
     limit: int = 0

@@ -69,7 +69,7 @@ class JobResult:
 
 
 class JobFailed(RuntimeError):
-    """Some takes of a job failed. result: what became of each; where a rank died, those behind the failed one were not begun."""
+    """Some takes of a job failed. result: what became of each."""
 
     def __init__(self, result: JobResult) -> None:
         causes = [f"take '{take.name}': {take.cause}" for take in result.failed]
@@ -103,7 +103,7 @@ class Rendering:
         self._events: Generator[Event, None, None] | None = None
 
     def __iter__(self) -> Iterator[Event]:
-        """Render, event by event. Raises JobFailed if takes failed, after the last event or as soon as a rank has died, and otherwise what
+        """Render, event by event. Raises JobFailed if takes failed, after the last event or once no gang can go on, and otherwise what
         `Driver.run` raises.
         """
         from .driver import Driver

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -20,12 +21,14 @@ import ray
 import torch
 from longtake.files import remove
 from longtake.jobs.control.policy import Answer, Policy
+from longtake.jobs.control.queue import TakeQueue
 from longtake.jobs.control.unfinished import goes_on, is_own
-from longtake.jobs.events import Event, JobEnded, JobState, Note, Stepped, TakeChanged, TakeState
-from longtake.jobs.folder.folder import ROUNDS, SNAPSHOTS
+from longtake.jobs.events import Event, GangFormed, JobEnded, JobState, Note, Stepped, TakeChanged, TakeState
+from longtake.jobs.folder.folder import ROUNDS, SNAPSHOTS, Todo
 from longtake.jobs.gang.failures import Cause, cause_of
 from longtake.jobs.rendering import JobFailed, Rendering
 from longtake.jobs.settings.config import RetryConfig, load_job
+from longtake.jobs.settings.plan import PlannedTake
 from longtake.jobs.settings.planning import plan_job
 from longtake.parallel.groups.errors import CollectiveError
 from longtake.pipeline.film.write import EncodingError
@@ -35,6 +38,7 @@ from longtake.pipeline.loop.render import Renderer
 from safetensors.torch import load_file
 
 from same import assert_same
+from takes import tiny_take
 
 STEPS = 12
 TAKE = {"name": "one", "prompt": "a red circle moves left", "seed": 1, "num_frames": 33}
@@ -179,6 +183,58 @@ def test_a_gang_that_lost_a_node_for_good_goes_on_smaller(ray_driver: str, tiny_
     assert any("goes on after step" in text for text in notes), notes
     plan = plan_job(load_job(job))
     assert_same(_latents(tmp_path), Renderer(plan.card).render(plan.takes[0].take, plan.recipe).latents)
+
+
+def _planned(name: str, priority: int = 50) -> PlannedTake:
+    return PlannedTake(tiny_take(name=name), Path(name), "", Todo.RENDER, priority=priority)
+
+
+def test_takes_are_begun_by_priority_and_then_as_they_are_written() -> None:
+    takes = [_planned("a"), _planned("b", 70), _planned("c"), _planned("d", 70), _planned("e", 0)]
+    queue, names = TakeQueue(takes), list[str]()
+    while (planned := queue.next()) is not None:
+        names.append(planned.take.name)
+        if names == ["b", "d", "a"]:
+            queue.put_back(planned)
+        else:
+            queue.done()
+    assert names == ["b", "d", "a", "a", "c", "e"], "what is put back is begun at its place"
+    assert len(queue) == 0
+
+
+def test_a_gang_waits_while_a_take_may_come_back() -> None:
+    queue = TakeQueue([_planned("a")])
+    first, found = queue.next(), list[PlannedTake | None]()
+    assert first is not None
+    for come_back, wanted in ((lambda: queue.put_back(first), first), (queue.done, None)):
+        other = Thread(target=lambda: found.append(queue.next()))
+        other.start()
+        other.join(0.2)
+        assert other.is_alive(), "it was told that there is nothing left, or got a take that is another's"
+        come_back()
+        other.join(10)
+        assert found.pop() is wanted
+    queue.put_back(first)
+    queue.close()
+    assert queue.next() is None
+
+
+@pytest.mark.ray
+def test_two_gangs_share_the_takes(ray_cluster: str, tiny_wan: Path, tmp_path: Path) -> None:
+    """One of them loses its rank on the way, and the other goes on meanwhile; each film is that of a gang alone."""
+    priorities = {"a": 0, "b": 10, "c": 90, "d": 50}
+    takes = [{**TAKE, "name": name, "seed": number, "priority": priorities[name]} for number, name in enumerate(priorities)]
+    one_rank = {"num_ranks": 1, "threads": 1}
+    list(Rendering(_job(tiny_wan, tmp_path / "alone", takes=takes, parallel=one_rank)))
+    events = _after(5, _kill_one, _job(tiny_wan, tmp_path / "out", takes=takes, parallel={**one_rank, "num_gangs": 2}))
+    begun = [(event.take, event.gang) for event in events if isinstance(event, TakeChanged) and event.state is TakeState.RUNNING]
+    assert {take for take, _ in begun[:2]} == {"c", "d"}
+    assert {gang for _, gang in begun[:2]} == {1, 2}
+    assert len(begun) == 5, "one of them twice"
+    assert [event.gang for event in events if isinstance(event, GangFormed)].count(1) == 1
+    for name in "abcd":
+        ours, theirs = ((tmp_path / run / name / "latents.safetensors").read_bytes() for run in ("out", "alone"))
+        assert ours == theirs, name
 
 
 def test_causes_are_told_by_the_error() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...parallel.groups.degrees import Degrees
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _SETTLE_SECONDS = 3.0  # to wait, after a first failure, for another one that may have caused it
 _LEAVE_SECONDS = 20.0  # for a rank to end a take that has failed; one that does not is ended, and another one takes its place
-_REPLACE_SECONDS = 20.0  # at most, for Ray to start a rank in the place of one that is lost
+_REPLACE_SECONDS = 20.0  # for the cluster to find another place where it has lost a rank's
 _END_SECONDS = 10.0  # for killed ranks to be gone
 _UNEXPECTED = "Worker unexpectedly exits"  # followed by Ray's guesses, a paragraph of them
 _MORE_MEMORY = "more ranks, model.offload=blocks, cache=none or a smaller take need less on each"
@@ -67,7 +67,7 @@ class Gang:
     def __enter__(self) -> Gang:
         try:
             self._place()
-            self._seat(self._members, self._config.placement_timeout)
+            self._seat(self._members)
             self._number()
             self._connect()
         except BaseException:
@@ -124,7 +124,7 @@ class Gang:
         _wait_for_the_end(lost)
         for member in lost:
             member.actor, member.seat = self._new_rank(member.bundle), None
-        self._seat(lost, min(_REPLACE_SECONDS, self._config.placement_timeout))
+        self._seat(lost)
         self._number()
         self._connect()
         loaded = []
@@ -143,7 +143,7 @@ class Gang:
         self._members, self.degrees = kept[: degrees.num_ranks], degrees
         if len(self._members) < degrees.num_ranks:
             raise GangError(f"{len(self._members)} rank(s) are left, and {degrees.num_ranks} were asked for.", why=Cause.NO_PLACE)
-        self._seat([], 0)
+        self._seat([])
         self._number()
         self._connect()
         self.is_rendering = False
@@ -175,7 +175,7 @@ class Gang:
         has_room = any(all(node.get(name, 0) >= self.num_ranks * count for name, count in needed.items()) for node in free)
         self._group = placement_group([needed] * self.num_ranks, strategy="STRICT_PACK" if has_room else "PACK")
         if not self._group.wait(self._config.placement_timeout):
-            raise self._no_place()
+            raise self._no_place(self._config.placement_timeout)
         self._members = [_Member(self._new_rank(bundle), bundle) for bundle in range(self.num_ranks)]
 
     @property
@@ -183,11 +183,11 @@ class Gang:
         """What a rank needs of a node."""
         return {"GPU": 1.0, "CPU": 1.0} if self.device == "cuda" else {"CPU": 1.0}
 
-    def _no_place(self) -> GangError:
+    def _no_place(self, seconds: float) -> GangError:
         has, free = ray.cluster_resources(), ray.available_resources()
         wanted = [f"{self.num_ranks} {name}s (the cluster has {has.get(name, 0):g}, {free.get(name, 0):g} of them free)" for name in self._needed]
         return GangError(
-            f"No place for {self.num_ranks} ranks within {self._config.placement_timeout:g} s: they need {' and '.join(wanted)}. "
+            f"No place for {self.num_ranks} ranks within {seconds:g} s: they need {' and '.join(wanted)}. "
             f"Lower the degrees, wait, or raise parallel.placement_timeout.",
             why=Cause.NO_PLACE,
         )
@@ -202,13 +202,16 @@ class Gang:
         }
         return ray.remote(Rank).options(**options).remote(self.device)
 
-    def _seat(self, members: list[_Member], timeout: float) -> None:
+    def _seat(self, members: list[_Member]) -> None:
         """Wait until Ray has started these ranks, and give all ranks their share of the cores of the node that each is on, or as many threads as the
-        job says.
+        job says. Raises GangError where the cluster has lost the place of one, and finds no other.
         """
-        answers = [member.actor.seat.remote() for member in members]
-        if answers and ray.wait(answers, num_returns=len(answers), timeout=timeout)[1]:
-            raise self._no_place()
+        answers, placed = [member.actor.seat.remote() for member in members], time.monotonic()
+        while answers and ray.wait(answers, num_returns=len(answers), timeout=1.0)[1]:
+            if placement_group_table(self._group)["state"] == "CREATED":
+                placed = time.monotonic()
+            elif time.monotonic() - placed > _REPLACE_SECONDS:
+                raise self._no_place(_REPLACE_SECONDS)
         for member, seat in zip(members, self._all(answers, "while starting"), strict=True):
             member.seat = seat
         seats = [member.seat for member in self._members if member.seat is not None]

@@ -16,10 +16,11 @@ from ...pipeline.checkpoint.card import ModelCard
 from ...pipeline.options import DTYPES, KERNELS, LAYOUTS, OFFLOADS, SHARDS, ModelOptions
 from ...pipeline.recipes.check import check_gang, derives_branch, hands_on_tokens
 from ...pipeline.take import Take
-from .config import JobConfig, ParallelConfig
+from .config import JobConfig, ParallelConfig, TakeConfig
 
 _DEGREES = ("cfg_degree", "window_degree", "ring_degree", "ulysses_degree")
 _DEVICES = ("auto", "cpu", "cuda")
+_MOST_GANGS = 1000
 _LONGEST_TIMEOUT = 1e6  # seconds, eleven days
 
 
@@ -77,6 +78,22 @@ def _floats(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
         inner = {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else value
         for key, item in inner.items() if isinstance(inner, dict) else ():
             yield from _floats(item, f"{name}.{key}" if name else str(key))
+
+
+def check_num_gangs(parallel: ParallelConfig) -> int | None:
+    """How many gangs a job asks for, None for as many as find a place."""
+    if parallel.num_gangs == "auto":
+        return None
+    if not parallel.num_gangs.isascii() or not parallel.num_gangs.isdigit() or not 1 <= int(parallel.num_gangs) <= _MOST_GANGS:
+        raise ValueError(f"parallel.num_gangs is '{parallel.num_gangs}'; it must be auto, or a number from 1 to {_MOST_GANGS}.")
+    return int(parallel.num_gangs)
+
+
+def priority_of(job: JobConfig, take: TakeConfig) -> int:
+    priority = next((one.priority for one in (take, job) if one.priority is not None), 50)
+    if not 0 <= priority <= 100:
+        raise ValueError(f"Take '{take.name}': priority is {priority}; it must be from 0 to 100.")
+    return priority
 
 
 def check_on_drift(job: JobConfig, card: ModelCard, takes: Sequence[Take]) -> None:

@@ -77,7 +77,7 @@ class ParallelConfig:
 
     layout: how tokens are split over the ranks, `even` or by whole latent `frames`. kernel: `native` or `xfuser`. threads: CPU threads a
     rank, 0 to share out the cores. placement_timeout: seconds until Ray must have placed the ranks; collective_timeout: seconds that ranks
-    wait for each other.
+    wait for each other. num_gangs: how many such gangs render at the same time, each a take of its own, or `auto`: as many as find a place.
     """
 
     degrees: str | None = None
@@ -91,6 +91,7 @@ class ParallelConfig:
     threads: int = 0
     placement_timeout: float = 60.0
     collective_timeout: float = 60.0
+    num_gangs: str = "1"
 
 
 @dataclass
@@ -129,7 +130,8 @@ class TakeSettings:
     """What a job sets for all takes and each take may set for itself; None falls back to the job, then to the model.
 
     scheduler: the sampler, `euler`, `unipc` or `dpm++`, the model's own if left out. schedule: the sigmas that it steps at: `planned`, which was
-    made for the model by `longtake calibrate`, a YAML path, or `none`, as if left out, for those that the sampler makes itself.
+    made for the model by `longtake calibrate`, a YAML path, or `none`, as if left out, for those that the sampler makes itself. priority: 0 to 100,
+    50 if left out: takes of a higher one are begun first.
     """
 
     seed: int | None = None
@@ -144,6 +146,7 @@ class TakeSettings:
     negative_prompt: str | None = None
     noise: str | None = None
     timeline: TimelineConfig | None = None
+    priority: int | None = None
 
 
 @dataclass
@@ -404,7 +407,7 @@ def _resolve_take(job: JobConfig, take: TakeConfig, card: ModelCard, fps: Fracti
     prompts = resolve_prompts(take.name, take.all_prompts, fps)
     values = {name.name: setting(name.name) for name in fields(TakeSettings)}
     values["timeline"] = resolve_timeline(values["timeline"], card, take.name)
-    schedule = values.pop("schedule")
+    schedule, _ = values.pop("schedule"), values.pop("priority")
     film = None if take.continue_from is None else find_film(take.name, take.continue_from)
     reseeds = resolve_reseeds(take.name, take.reseed, fps)
     resolved = Take(name=take.name, prompts=prompts, continue_from=film, reseeds=reseeds, **values)

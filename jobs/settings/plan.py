@@ -31,6 +31,7 @@ class PlannedTake:
     film_key: str
     todo: Todo
     rounds: tuple[str, ...] = ()
+    priority: int = 50
 
     @property
     def is_done(self) -> bool:
@@ -39,7 +40,8 @@ class PlannedTake:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job that passed every check. degrees: None where they are chosen once the cluster is known.
+    """A job that passed every check. degrees: of a gang, None where they are chosen once the cluster is known; num_gangs: None for as many as it has
+    room for.
 
     model: its hash. replay: the decisions to make again, None to let the recipe decide. why_no_cache: the reason where the job
     names no recipe and gets none, else empty. fps: frames a second, part of the delivery key. force: takes that are done are rendered again.
@@ -52,6 +54,7 @@ class Plan:
     fps: Fraction
     takes: tuple[PlannedTake, ...]
     degrees: Degrees | None
+    num_gangs: int | None
     model_options: ModelOptions
     model: str
     replay: Replay | None
@@ -80,6 +83,16 @@ class Plan:
         self.model_options.check(degrees.sequence_degree)
         for take in self._takes:
             self.choose_place(take, degrees)
+
+    @property
+    def several_gangs(self) -> bool:
+        """Whether there may be more than one."""
+        return self.num_gangs != 1
+
+    @property
+    def least_ranks(self) -> int:
+        """How many ranks must find a place for the job to begin, as far as it says so itself."""
+        return (self.degrees.num_ranks if self.degrees else self.job.parallel.num_ranks or 1) * (self.num_gangs or 1)
 
     @property
     def output(self) -> Path:

@@ -17,7 +17,7 @@ from ...pipeline.recipes.choose import default_recipe, find_recipe
 from ...pipeline.take import Take
 from ..folder.access import check_writable
 from ..folder.folder import Todo
-from .checks import check_degrees, check_device, check_on_drift, check_options, check_parallel, check_replay
+from .checks import check_degrees, check_device, check_num_gangs, check_on_drift, check_options, check_parallel, check_replay, priority_of
 from .config import JobConfig, resolve_takes
 from .plan import Plan, PlannedTake
 from .prompts import where_prompts_begin, where_reseeds_begin
@@ -31,7 +31,7 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     if not job.output:
         raise ValueError("The job names no output folder; set `output: ...`.")
     options = check_options(job)
-    degrees = check_parallel(job.parallel)
+    degrees, num_gangs = check_parallel(job.parallel), check_num_gangs(job.parallel)
     card = read_card(job.model.path, job.model.name)
     fps = frame_rate(card.fps if job.fps is None else job.fps)
     output = Path(job.output).absolute()
@@ -59,10 +59,10 @@ def plan_job(job: JobConfig, *, force: bool = False, say: Callable[[str], None] 
     keys = [film_key(card, model, take, recipe, options, trace) for take in takes]
     rounds = [round_keys(card, model, take, recipe, options, trace) for take in takes]
     planned = [
-        PlannedTake(take, folder, key, Todo.RENDER, each if len(each) > 1 or take.continue_from else ())
-        for take, folder, key, each in zip(takes, folders, keys, rounds, strict=True)
+        PlannedTake(take, folder, key, Todo.RENDER, each if len(each) > 1 or take.continue_from else (), priority_of(job, written))
+        for take, folder, key, each, written in zip(takes, folders, keys, rounds, job.takes, strict=True)
     ]
-    plan = Plan(job, card, recipe, why, fps, tuple(planned), degrees, options, model, replay, force)
+    plan = Plan(job, card, recipe, why, fps, tuple(planned), degrees, num_gangs, options, model, replay, force)
     if degrees is not None:
         plan.check(degrees, job.device)
     elif job.device != "auto":

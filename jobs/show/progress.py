@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -71,43 +72,53 @@ class Reporter(ABC):
     def progress(self, event: Stepped | Decoded) -> None: ...
 
 
+@dataclass
+class _Running:
+    """began, last: when the take began, and when something was said of it, by time.monotonic. before: the steps that it goes on after, None
+    until one is done.
+    """
+
+    label: str
+    began: float
+    last: float = 0.0
+    before: int | None = None
+
+
 class LineReporter(Reporter):
-    """For logs: at most one line every few seconds."""
+    """For logs: at most one line every few seconds of each take."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        self._last = 0.0
-        self._label, self._began = "", 0.0
-        self._steps_before: int | None = None  # that the take goes on after
+        self._running: dict[str, _Running] = {}
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def begin(self, take: str) -> None:
-        self._label = f"take {self._takes.index(take) + 1}/{len(self._takes)} '{take}'"
-        self._began, self._last, self._steps_before = time.monotonic(), 0.0, None
+        self._running[take] = _Running(f"take {self._takes.index(take) + 1}/{len(self._takes)} '{take}'", time.monotonic())
 
     def end(self, event: TakeChanged) -> None:
+        self._running.pop(event.take, None)
         if line := _ended(event):
             self.say(line)
 
     def progress(self, event: Stepped | Decoded) -> None:
-        now = time.monotonic()
-        if isinstance(event, Stepped) and self._steps_before is None:
-            self._steps_before = event.step - 1
-        if now - self._last < _LINE_SECONDS:
+        now, running = time.monotonic(), self._running[event.take]
+        if isinstance(event, Stepped) and running.before is None:
+            running.before = event.step - 1
+        if now - running.last < _LINE_SECONDS:
             return
-        self._last = now
+        running.last = now
         if isinstance(event, Stepped):
-            left = (now - self._began) / (event.step - (self._steps_before or 0)) * (event.num_steps - event.step)
-            self.say(f"{self._label}: step {event.step}/{event.num_steps}, {decisions_text(event.decisions)}, {left:.0f} s left")
+            left = (now - running.began) / (event.step - (running.before or 0)) * (event.num_steps - event.step)
+            self.say(f"{running.label}: step {event.step}/{event.num_steps}, {decisions_text(event.decisions)}, {left:.0f} s left")
         else:
-            self.say(f"{self._label}: frame {event.frames}/{event.num_frames} written")
+            self.say(f"{running.label}: frame {event.frames}/{event.num_frames} written")
 
 
 class BarReporter(Reporter):
-    """For terminals: one bar for the takes, one for the steps or frames of the running one."""
+    """For terminals: one bar for the takes, one for the steps or frames of each running one."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -120,7 +131,7 @@ class BarReporter(Reporter):
         )
         self._progress = Progress(*columns, console=console)
         self._all: TaskID | None = None
-        self._running: TaskID | None = None
+        self._running: dict[str, TaskID] = {}
         self._num_ended = 0
 
     def __enter__(self) -> Reporter:
@@ -138,24 +149,27 @@ class BarReporter(Reporter):
     def begin(self, take: str) -> None:
         if self._all is None:
             self._all = self._progress.add_task("takes", total=len(self._takes), completed=self._num_ended, note="")
-        if self._running is not None:
-            self._progress.remove_task(self._running)
-        self._running = self._progress.add_task(take, total=None, note="")
+        self._drop(take)
+        self._running[take] = self._progress.add_task(take, total=None, note="")
+
+    def _drop(self, take: str) -> None:
+        if (bar := self._running.pop(take, None)) is not None:
+            self._progress.remove_task(bar)
 
     def end(self, event: TakeChanged) -> None:
         self._num_ended += 1
+        self._drop(event.take)
         if self._all is not None:
             self._progress.update(self._all, completed=self._num_ended)
         if line := _ended(event):
             self.say(line)
 
     def progress(self, event: Stepped | Decoded) -> None:
-        assert self._running is not None, "a step of a take that did not begin"
         if isinstance(event, Stepped):
             total, completed, note = event.num_steps, event.step, decisions_text(event.decisions)
         else:
             total, completed, note = event.num_frames, event.frames, "frames written"
-        self._progress.update(self._running, total=total, completed=completed, note=note)
+        self._progress.update(self._running[event.take], total=total, completed=completed, note=note)
 
 
 def reporter(console: Console) -> Reporter:
